@@ -1,0 +1,64 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTOS := $(wildcard proto/jobworker/api/v1/*.proto)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo server client certs proto lint format test bench lock clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make the virtual environment and install jobworker into it
+
+$(STAMP): pyproject.toml requirements/dev.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## Run real commands: limited, streamed, stopped, over mutual TLS on this machine
+	@$(BIN)/python tests/demo.py
+
+server: setup certs ## Run the agent in the foreground on 127.0.0.1:7443, with its state in .dev/
+	@$(BIN)/worker-agent dev --dir .dev --listen 127.0.0.1:7443
+
+client: setup ## Show how to call the client against `make server`
+	@echo 'export JOBWORKER_ADDR=127.0.0.1:7443 JOBWORKER_CA=.dev/pki/ca.pem JOBWORKER_CERT=.dev/pki/writer.pem JOBWORKER_KEY=.dev/pki/writer.key'
+	@echo '$(BIN)/worker-client run -- ls -l /'
+
+certs: setup ## Make the development certificates in .dev/pki
+	@$(BIN)/worker-pki dev .dev/pki
+
+proto: setup ## Generate the Python code of the contract
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=agent --grpc_python_out=agent \
+	  --mypy_out=quiet:agent --mypy_grpc_out=quiet:agent $(PROTOS)
+
+lint: setup ## Check style, types, walls between folders, and the contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(BIN):$$PATH" $(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	$(BIN)/buf format --diff --exit-code proto
+
+format: setup ## Put the code into its form
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write proto
+
+test: setup ## Run everything that needs no VM; as root the cgroup tests too
+	$(BIN)/pytest
+
+bench: setup ## Measure, with peers side by side; writes docs/benchmarks.md
+	$(BIN)/python -m bench
+
+lock: setup ## Resolve the dependencies anew and lock them by hash
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  pyproject.toml --output-file requirements/install.lock --upgrade
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  pyproject.toml --group dev --constraint requirements/install.lock --output-file requirements/dev.lock --upgrade
+
+clean: ## Remove what was built, the virtual environment and the development agent's directory
+	rm -rf $(VENV) .dev dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

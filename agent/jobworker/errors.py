@@ -1,0 +1,171 @@
+"""What can go wrong, as types with fields.
+
+An error says what happened in fields; `str(error)` is the sentence a person reads, and says what to do.
+Nothing here knows a transport: the gateway turns these into gRPC statuses in one table, the wire carries
+them between processes by class name and fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(eq=False)
+class JobWorkerError(Exception):
+    """The root of all errors that a caller is meant to see."""
+
+    def __str__(self) -> str:
+        return self.__class__.__name__
+
+
+@dataclass(eq=False)
+class InvalidField(JobWorkerError):
+    """One field of a request or a configuration is wrong.
+
+    Attributes:
+        field: dotted path as the contract names it, e.g. `limits.cpu` or `args[3]`.
+        problem: what is wrong with the value, with the value quoted where that is safe.
+        example: a value that would be right; empty where no example helps.
+    """
+
+    field: str
+    problem: str
+    example: str = ""
+
+    def __str__(self) -> str:
+        hint = f"; for example {self.example}" if self.example else ""
+        return f"{self.field}: {self.problem}{hint}"
+
+
+@dataclass(eq=False)
+class JobNotFound(JobWorkerError):
+    """No job has this id on this host."""
+
+    job_id: str
+
+    def __str__(self) -> str:
+        return f"no job {self.job_id} on this host; `worker-client list` shows the ones there are"
+
+
+@dataclass(eq=False)
+class JobAlreadyEnded(JobWorkerError):
+    """The job has ended, so it can't be stopped."""
+
+    job_id: str
+    end_reason: str
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} has already ended ({self.end_reason}); `worker-client query` tells how"
+
+
+@dataclass(eq=False)
+class StartFailed(JobWorkerError):
+    """The command could not be executed; nothing of the job is left.
+
+    Attributes:
+        step: what was being done in the new process, e.g. `exec` or `chdir`.
+        errno_name: the kernel's answer, e.g. `ENOENT`.
+        path: what it was done to; empty where there is no path.
+        hint: what to do about it.
+    """
+
+    step: str
+    errno_name: str
+    path: str
+    hint: str
+
+    def __str__(self) -> str:
+        target = f" {self.path!r}" if self.path else ""
+        return f"start failed at {self.step}{target}: {self.errno_name}: {self.hint}"
+
+
+@dataclass(eq=False)
+class LimitUnsupported(JobWorkerError):
+    """A limit was asked for that this host cannot enforce."""
+
+    limit: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"limits.{self.limit} cannot be enforced on this host: {self.reason}; "
+            "drop the limit, or allow best effort to start without it"
+        )
+
+
+@dataclass(eq=False)
+class CapExceeded(JobWorkerError):
+    """A cap of this agent is reached; what was asked may succeed later."""
+
+    cap: str
+    maximum: int
+    retry_seconds: int
+
+    def __str__(self) -> str:
+        return f"{self.cap} is at its maximum of {self.maximum}; try again in {self.retry_seconds} s"
+
+
+@dataclass(eq=False)
+class OutputDropped(JobWorkerError):
+    """The output asked for is not there to be read."""
+
+    job_id: str
+    offset: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"output of job {self.job_id} at offset {self.offset} cannot be read: {self.reason}"
+
+
+@dataclass(eq=False)
+class Unauthenticated(JobWorkerError):
+    """The peer did not prove who it is."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"not authenticated: {self.reason}"
+
+
+@dataclass(eq=False)
+class PermissionDenied(JobWorkerError):
+    """The peer is known, but its role does not allow this."""
+
+    method: str
+    needed: str
+    held: str
+
+    def __str__(self) -> str:
+        return f"{self.method} needs the role {self.needed}; your certificate carries {self.held}"
+
+
+@dataclass(eq=False)
+class AgentUnavailable(JobWorkerError):
+    """The agent can't serve this right now, but will again."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the agent cannot serve this at the moment: {self.reason}; try again shortly"
+
+
+@dataclass(eq=False)
+class HostFault(JobWorkerError):
+    """The host itself failed the agent: a full disk, a missing device, a kernel that refuses."""
+
+    operation: str
+    errno_name: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"the host failed at {self.operation}: {self.errno_name}: {self.detail}"
+
+
+@dataclass(eq=False)
+class ProtocolError(JobWorkerError):
+    """A message from another process is not one that this protocol has."""
+
+    problem: str
+
+    def __str__(self) -> str:
+        return f"protocol error: {self.problem}"

@@ -1,0 +1,91 @@
+"""Who a peer is: roles, principals, and how a certificate carries them.
+
+Stands alone (standard library only), so that issuing in `worker-pki` and reading in the gateway cannot
+drift apart. A certificate names its bearer in one URI SAN, `spiffe://<trust domain>/user/<name>`, and holds
+the role in a non-critical extension whose value is a DER UTF8String.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from jobworker.errors import Unauthenticated
+
+# 32473 is the enterprise number kept for examples (RFC 5612); an organisation puts its own in its place.
+# No arc reaches 2**31, which Go's parser refuses.
+DEFAULT_ROLE_OID = "1.3.6.1.4.1.32473.1.1"
+
+_DER_UTF8STRING = 0x0C
+_URI = re.compile(
+    r"spiffe://(?P<domain>[a-z0-9][a-z0-9.-]{0,252})/user/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})"
+)
+
+
+class Role(enum.Enum):
+    """What a client may do; a WRITER may do all that a READER may."""
+
+    READER = "READER"
+    WRITER = "WRITER"
+
+    def includes(self, other: Role) -> bool:
+        return self is other or self is Role.WRITER
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """An authenticated peer.
+
+    Attributes:
+        uri: the URI SAN, which is the identity everything else refers to.
+        serial: the certificate's serial number in lower-case hexadecimal.
+    """
+
+    uri: str
+    role: Role
+    serial: str
+
+
+def encode_role(role: Role) -> bytes:
+    """The extension's value: the role as a DER UTF8String."""
+    text = role.value.encode()
+    return bytes((_DER_UTF8STRING, len(text))) + text
+
+
+def decode_role(der: bytes) -> Role:
+    """Read an extension's value: exact DER, a known role, nothing behind it.
+
+    Raises:
+        Unauthenticated: anything else.
+    """
+    for role in Role:
+        if der == encode_role(role):
+            return role
+    raise Unauthenticated(
+        f"the certificate's role extension does not hold one of {', '.join(Role.__members__)}"
+    )
+
+
+def user_uri(trust_domain: str, name: str) -> str:
+    """The identity URI of a user.
+
+    Raises:
+        ValueError: the name or the trust domain has characters that an identity cannot have.
+    """
+    uri = f"spiffe://{trust_domain}/user/{name}"
+    if not _URI.fullmatch(uri):
+        raise ValueError(f"{uri!r} is not an identity; for example spiffe://example.org/user/alice")
+    return uri
+
+
+def check_user_uri(uri: str) -> str:
+    """Return the URI if it is an identity.
+
+    Raises:
+        Unauthenticated: it is not.
+    """
+    if not _URI.fullmatch(uri):
+        problem = f"the certificate's URI {uri!r:.120} is not of the form spiffe://TRUST-DOMAIN/user/NAME"
+        raise Unauthenticated(problem)
+    return uri

@@ -1,0 +1,361 @@
+"""The vocabulary of jobs: ids, specifications, limits, states, records.
+
+Frozen types that cross every boundary of the agent. Checks stand with the types, so that the gateway (for a
+quick answer) and the root process (because it trusts nobody) apply the same ones.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobworker.errors import InvalidField
+
+# Crockford's base 32: no i, l, o, u, so that an id read aloud or off a screen comes back right.
+_ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_ID = re.compile(rf"(?:[{_ID_ALPHABET}]{{4}}-){{3}}[{_ID_ALPHABET}]{{4}}")
+_ID_PREFIX = re.compile(rf"[{_ID_ALPHABET}-]{{4,19}}")
+ID_EXAMPLE = "k7f3-9m2q-x4tz-b1cd"
+
+# execve(2): MAX_ARG_STRLEN, one string with its NUL.
+MAX_STRING_BYTES = 131_072 - 1
+# All strings of a job together must fit one message to the root process.
+MAX_SPEC_BYTES = 256 * 1024
+MAX_ARGS = 8_192
+MAX_ENV = 1_024
+MAX_LABELS = 32
+MAX_LABEL_KEY, MAX_LABEL_VALUE = 63, 255
+MAX_TIMEOUT_MS = 366 * 24 * 3600 * 1000
+MAX_GRACE_MS = 3600 * 1000
+
+_LABEL_KEY = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
+
+
+def new_job_id() -> str:
+    """A random id of 80 bits."""
+    return "-".join("".join(secrets.choice(_ID_ALPHABET) for _ in range(4)) for _ in range(4))
+
+
+def check_job_id(text: str, field: str = "job_id") -> str:
+    """Return `text` if it is a whole job id.
+
+    Raises:
+        InvalidField: it is not.
+    """
+    if not _ID.fullmatch(text):
+        raise InvalidField(field, f"{text!r:.60} is not a job id", ID_EXAMPLE)
+    return text
+
+
+def check_job_id_prefix(text: str, field: str = "id_prefix") -> str:
+    """Return `text` if it can be the beginning of a job id: four characters or more.
+
+    Raises:
+        InvalidField: it can't.
+    """
+    if not _ID_PREFIX.fullmatch(text):
+        problem = f"{text!r:.60} is not the beginning of a job id (four characters or more)"
+        raise InvalidField(field, problem, ID_EXAMPLE[:4])
+    return text
+
+
+class State(enum.Enum):
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    ENDED = "ENDED"
+
+
+class EndReason(enum.Enum):
+    EXITED = "EXITED"
+    SIGNALED = "SIGNALED"
+    OOM_KILLED = "OOM_KILLED"
+    TIMED_OUT = "TIMED_OUT"
+    STOPPED = "STOPPED"
+    LOST = "LOST"
+
+
+class Source(enum.IntEnum):
+    """Which of the job's descriptors wrote a piece of output."""
+
+    STDOUT = 1
+    STDERR = 2
+
+
+class Enforcement(enum.Enum):
+    ENFORCED = "ENFORCED"
+    BEST_EFFORT = "BEST_EFFORT"
+    UNSUPPORTED = "UNSUPPORTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a job may use at the most; `None` means that nothing was asked for.
+
+    Attributes:
+        cpu_millis: thousandths of one CPU's time; 500 is half a CPU.
+        memory_bytes: memory charged to the job's cgroup.
+        pids: processes and threads at any one time.
+    """
+
+    cpu_millis: int | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+
+    def check(self) -> None:
+        """Check each limit's range.
+
+        Raises:
+            InvalidField: a limit is outside of what any host could enforce.
+        """
+        _in_range("limits.cpu", self.cpu_millis, CPU_RANGE, format_cpu)
+        _in_range("limits.memory", self.memory_bytes, MEMORY_RANGE, format_size)
+        _in_range("limits.pids", self.pids, PIDS_RANGE, str)
+
+
+# cpu.max takes no quota below 1 ms in a period of 100 ms.
+CPU_RANGE = (10, 10_000_000)
+MEMORY_RANGE = (1024**2, 2**50)
+PIDS_RANGE = (1, 4_194_304)
+
+_CPU = re.compile(r"([0-9]{1,6})(?:\.([0-9]))?%")
+_SIZE = re.compile(r"([0-9]{1,19})(?:([KMGT])i?)?")
+_DURATION = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?(ms|s|m|h|d)")
+_POWERS = {None: 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def parse_cpu(text: str, field: str = "limits.cpu") -> int:
+    """`50%` (of one CPU), `250%`, `12.5%` as thousandths of a CPU.
+
+    Raises:
+        InvalidField: the text is not of this form, or out of range.
+    """
+    match = _CPU.fullmatch(text)
+    if not match:
+        raise InvalidField(field, f"{text!r:.40} is not a percentage of one CPU", "50%")
+    millis = int(match[1]) * 10 + int(match[2] or 0)
+    _in_range(field, millis, CPU_RANGE, format_cpu)
+    return millis
+
+
+def parse_size(text: str, field: str = "limits.memory") -> int:
+    """`256M`, `1G`, `512Ki` or plain bytes, in powers of 1024, as bytes.
+
+    Raises:
+        InvalidField: the text is not of this form, or out of range.
+    """
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise InvalidField(field, f"{text!r:.40} is not a size", "256M")
+    size = int(match[1]) * _POWERS[match[2]]
+    _in_range(field, size, MEMORY_RANGE, format_size)
+    return size
+
+
+def parse_duration(text: str, field: str) -> int:
+    """`30s`, `1.5s`, `500ms`, `10m`, `2h`, `1d` as milliseconds.
+
+    Raises:
+        InvalidField: the text is not of this form.
+    """
+    match = _DURATION.fullmatch(text)
+    if not match:
+        raise InvalidField(field, f"{text!r:.40} is not a duration", "30s")
+    unit = _MILLISECONDS[match[3]]
+    return int(match[1]) * unit + int((match[2] or "0").ljust(3, "0")) * unit // 1000
+
+
+def format_cpu(millis: int) -> str:
+    return f"{millis // 10}%" if millis % 10 == 0 else f"{millis / 10:.1f}%"
+
+
+def format_size(size: int) -> str:
+    for letter in "TGMK":
+        if size and size % _POWERS[letter] == 0:
+            return f"{size // _POWERS[letter]}{letter}"
+    return str(size)
+
+
+def _in_range(field: str, value: int | None, bounds: tuple[int, int], show: Callable[[int], str]) -> None:
+    low, high = bounds
+    if value is not None and not low <= value <= high:
+        raise InvalidField(
+            field, f"{show(value)} is not between {show(low)} and {show(high)}", show(max(low, 100))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a client wants to be run.
+
+    Attributes:
+        command: a path, or a name that is looked up in the PATH of `env` (or the default path).
+        args: what follows the command's own name.
+        env: the whole environment of the job, nothing is added.
+        workdir: an absolute directory of the host, entered with the job's own rights; empty for a fresh
+            directory of the job's own.
+        timeout_ms: the job is stopped after this time; 0 for never.
+        best_effort: start even though a limit that was asked for cannot be enforced here.
+    """
+
+    command: str
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    workdir: str = ""
+    limits: Limits = Limits()
+    timeout_ms: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+    best_effort: bool = False
+
+    def check(self) -> None:
+        """Check everything that can be checked without the host.
+
+        Raises:
+            InvalidField: the first field that is wrong.
+        """
+        if not self.command:
+            raise InvalidField("command", "is empty", "/usr/bin/make")
+        _check_string("command", self.command)
+        self._check_args()
+        self._check_env()
+        self._check_workdir()
+        self._check_labels()
+        self.limits.check()
+        _in_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), lambda ms: f"{ms}ms")
+        if self.size() > MAX_SPEC_BYTES:
+            problem = f"command, args and env hold {self.size()} bytes, more than {MAX_SPEC_BYTES}"
+            raise InvalidField("args", f"{problem}; put the data into a file")
+
+    def size(self) -> int:
+        """Bytes of all strings of the job."""
+        pairs = (text for pair in (*self.env, *self.labels) for text in pair)
+        return sum(len(_encoded(text)) for text in (self.command, self.workdir, *self.args, *pairs))
+
+    def _check_args(self) -> None:
+        if len(self.args) > MAX_ARGS:
+            raise InvalidField("args", f"has {len(self.args)} items, more than {MAX_ARGS}")
+        for i, arg in enumerate(self.args):
+            _check_string(f"args[{i}]", arg)
+
+    def _check_env(self) -> None:
+        if len(self.env) > MAX_ENV:
+            raise InvalidField("env", f"has {len(self.env)} entries, more than {MAX_ENV}")
+        for name, value in self.env:
+            if not name or "=" in name or "\0" in name:
+                raise InvalidField("env", f"{name!r:.60} is not a variable's name", "LANG=C.UTF-8")
+            # The value may be a secret: the error names the variable alone.
+            _check_string(f"env[{name[:60]}]", value, extra=len(_encoded(name)) + 1)
+
+    def _check_workdir(self) -> None:
+        _check_string("workdir", self.workdir)
+        if self.workdir and not self.workdir.startswith("/"):
+            raise InvalidField("workdir", f"{self.workdir!r:.60} is not an absolute path", "/srv/build")
+
+    def _check_labels(self) -> None:
+        if len(self.labels) > MAX_LABELS:
+            raise InvalidField("labels", f"has {len(self.labels)} entries, more than {MAX_LABELS}")
+        for key, value in self.labels:
+            if not _LABEL_KEY.fullmatch(key):
+                raise InvalidField("labels", f"{key!r:.80} is not a label's key", "team=build")
+            if len(value) > MAX_LABEL_VALUE or not value.isprintable():
+                problem = f"must be printable and at most {MAX_LABEL_VALUE} characters"
+                raise InvalidField(f"labels[{key}]", problem, "team=build")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _check_string(field: str, text: str, extra: int = 0) -> None:
+    if "\0" in text:
+        raise InvalidField(field, "holds a NUL byte, which no argument of a program can")
+    try:
+        size = len(_encoded(text)) + extra
+    except UnicodeEncodeError:
+        raise InvalidField(field, "is not text that can be encoded") from None
+    if size > MAX_STRING_BYTES:
+        problem = f"has {size} bytes, more than the {MAX_STRING_BYTES} that Linux takes"
+        raise InvalidField(field, f"{problem}; put the data into a file")
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStatus:
+    """One limit of a job, as asked for and as the kernel has it.
+
+    Attributes:
+        name: `cpu`, `memory`, `pids`, …
+        requested: as the client or the default had it, e.g. `50%`.
+        value: as read back from the kernel, in the same form; empty where unsupported.
+        detail: why it is not ENFORCED.
+    """
+
+    name: str
+    requested: str
+    value: str
+    enforcement: Enforcement
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a job has used so far; what the host can't tell is 0.
+
+    Attributes:
+        cpu_usec: user and system time, in microseconds.
+        memory_peak_bytes: the highest memory charge.
+        oom_kills: processes of the job that the kernel killed for want of memory.
+        throttled_usec: time for which the CPU limit held the job back, in microseconds.
+    """
+
+    cpu_usec: int = 0
+    memory_peak_bytes: int = 0
+    oom_kills: int = 0
+    throttled_usec: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """Everything that is known of a job, without what could be secret.
+
+    Times are nanoseconds of Unix time, 0 for not yet. The values of the environment are not here: a reader
+    must not learn a writer's secrets.
+
+    Attributes:
+        exit_code: of the main process, as soon as it has exited; the job ends when its whole tree has.
+        signal: that ended the main process, e.g. 9.
+        detail: of the end, in words, where there is more to say than the reason.
+        stuck: the job was killed, but something of it does not go away.
+        segment_bytes: the log's segment n holds the offsets from n times this.
+        log_bytes: the offset behind the last byte of output.
+        output_ended: no more output will come.
+    """
+
+    job_id: str
+    principal: str
+    command: str
+    args: tuple[str, ...]
+    env_names: tuple[str, ...]
+    labels: tuple[tuple[str, str], ...]
+    workdir: str
+    timeout_ms: int
+    uid: int
+    pid: int
+    state: State
+    created_ns: int
+    started_ns: int = 0
+    ended_ns: int = 0
+    end_reason: EndReason | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    detail: str = ""
+    stuck: bool = False
+    limits: tuple[LimitStatus, ...] = ()
+    usage: Usage = Usage()
+    log_path: str = ""
+    segment_bytes: int = 0
+    log_bytes: int = 0
+    output_ended: bool = False

@@ -1,0 +1,101 @@
+"""The agent's settings: what there is, with defaults and meaning.
+
+These frozen types are the single schema. `settings.load` makes them from YAML, in a process without
+privileges; the agent's own processes read them back from canonical JSON by `read`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from jobworker import codec
+from jobworker.identity import DEFAULT_ROLE_OID
+
+# No reader will take a larger file for the agent's settings.
+MAX_SETTINGS_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """Files in PEM form: the CA bundle that clients are checked against, and the agent's own pair."""
+
+    ca: str
+    cert: str
+    key: str
+    role_oid: str = DEFAULT_ROLE_OID
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """How jobs are run.
+
+    Attributes:
+        segment_bytes: a log segment is closed at exactly this size.
+        default_pids: for a job that asks for no limit of its own.
+        max_cpu_millis: the most that one job may ask for; 0 for all CPUs of the host.
+        max_memory_bytes: likewise; 0 for all memory of the host.
+        max_pids: likewise.
+        max_active: jobs that have not ended, at any one time.
+        first_uid: jobs get user ids from here on where the agent runs as root.
+        uid_count: and so many of them.
+        default_path: where a command without a slash is looked for when the job's environment has no PATH.
+        cgroup_parent: the cgroup below which the jobs' cgroups are made, from the hierarchy's root; empty for
+            the delegated cgroup that the agent runs in, or one of its own.
+        kill_wait_ms: a job whose cgroup is not empty this long after it was killed is reported as stuck.
+    """
+
+    segment_bytes: int = 5 * 1024 * 1024
+    default_pids: int = 1024
+    max_cpu_millis: int = 0
+    max_memory_bytes: int = 0
+    max_pids: int = 32_768
+    max_active: int = 2_000
+    first_uid: int = 1_900_000_000
+    uid_count: int = 65_536
+    default_path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    cgroup_parent: str = ""
+    kill_wait_ms: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings.
+
+    Attributes:
+        state_dir: jobs, logs and the socket between the agent's processes.
+        listen: HOST:PORT for clients.
+        log_level: debug, info, warning or error.
+        gateway_uid: the user that may talk to the supervisor, besides the supervisor's own.
+    """
+
+    state_dir: str
+    listen: str
+    tls: TlsSettings
+    jobs: JobSettings = JobSettings()
+    log_level: str = "info"
+    gateway_uid: int = 0
+
+    @property
+    def socket_path(self) -> str:
+        return os.path.join(self.state_dir, "supervisor.sock")
+
+
+def read(path: str) -> Settings:
+    """Read canonical settings.
+
+    Raises:
+        ProtocolError: the file is not what `write` makes.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return codec.loads(Settings, file.read(MAX_SETTINGS_BYTES + 1))
+
+
+def write(settings: Settings, path: str) -> None:
+    """Write canonical settings, beside and renamed, so that a reader sees the old or the new ones."""
+    beside = f"{path}.new"
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    with open(fd, "wb") as file:
+        file.write(codec.dumps(settings))
+    os.rename(beside, path)

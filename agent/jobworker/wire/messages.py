@@ -1,0 +1,203 @@
+"""What gateway and supervisor say to each other: every message there is.
+
+A request has one answer, `Failed` or the type that its docstring names. Events come unasked for, on
+connections that said `Hello(subscribe=True)`. No path crosses in either direction except those that a job's
+own specification holds; logs are handed over as descriptors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jobworker.jobs import Enforcement, JobRecord, JobSpec
+
+# Raised whenever a message changes; both sides refuse a peer of another version.
+PROTOCOL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSupport:
+    """One kind of limit, and what this host and its settings make of it."""
+
+    name: str
+    enforcement: Enforcement
+    detail: str
+    default: str
+    maximum: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """What the supervisor knows of its host.
+
+    Attributes:
+        cgroup_mode: `v2`, `v1`, `hybrid` or `none`.
+        memory_bytes: of the host.
+        user_per_job: jobs run under a user id of their own each.
+    """
+
+    cgroup_mode: str
+    limits: tuple[LimitSupport, ...]
+    cpus: int
+    memory_bytes: int
+    max_active_jobs: int
+    user_per_job: bool
+
+
+# Requests.
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message of a connection. Answer: `Welcome`, then with `subscribe` the events.
+
+    To a subscriber every job is reported once by `JobChanged`, then `Synced`, then what changes.
+    """
+
+    protocol: int
+    subscribe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StartJob:
+    """Answer: `JobReply` after exec succeeded."""
+
+    principal: str
+    spec: JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StopJob:
+    """Answer: `JobReply`, when the job has ended or, without `wait`, when the stop is under way.
+
+    Attributes:
+        signal: the first signal's number.
+        grace_ms: from the first signal to the kill.
+        force: kill at once.
+    """
+
+    job_id: str
+    signal: int
+    grace_ms: int
+    force: bool
+    wait: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InspectJob:
+    """Answer: `JobReply` with fresh usage."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLog:
+    """Answer: `LogSegment` with two read-only descriptors, the segment and its index."""
+
+    job_id: str
+    segment: int
+
+
+@dataclass(frozen=True, slots=True)
+class FollowLog:
+    """From now on send `LogGrew` for this job on this connection. Answer: `JobReply`."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnfollowLog:
+    """Answer: `Done`."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End all jobs, then the supervisor; only its own user may. Answer: `Done`, when no job is left."""
+
+
+# Answers.
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    protocol: int
+    host: HostInfo
+
+
+@dataclass(frozen=True, slots=True)
+class JobReply:
+    record: JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LogSegment:
+    """Comes with two descriptors: the segment's bytes and its index.
+
+    Attributes:
+        start: the absolute offset of the segment's first byte.
+    """
+
+    job_id: str
+    segment: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An error of jobworker.errors, by class name and fields in their order."""
+
+    error: str
+    fields: tuple[str, ...]
+
+
+# Events.
+
+
+@dataclass(frozen=True, slots=True)
+class JobChanged:
+    record: JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class JobRemoved:
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """Every job that existed at the `Hello` has been reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogGrew:
+    """The job's log now ends before this offset.
+
+    Attributes:
+        output_ended: and no more will come.
+    """
+
+    job_id: str
+    log_bytes: int
+    output_ended: bool
+
+
+REQUESTS: tuple[type[Any], ...] = (
+    Hello,
+    StartJob,
+    StopJob,
+    InspectJob,
+    OpenLog,
+    FollowLog,
+    UnfollowLog,
+    Shutdown,
+)
+ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, Done, Failed)
+EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew)
