@@ -35,7 +35,7 @@ def loads(cls: type[T], data: bytes) -> T:
     Raises:
         ProtocolError: the data is not JSON, or not of this type to the letter.
     """
-    return cast(T, from_plain(cls, parse(data)))
+    return cast("T", from_plain(cls, parse(data)))
 
 
 def parse(data: bytes) -> Any:
