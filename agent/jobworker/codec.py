@@ -116,8 +116,7 @@ def _tuple(args: tuple[Any, ...], plain: Any, where: str) -> tuple[Any, ...]:
     if len(plain) != len(args):
         raise ProtocolError(f"{where}: {len(plain)} items instead of {len(args)}")
     return tuple(
-        from_plain(hint, item, f"{where}[{i}]")
-        for i, (hint, item) in enumerate(zip(args, plain, strict=True))
+        from_plain(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(args, plain, strict=True))
     )
 
 

@@ -169,3 +169,37 @@ class ProtocolError(JobWorkerError):
 
     def __str__(self) -> str:
         return f"protocol error: {self.problem}"
+
+
+@dataclass(eq=False)
+class PkiProblem(JobWorkerError):
+    """Certificates on disk are not a set that works.
+
+    Attributes:
+        path: the file or directory that is wrong.
+        fix: what to do about it; empty where the problem says it all.
+    """
+
+    path: str
+    problem: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        advice = f"; {self.fix}" if self.fix else ""
+        return f"{self.path}: {self.problem}{advice}"
+
+
+@dataclass(eq=False)
+class TlsProblem(JobWorkerError):
+    """Why a TLS connection cannot be had, found by looking for it.
+
+    Attributes:
+        problem: what is wrong, and with which file or server.
+        fix: what to do about it.
+    """
+
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.fix}"

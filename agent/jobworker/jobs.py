@@ -7,11 +7,12 @@ quick answer) and the root process (because it trusts nobody) apply the same one
 from __future__ import annotations
 
 import enum
+import os
 import re
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jobworker import codec
 from jobworker.errors import InvalidField
 
 # Crockford's base 32: no i, l, o, u, so that an id read aloud or off a screen comes back right.
@@ -22,7 +23,7 @@ ID_EXAMPLE = "k7f3-9m2q-x4tz-b1cd"
 
 # execve(2): MAX_ARG_STRLEN, one string with its NUL.
 MAX_STRING_BYTES = 131_072 - 1
-# All strings of a job together must fit one message to the root process.
+# All of a specification, as it is encoded, must fit one message between the agent's processes.
 MAX_SPEC_BYTES = 256 * 1024
 MAX_ARGS = 8_192
 MAX_ENV = 1_024
@@ -36,7 +37,8 @@ _LABEL_KEY = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 
 def new_job_id() -> str:
     """A random id of 80 bits."""
-    return "-".join("".join(secrets.choice(_ID_ALPHABET) for _ in range(4)) for _ in range(4))
+    letters = "".join(_ID_ALPHABET[byte & 31] for byte in os.urandom(16))
+    return "-".join(letters[i : i + 4] for i in range(0, 16, 4))
 
 
 def check_job_id(text: str, field: str = "job_id") -> str:
@@ -226,14 +228,10 @@ class JobSpec:
         self._check_labels()
         self.limits.check()
         _in_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), lambda ms: f"{ms}ms")
-        if self.size() > MAX_SPEC_BYTES:
-            problem = f"command, args and env hold {self.size()} bytes, more than {MAX_SPEC_BYTES}"
+        size = len(codec.dumps(self))
+        if size > MAX_SPEC_BYTES:
+            problem = f"the job takes {size} bytes as a message, more than {MAX_SPEC_BYTES}"
             raise InvalidField("args", f"{problem}; put the data into a file")
-
-    def size(self) -> int:
-        """Bytes of all strings of the job."""
-        pairs = (text for pair in (*self.env, *self.labels) for text in pair)
-        return sum(len(_encoded(text)) for text in (self.command, self.workdir, *self.args, *pairs))
 
     def _check_args(self) -> None:
         if len(self.args) > MAX_ARGS:
@@ -332,6 +330,7 @@ class JobRecord:
         segment_bytes: the log's segment n holds the offsets from n times this.
         log_bytes: the offset behind the last byte of output.
         output_ended: no more output will come.
+        lost_bytes: output that could not be written (a full disk, say) and is in the log nowhere.
     """
 
     job_id: str
@@ -359,3 +358,4 @@ class JobRecord:
     segment_bytes: int = 0
     log_bytes: int = 0
     output_ended: bool = False
+    lost_bytes: int = 0

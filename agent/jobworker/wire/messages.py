@@ -53,10 +53,15 @@ class Hello:
     """The first message of a connection. Answer: `Welcome`, then with `subscribe` the events.
 
     To a subscriber every job is reported once by `JobChanged`, then `Synced`, then what changes.
+
+    Attributes:
+        attend: this connection is what the supervisor stays for: once the last such one has closed and no job
+            is active any more, the supervisor ends. Nobody attends to a supervisor that is a system service.
     """
 
     protocol: int
     subscribe: bool
+    attend: bool = False
 
 
 @dataclass(frozen=True, slots=True)

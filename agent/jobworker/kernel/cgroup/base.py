@@ -1,0 +1,115 @@
+"""What the supervisor sees of cgroups, whatever their version.
+
+`Hierarchy` is where the jobs' groups are made; `Group` is one job's. v1 and v2 are sisters below this, and so
+is `kernel.subtree`, which does what can be done without any cgroup. `detect` chooses.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jobworker.jobs import Limits, Usage
+
+# The period of a CPU quota, in microseconds: the kernel's own default.
+CPU_PERIOD_USEC = 100_000
+USEC_PER_MILLI = CPU_PERIOD_USEC // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Whether a kind of limit can be set here; `reason` says why not and is empty otherwise."""
+
+    limit: str
+    reason: str = ""
+
+
+class Group(ABC):
+    """One job's processes, held together so that none can leave.
+
+    Attributes:
+        name: the job's id.
+        clone_into_fd: the directory that the job is cloned into with CLONE_INTO_CGROUP, if there is one.
+        events_fd: its readiness says that the group may have become empty; with `events_mask` for epoll.
+    """
+
+    name: str
+    clone_into_fd: int | None
+    events_fd: int
+    events_mask: int
+
+    @abstractmethod
+    def join(self, *, cloned_into: bool) -> None:
+        """Move the calling process in. Called by the job's own process before anything else it does.
+
+        Args:
+            cloned_into: the clone has done what `clone_into_fd` is for.
+        """
+
+    @abstractmethod
+    def limits(self) -> Limits:
+        """The limits as the kernel has them."""
+
+    @abstractmethod
+    def populated(self) -> bool:
+        """True while a process of the group is alive."""
+
+    @abstractmethod
+    def signal_all(self, signum: int) -> None:
+        """Send a signal to every process that is in the group now."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """SIGKILL every process of the group, those that are being forked included."""
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What the group has used so far."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove the empty group and let go of its descriptors.
+
+        Raises:
+            OSError: it is not empty; the descriptors are kept.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the descriptors and leave the group as it is."""
+
+
+class Hierarchy(ABC):
+    """Where the jobs' groups are made.
+
+    Attributes:
+        mode: `v2`, `v1`, `hybrid` or `none`.
+        support: each kind of limit there is.
+    """
+
+    mode: str
+    support: tuple[Support, ...]
+
+    @abstractmethod
+    def create(self, name: str, limits: Limits) -> Group:
+        """Make a group with these limits; nothing is left behind when that fails.
+
+        Raises:
+            OSError: the kernel refused; the error names the file.
+        """
+
+    @abstractmethod
+    def adopt(self, name: str) -> Group:
+        """The group that an earlier life made.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The groups that are there."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove the hierarchy's own groups, if no job's is left in them."""

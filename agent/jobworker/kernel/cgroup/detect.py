@@ -1,0 +1,154 @@
+"""Which cgroups this host has, and where the agent may make its own.
+
+Told by mountinfo (proc_pid_mountinfo(5)): a cgroup2 file system with the controllers is v2; v1 controllers
+beside a cgroup2 without them are hybrid; v1 controllers alone are v1, and a cgroup2 is mounted beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from jobworker.kernel import syscalls
+from jobworker.kernel.cgroup import tree
+from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.cgroup.files import CgroupDir
+from jobworker.kernel.cgroup.v1 import V1Hierarchy
+from jobworker.kernel.cgroup.v2 import V2Hierarchy, make_chain
+
+_LIMITING = ("cpu", "memory", "pids")
+_USED_V1 = (*_LIMITING, "cpuacct")
+_DELEGATED = ("trusted.delegate", "user.delegate")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """Mount points: of cgroup2, if there is one, and of each v1 controller."""
+
+    v2: str | None
+    v1: dict[str, str]
+
+
+class NoCgroups(Exception):
+    """The agent can't make cgroups here; the message says why, for the user."""
+
+
+def mounts(mountinfo: str = "/proc/self/mountinfo") -> Mounts:
+    v2: str | None = None
+    v1: dict[str, str] = {}
+    with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            point = before.split(" ")[4]
+            kind, _, options = after.rstrip("\n").split(" ", 2)
+            if kind == "cgroup2" and v2 is None:
+                v2 = point
+            elif kind == "cgroup":
+                v1 |= {name: point for name in options.split(",") if name in _USED_V1}
+    return Mounts(v2, v1)
+
+
+def hierarchy(instance: str, parent: str, state_dir: str) -> Hierarchy:
+    """The hierarchy in which this agent's jobs live; the same one again for the same arguments.
+
+    Args:
+        instance: the agent's name among those on this host.
+        parent: the cgroup to make it below, from the mount point; empty to choose one.
+        state_dir: where a cgroup2 may be mounted if the host has none.
+
+    Raises:
+        NoCgroups: there are none to be had here.
+    """
+    found = mounts()
+    try:
+        if found.v2 and set(_LIMITING) & set(_read_controllers(found.v2)):
+            return _v2(found.v2, instance, parent)
+        if found.v1:
+            return _v1(found, instance, parent, state_dir)
+    except OSError as error:
+        raise NoCgroups(_why_not(error)) from None
+    raise NoCgroups("the host has no cgroup file system mounted; see cgroups(7)")
+
+
+def _read_controllers(mount: str) -> list[str]:
+    with open(f"{mount}/cgroup.controllers", encoding="ascii") as file:
+        return file.read().split()
+
+
+def _why_not(error: OSError) -> str:
+    if os.geteuid() == 0:
+        return f"{error.filename}: {error.strerror}"
+    return (
+        "no cgroup is delegated to this user; run the agent as root, or on a host with cgroup v2 under "
+        "`systemd-run --user --scope -p Delegate=yes`"
+    )
+
+
+def _v2(mount: str, instance: str, parent: str) -> V2Hierarchy:
+    top = CgroupDir.open(mount)
+    path = parent or _choose_parent(mount)
+    return V2Hierarchy(make_chain(top, f"{path}/{instance}"), top)
+
+
+def _choose_parent(mount: str) -> str:
+    own = tree.own_cgroup("")
+    if _is_delegated(mount + own):
+        _leave_for_leaf(mount + own)
+        return own
+    if os.geteuid() == 0:
+        return "/jobworker"
+    # An ordinary user owns what is beside its own cgroup, if its service manager runs with a delegation.
+    return os.path.dirname(own)
+
+
+def _is_delegated(path: str) -> bool:
+    """True if the service manager has marked the cgroup as ours to divide (systemd.resource-control(5))."""
+    for attribute in _DELEGATED:
+        with contextlib.suppress(OSError):
+            if os.getxattr(path, attribute) == b"1":
+                return True
+    return False
+
+
+def _leave_for_leaf(path: str) -> None:
+    """Move what runs in a delegated cgroup into a leaf: one that has processes can't hand controllers down."""
+    own = CgroupDir.open(path)
+    leaf = own.make_child("agent")
+    for pid in own.pids():
+        with contextlib.suppress(ProcessLookupError):
+            leaf.write("cgroup.procs", str(pid))
+    leaf.close()
+    own.close()
+
+
+def _v1(found: Mounts, instance: str, parent: str, state_dir: str) -> V1Hierarchy:
+    path = f"{parent or '/jobworker'}/{instance}"
+    holder_top = CgroupDir.open(found.v2 or _mount_own(state_dir))
+    holder = make_chain(holder_top, path)
+    bases, tops = {}, []
+    for controller, point in found.v1.items():
+        top = CgroupDir.open(point)
+        # A controller that the agent may not write is reported as unsupported, each for itself.
+        with contextlib.suppress(PermissionError):
+            bases[controller] = make_plain_chain(top, path)
+            tops.append(top)
+    return V1Hierarchy("hybrid" if found.v2 else "v1", holder, bases, (*tops, holder_top))
+
+
+def make_plain_chain(top: CgroupDir, path: str) -> CgroupDir:
+    """Open `path` below `top`, making what is missing."""
+    directory = CgroupDir(os.dup(top.fd), top.path)
+    for part in (part for part in path.split("/") if part):
+        child = directory.make_child(part)
+        directory.close()
+        directory = child
+    return directory
+
+
+def _mount_own(state_dir: str) -> str:
+    """Mount a cgroup2 without controllers below the state directory, unless an earlier life has."""
+    point = os.path.join(state_dir, "cgroup2")
+    os.makedirs(point, mode=0o700, exist_ok=True)
+    syscalls.mount("cgroup2", point, "cgroup2", 0)
+    return point

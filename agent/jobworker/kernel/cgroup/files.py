@@ -1,0 +1,74 @@
+"""The one doorway to the files of a cgroup.
+
+A directory is opened once and everything below it is named relative to that descriptor, so that a path which
+changes meanwhile can't lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+# Enough for cgroup.procs of a job at the highest pids limit that is allowed.
+_MAX_FILE = 64 * 1024 * 1024
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class CgroupDir:
+    """An open cgroup directory; owns its descriptor."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str) -> CgroupDir:
+        return cls(os.open(path, _OPEN_DIR), path)
+
+    def child(self, name: str) -> CgroupDir:
+        return CgroupDir(os.open(name, _OPEN_DIR, dir_fd=self.fd), f"{self.path}/{name}")
+
+    def make_child(self, name: str) -> CgroupDir:
+        """Make the child cgroup unless it exists, and open it."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=self.fd)
+        return self.child(name)
+
+    def remove_child(self, name: str) -> None:
+        """Remove an empty child cgroup; one that is gone is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(name, dir_fd=self.fd)
+
+    def children(self) -> list[str]:
+        with os.scandir(self.fd) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+    def has(self, name: str) -> bool:
+        return os.access(name, os.F_OK, dir_fd=self.fd)
+
+    def read(self, name: str) -> str:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
+        with open(fd, encoding="ascii") as file:
+            return file.read(_MAX_FILE)
+
+    def write(self, name: str, value: str) -> None:
+        """Write a value; the kernel's refusal comes as an OSError that names the file."""
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
+        try:
+            os.write(fd, value.encode("ascii"))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{self.path}/{name}") from None
+        finally:
+            os.close(fd)
+
+    def read_keyed(self, name: str) -> dict[str, int]:
+        """A "flat keyed" file (Documentation/admin-guide/cgroup-v2.rst), e.g. memory.events."""
+        pairs = (line.split() for line in self.read(name).splitlines())
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}  # noqa: PLR2004 - a pair
+
+    def pids(self) -> list[int]:
+        """The processes in this cgroup, not those in its children."""
+        return [int(line) for line in self.read("cgroup.procs").split()]
+
+    def close(self) -> None:
+        os.close(self.fd)

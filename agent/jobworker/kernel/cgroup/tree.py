@@ -1,0 +1,75 @@
+"""Holding processes together with cgroup v2's core files: membership, emptiness, kill.
+
+v2 uses this in the cgroup that also limits the job. v1 uses it in the v2 hierarchy that a hybrid host has
+beside its controllers (or that the agent mounts for itself), because v1 has no kill and no event for empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+from jobworker.kernel.cgroup.files import CgroupDir
+
+# A group that forks while it is being frozen is caught within two or three passes.
+_KILL_PASSES = 100
+
+
+def open_events(group: CgroupDir) -> int:
+    """A descriptor that polls as EPOLLPRI after `populated` has changed since it was last read."""
+    fd = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=group.fd)
+    populated(fd)
+    return fd
+
+
+def populated(events_fd: int) -> bool:
+    return b"populated 1" in os.pread(events_fd, 4096, 0)
+
+
+def signal_all(group: CgroupDir, signum: int) -> None:
+    """Signal the processes in the group, and no process that got one's pid meanwhile."""
+    pidfds: dict[int, int] = {}
+    try:
+        for pid in group.pids():
+            with contextlib.suppress(ProcessLookupError):
+                pidfds[pid] = os.pidfd_open(pid)
+        # What is still a member after its pidfd was opened is what the pidfd refers to.
+        for pid in pidfds.keys() & set(group.pids()):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfds[pid], signum)
+    finally:
+        for pidfd in pidfds.values():
+            os.close(pidfd)
+
+
+def kill(group: CgroupDir) -> None:
+    """SIGKILL everything in the group at once (cgroup.kill, Linux 5.14), or freeze, kill, thaw."""
+    try:
+        group.write("cgroup.kill", "1")
+    except FileNotFoundError:
+        _freeze_kill_thaw(group)
+
+
+def _freeze_kill_thaw(group: CgroupDir) -> None:
+    group.write("cgroup.freeze", "1")
+    try:
+        seen: set[int] = set()
+        for _ in range(_KILL_PASSES):
+            fresh = set(group.pids()) - seen
+            if not fresh:
+                break
+            seen |= fresh
+            signal_all(group, signal.SIGKILL)
+    finally:
+        group.write("cgroup.freeze", "0")
+
+
+def own_cgroup(controller: str) -> str:
+    """The calling process's cgroup in the v2 hierarchy (`""`) or in that of a v1 controller; cgroups(7)."""
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            if controller in controllers.split(","):
+                return path
+    return "/"

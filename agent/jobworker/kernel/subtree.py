@@ -1,0 +1,134 @@
+"""Holding a job together without a cgroup: below an init of its own.
+
+For hosts where an ordinary user has no cgroup. Each job gets a small init, a fork of the supervisor that is a
+child subreaper (prctl(2)): whatever the job forks, however often, stays below it. It ends when the last
+descendant has, with the status of the job's main process. Nothing is limited, and a process that may signal
+the init (the job runs as the same user) can get away: `support` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+
+from jobworker.jobs import Limits, Usage
+from jobworker.kernel import syscalls
+from jobworker.kernel.cgroup.base import Group, Hierarchy, Support
+
+_LIMITS = ("cpu", "memory", "pids")
+# A tree that forks while it is being stopped is caught within a few passes, unless it outruns us for good.
+_STOP_PASSES = 1000
+
+
+class SubtreeGroup(Group):
+    """The descendants of one init, once `init_is` has said which process that is."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.clone_into_fd = None
+        self.events_mask = select.EPOLLIN
+        self.events_fd = -1
+        self._init = 0
+
+    def init_is(self, pid: int, pidfd: int) -> None:
+        self._init, self.events_fd = pid, os.dup(pidfd)
+
+    def join(self, *, cloned_into: bool) -> None:  # noqa: ARG002 - there is no cgroup to be cloned into
+        """Become the job's init; only the process that shall run the command returns."""
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        main = os.fork()
+        if main:
+            _be_init(main)
+
+    def limits(self) -> Limits:
+        return Limits()
+
+    def populated(self) -> bool:
+        poll = select.poll()
+        poll.register(self.events_fd, select.POLLIN)
+        return not poll.poll(0)
+
+    def signal_all(self, signum: int) -> None:
+        for pid in self._descendants():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    def kill(self) -> None:
+        stopped: set[int] = set()
+        for _ in range(_STOP_PASSES):
+            fresh = set(self._descendants()) - stopped
+            if not fresh:
+                break
+            stopped |= fresh
+            for pid in fresh:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+        self.signal_all(signal.SIGKILL)
+
+    def usage(self) -> Usage:
+        return Usage()
+
+    def remove(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.events_fd >= 0:
+            os.close(self.events_fd)
+            self.events_fd = -1
+
+    def _descendants(self) -> list[int]:
+        found, queue = [], _children(self._init)
+        while queue:
+            pid = queue.pop()
+            found.append(pid)
+            queue.extend(_children(pid))
+        return found
+
+
+def _children(pid: int) -> list[int]:
+    """The children of all threads of a process; none of one that is gone."""
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                children += [int(text) for text in file.read().split()]
+    return children
+
+
+def _be_init(main: int) -> None:
+    """Reap until nothing is left below, then end as the main process did."""
+    syscalls.close_range(0)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    status = 0
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, ended = os.waitpid(-1, 0)
+            if pid == main:
+                status = ended
+    if os.WIFSIGNALED(status):
+        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
+
+
+class SubtreeHierarchy(Hierarchy):
+    """No hierarchy at all: `support` gives the reason for each limit."""
+
+    def __init__(self, reason: str) -> None:
+        self.mode = "none"
+        self.support = tuple(Support(name, reason) for name in _LIMITS)
+
+    def create(self, name: str, limits: Limits) -> SubtreeGroup:  # noqa: ARG002 - none is supported
+        return SubtreeGroup(name)
+
+    def adopt(self, name: str) -> SubtreeGroup:
+        return SubtreeGroup(name)
+
+    def names(self) -> list[str]:
+        return []
+
+    def remove(self) -> None:
+        pass

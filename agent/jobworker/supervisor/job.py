@@ -1,0 +1,303 @@
+"""A job's life, from its first instruction until nothing of it is left.
+
+A job ends when its main process has ended, its group is empty and its output is drained; the exit code is
+known as soon as the main process has one. Whatever wakes the supervisor, `_advance` looks at how far the job
+has come and does what is next, so that the order of the kernel's notifications does not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobworker.jobs import EndReason, JobRecord, Source, State, Usage
+from jobworker.kernel.cgroup.base import Group
+from jobworker.supervisor.keeper_link import End, KeeperLink
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.loop import Loop, Timer
+from jobworker.supervisor.output import OutputLog
+from jobworker.supervisor.store import Store
+
+DEFAULT_GRACE = 10.0
+# A kill that has left something alive (an init-less tree that forks faster than it is found) is repeated.
+_KILL_AGAIN = 1.0
+# A disk that is full may have room again.
+_SAVE_AGAIN = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every job of a supervisor shares.
+
+    Attributes:
+        changed: called with the job after each change of its record.
+        grew: called with the job when it has new output, or the last of it.
+        kill_wait: seconds after a kill until the job is reported as stuck.
+    """
+
+    loop: Loop
+    log: Log
+    store: Store
+    keeper: KeeperLink
+    changed: Callable[[Job], None]
+    grew: Callable[[Job], None]
+    kill_wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Handles:
+    """What holds a running job; `pidfd` is None if its main process has been reaped by the keeper."""
+
+    group: Group
+    log: OutputLog
+    pidfd: int | None
+    stdout: int
+    stderr: int
+
+
+class Job:
+    """One running job; owns its handles.
+
+    Attributes:
+        record: what is known, as of the last change. Usage and log size are brought up to date by `inspect`.
+    """
+
+    def __init__(self, around: Surroundings, record: JobRecord, handles: Handles, started: float) -> None:
+        self._around = around
+        self._group = handles.group
+        self._log = handles.log
+        self._pidfd = handles.pidfd
+        self._pipes = {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR}
+        self._started = started
+        self._stop_reason: EndReason | None = None
+        self._main_ended = False
+        self._empty = False
+        self._draining = False
+        self._timeout: Timer | None = None
+        self._kill_timer: Timer | None = None
+        self._stuck_timer: Timer | None = None
+        self._waiting: list[Callable[[JobRecord], None]] = []
+        self.record = record
+
+    def begin(self, stop_reason: EndReason | None = None) -> None:
+        """Watch over the job, newly started or adopted (`stop_reason` if an earlier life was stopping it)."""
+        loop = self._around.loop
+        for pipe in self._pipes:
+            self._watch_pipe(pipe)
+        if self._pidfd is not None:
+            loop.watch(self._pidfd, select.EPOLLIN, self._on_main)
+        loop.watch(self._group.events_fd, self._group.events_mask, self._on_group)
+        if self.record.timeout_ms:
+            left = self._started + self.record.timeout_ms / 1000 - time.monotonic()
+            self._timeout = loop.call_after(max(0.0, left), self._time_out)
+        self._change(log_bytes=self._log.size)
+        if stop_reason:
+            self.stop(signal.SIGTERM, DEFAULT_GRACE, stop_reason)
+        # What happened before we watched makes no event.
+        self._on_group()
+
+    def _watch_pipe(self, pipe: int) -> None:
+        self._around.loop.watch(pipe, select.EPOLLIN, lambda: self._on_output(pipe))
+
+    # The job's output.
+
+    def _on_output(self, pipe: int) -> None:
+        try:
+            more = self._log.pump(pipe, self._pipes[pipe])
+        except BlockingIOError:
+            # Nothing there: with the group gone, nothing will come.
+            more = not self._empty
+        if not more:
+            self._close_pipe(pipe)
+            self._advance()
+        self._around.grew(self)
+
+    def _close_pipe(self, pipe: int) -> None:
+        self._around.loop.forget(pipe)
+        os.close(pipe)
+        del self._pipes[pipe]
+
+    @property
+    def log_bytes(self) -> int:
+        return self._log.size
+
+    # The job's processes.
+
+    def _on_main(self) -> None:
+        if self._pidfd is None:
+            return
+        try:
+            # The status stays there until it is on disk: should this process die in between, the keeper has it.
+            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            # Adopted: not our child but the keeper's, which will tell.
+            self._around.loop.forget(self._pidfd)
+            return
+        if ended:
+            self._around.loop.forget(self._pidfd)
+            self._note_end((ended.si_code, ended.si_status))
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+            self._advance()
+
+    def main_ended(self, end: End) -> None:
+        """The keeper has reaped the main process."""
+        if not self._main_ended:
+            self._note_end(end)
+            self._advance()
+
+    def _note_end(self, end: End) -> None:
+        self._main_ended = True
+        code, status = end
+        if code == os.CLD_EXITED:
+            self._change(exit_code=status)
+        elif code in (os.CLD_KILLED, os.CLD_DUMPED):
+            self._change(signal=status)
+
+    def _on_group(self) -> None:
+        if not self._empty and not self._group.populated():
+            # For good: what is not in the group can't get in.
+            self._empty = True
+            self._around.loop.forget(self._group.events_fd)
+            self._advance()
+
+    def _advance(self) -> None:
+        if not (self._main_ended and self._empty):
+            return
+        if not self._pipes:
+            self._finish()
+        elif not self._draining:
+            # No writer is left that we know of, so what is in the pipes is the rest. One that was passed to a
+            # process elsewhere would keep the pipe open for ever: it is closed once it is empty.
+            self._draining = True
+            for pipe in tuple(self._pipes):
+                self._drain(pipe)
+
+    def _drain(self, pipe: int) -> None:
+        if pipe in self._pipes:
+            self._around.loop.call_after(0, lambda: self._drain(pipe))
+            self._on_output(pipe)
+
+    # Ending it.
+
+    def stop(self, signum: int, grace: float, reason: EndReason, *, force: bool = False) -> None:
+        """Signal, and kill after `grace` seconds, or at once; a stop under way can only be hastened."""
+        if self._stop_reason is None:
+            self._stop_reason = reason
+            self._change(state=State.STOPPING)
+            if not force:
+                self._group.signal_all(signum)
+                # A stopped process would not see the signal.
+                self._group.signal_all(signal.SIGCONT)
+        if force:
+            self._kill()
+        elif not self._killed():
+            self._kill_after(grace)
+
+    def _killed(self) -> bool:
+        return self._stuck_timer is not None
+
+    def _kill_after(self, grace: float) -> None:
+        deadline = time.monotonic() + grace
+        if self._kill_timer is None or deadline < self._kill_timer.deadline:
+            if self._kill_timer:
+                self._kill_timer.cancel()
+            self._kill_timer = self._around.loop.call_after(grace, self._kill)
+
+    def _kill(self) -> None:
+        loop = self._around.loop
+        if self._kill_timer:
+            self._kill_timer.cancel()
+        self._group.kill()
+        self._kill_timer = loop.call_after(_KILL_AGAIN, self._kill)
+        if not self._killed():
+            self._stuck_timer = loop.call_after(self._around.kill_wait, self._report_stuck)
+
+    def _report_stuck(self) -> None:
+        self._change(stuck=True, detail="killed, but a process of the job does not go away")
+        self._answer_waiting()
+
+    def _time_out(self) -> None:
+        self.stop(signal.SIGTERM, DEFAULT_GRACE, EndReason.TIMED_OUT)
+
+    def when_ended(self, callback: Callable[[JobRecord], None]) -> None:
+        """Call back with the record when the job has ended, or is found to be stuck."""
+        self._waiting.append(callback)
+
+    def _answer_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            callback(self.record)
+
+    def _finish(self) -> None:
+        usage = self._usage()
+        self._let_go()
+        self._change(
+            state=State.ENDED,
+            ended_ns=time.time_ns(),
+            end_reason=self._end_reason(usage.oom_kills),
+            usage=usage,
+            stuck=False,
+            log_bytes=self._log.size,
+            lost_bytes=self._log.lost,
+            output_ended=True,
+        )
+        self._around.keeper.release(self.record.job_id)
+        self._around.grew(self)
+        self._answer_waiting()
+
+    def _let_go(self) -> None:
+        self._around.loop.forget(self._group.events_fd)
+        for timer in (self._timeout, self._kill_timer, self._stuck_timer):
+            if timer:
+                timer.cancel()
+        try:
+            self._group.remove()
+        except OSError as error:
+            # It is swept at the next start.
+            self._around.log.warning("cgroup left behind", job=self.record.job_id, error=str(error))
+            self._group.close()
+        if self._pidfd is not None:
+            self._around.loop.forget(self._pidfd)
+            os.close(self._pidfd)
+        self._log.close()
+
+    def _end_reason(self, oom_kills: int) -> EndReason:
+        record = self.record
+        if self._stop_reason:
+            return self._stop_reason
+        if oom_kills and record.exit_code != 0:
+            return EndReason.OOM_KILLED
+        if record.signal is not None:
+            return EndReason.SIGNALED
+        return EndReason.LOST if record.exit_code is None else EndReason.EXITED
+
+    # What is known of it.
+
+    def inspect(self) -> JobRecord:
+        """The record with usage and log size as of now."""
+        size, lost = self._log.size, self._log.lost
+        return replace(self.record, usage=self._usage(), log_bytes=size, lost_bytes=lost)
+
+    def _usage(self) -> Usage:
+        try:
+            return self._group.usage()
+        except OSError:
+            # Somebody has removed the empty cgroup: what was known last is what there is.
+            return self.record.usage
+
+    def _change(self, **changes: Any) -> None:
+        self.record = replace(self.record, **changes)
+        self._save()
+        self._around.changed(self)
+
+    def _save(self) -> None:
+        try:
+            self._around.store.save(self.record, self._started, self._stop_reason)
+        except OSError as error:
+            self._around.log.error("record not saved", job=self.record.job_id, error=str(error))
+            self._around.loop.call_after(_SAVE_AGAIN, self._save)

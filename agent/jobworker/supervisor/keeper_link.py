@@ -1,0 +1,84 @@
+"""The supervisor's end of its link to the keeper."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobworker.supervisor.loop import Loop
+from jobworker.wire import keeping, sockets
+
+# How a process ended: si_code and si_status of waitid(2).
+End = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an earlier supervisor had of a job: the job's pipes, its pidfd if it had come that far, its end."""
+
+    stdout: int
+    stderr: int
+    pidfd: int | None
+    end: End | None
+
+
+class KeeperLink:
+    """Hands over what the keeper shall hold, and learns of the ends of adopted jobs' processes."""
+
+    def __init__(self, link_fd: int) -> None:
+        self._link = socket.socket(fileno=link_fd)
+        os.set_inheritable(link_fd, False)
+
+    def receive_held(self) -> dict[str, Held]:
+        """What the keeper holds. To be called once, first of all; waits for the keeper."""
+        held: dict[str, Held] = {}
+        while True:
+            data, fds, _ = sockets.receive(self._link, keeping.SIZE)
+            kind, job_id, end = keeping.unpack(data)
+            if kind == keeping.HELD_ALL:
+                return held
+            stdout, stderr, *process = fds.take()
+            pidfd = process[0] if process else None
+            held[job_id] = Held(stdout, stderr, pidfd, None if end == keeping.RUNNING else end)
+
+    def listen(self, loop: Loop, on_end: Callable[[str, End], None], on_gone: Callable[[], None]) -> None:
+        """Go on listening.
+
+        Args:
+            loop: where to listen.
+            on_end: called with a job's id and how its process ended.
+            on_gone: called when the keeper has died: a death of this process would cost output from then on.
+        """
+
+        def on_readable() -> None:
+            try:
+                data, fds, _ = sockets.receive(self._link, keeping.SIZE)
+            except OSError:
+                data, fds = b"", sockets.Descriptors()
+            fds.close()
+            if data:
+                _, job_id, end = keeping.unpack(data)
+                on_end(job_id, end)
+            else:
+                loop.forget(self._link.fileno())
+                on_gone()
+
+        loop.watch(self._link.fileno(), select.EPOLLIN, on_readable)
+
+    def hold_pipes(self, job_id: str, stdout: int, stderr: int) -> None:
+        self._say(keeping.HOLD_PIPES, job_id, (stdout, stderr))
+
+    def hold_process(self, job_id: str, pidfd: int) -> None:
+        self._say(keeping.HOLD_PROCESS, job_id, (pidfd,))
+
+    def release(self, job_id: str) -> None:
+        self._say(keeping.RELEASE, job_id, ())
+
+    def _say(self, kind: int, job_id: str, fds: tuple[int, ...]) -> None:
+        # Blocks for as long as the keeper, which never blocks on us, takes to read.
+        with contextlib.suppress(OSError):
+            sockets.send(self._link, keeping.pack(kind, job_id), fds)

@@ -1,0 +1,211 @@
+"""From a specification to a running job, or to an error with nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from jobworker.errors import HostFault, JobWorkerError, StartFailed
+from jobworker.jobs import JobRecord, JobSpec, Limits, LimitStatus, State
+from jobworker.kernel import spawn
+from jobworker.kernel.cgroup.base import Group, Hierarchy
+from jobworker.kernel.subtree import SubtreeGroup
+from jobworker.supervisor.job import Handles, Job, Surroundings
+from jobworker.supervisor.output import OutputLog
+
+_EXEC_HINTS = {
+    "ENOENT": "no such file, or the interpreter of its #! line is missing; give a full path, or a PATH in env",
+    "EACCES": "the job's user may not execute it; check its mode and those of the directories above it",
+    "ENOEXEC": "it is not a program for this machine; a script needs a #! line",
+    "E2BIG": "arguments and environment are larger than the kernel takes; put the data into a file",
+    "ETXTBSY": "the file is being written",
+}
+_CHDIR_HINTS = {
+    "ENOENT": "there is no such directory on the host",
+    "ENOTDIR": "it is not a directory",
+    "EACCES": "the job's user may not enter it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One start: the specification, and what was decided about it.
+
+    Attributes:
+        uid: the user that the job will run as; None for the agent's own.
+        limits: to be set, all of which the hierarchy supports.
+        report: makes the record's limits from what the kernel has.
+    """
+
+    record: JobRecord
+    spec: JobSpec
+    uid: int | None
+    limits: Limits
+    report: Callable[[Limits], tuple[LimitStatus, ...]]
+
+
+Answer = Callable[[Job | JobWorkerError], None]
+
+
+class Launcher:
+    """Starts jobs; the answer comes once the command was executed."""
+
+    def __init__(self, around: Surroundings, hierarchy: Hierarchy, default_path: str) -> None:
+        self._around = around
+        self._hierarchy = hierarchy
+        self._default_path = default_path
+        self._dev_null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):
+            # A dozen descriptors a job; the jobs themselves get the old limit back.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._open_files[1], self._open_files[1]))
+
+    def launch(self, order: Order, answer: Answer) -> None:
+        """Start a job.
+
+        Raises:
+            HostFault: what a job needs could not be had; nothing is left of it.
+        """
+        operation = "creating the job's directories"
+        job_id = order.record.job_id
+        with contextlib.ExitStack() as undo:
+            try:
+                self._around.store.create_job(job_id, order.uid)
+                undo.callback(self._around.store.discard_job, job_id)
+                operation = "creating the job's cgroup"
+                group = self._hierarchy.create(job_id, order.limits)
+                undo.callback(group.remove)
+                operation = "creating the job's log"
+                log = OutputLog(self._around.store.open_logs(job_id), job_id, order.record.segment_bytes)
+                undo.callback(log.close)
+                operation = "cloning the job's process"
+                handles, report = self._clone(order, group, log, undo)
+            except OSError as error:
+                detail = str(error.filename or error.strerror)
+                raise HostFault(operation, errno.errorcode.get(error.errno or 0, "?"), detail) from error
+            _Started(self._around, order, handles, report, undo.pop_all(), answer)
+
+    def _clone(
+        self, order: Order, group: Group, log: OutputLog, undo: contextlib.ExitStack
+    ) -> tuple[Handles, int]:
+        """Clone the process; the handles of the job, and the read end of the report."""
+        with contextlib.ExitStack() as childs:
+            stdout, stdout_w = _pipe(undo, childs)
+            stderr, stderr_w = _pipe(undo, childs)
+            report, report_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            childs.callback(os.close, report_w)
+            undo.callback(os.close, report)
+            work = self._around.store.open_work(order.record.job_id)
+            childs.callback(os.close, work)
+            self._around.keeper.hold_pipes(order.record.job_id, stdout, stderr)
+            undo.callback(self._around.keeper.release, order.record.job_id)
+            pipes = spawn.Pipes(self._dev_null, stdout_w, stderr_w, report_w)
+            pid, pidfd = spawn.start(self._command(order, work), pipes, group)
+            undo.callback(os.close, pidfd)
+            self._around.keeper.hold_process(order.record.job_id, pidfd)
+            if isinstance(group, SubtreeGroup):
+                group.init_is(pid, pidfd)
+        return Handles(group, log, pidfd, stdout, stderr), report
+
+    def _command(self, order: Order, work_fd: int) -> spawn.Command:
+        spec = order.spec
+        return spawn.Command(
+            paths=tuple(map(os.fsencode, _candidates(spec, self._default_path))),
+            argv=tuple(map(os.fsencode, (spec.command, *spec.args))),
+            env={os.fsencode(name): os.fsencode(value) for name, value in spec.env},
+            own_dir_fd=work_fd,
+            workdir=spec.workdir,
+            uid=order.uid,
+            open_files=self._open_files,
+        )
+
+
+def _pipe(undo: contextlib.ExitStack, childs: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose reading end, ours, does not block; the writing end is the child's."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    undo.callback(os.close, reading)
+    childs.callback(os.close, writing)
+    os.set_blocking(reading, False)
+    return reading, writing
+
+
+def _candidates(spec: JobSpec, default_path: str) -> tuple[str, ...]:
+    if "/" in spec.command:
+        return (spec.command,)
+    path = dict(spec.env).get("PATH", default_path)
+    return tuple(f"{directory or '.'}/{spec.command}" for directory in path.split(":"))
+
+
+class _Started:
+    """A process that has been cloned and has not told yet whether it could execute the command."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        order: Order,
+        handles: Handles,
+        report_fd: int,
+        undo: contextlib.ExitStack,
+        answer: Answer,
+    ) -> None:
+        self._around = around
+        self._order = order
+        self._handles = handles
+        self._report_fd = report_fd
+        self._undo = undo
+        self._answer = answer
+        self._said = b""
+        around.loop.watch(report_fd, select.EPOLLIN, self._on_report)
+
+    def _on_report(self) -> None:
+        try:
+            data = os.read(self._report_fd, spawn.REPORT_SIZE)
+        except BlockingIOError:
+            return
+        self._said += data
+        if not data:
+            self._around.loop.forget(self._report_fd)
+            self._conclude(spawn.read_report(self._said))
+
+    def _conclude(self, report: spawn.Report) -> None:
+        if report.step or not report.pid:
+            self._fail(report)
+            return
+        started = time.monotonic()
+        group = self._handles.group
+        record = replace(
+            self._order.record,
+            pid=report.pid,
+            state=State.RUNNING,
+            started_ns=time.time_ns(),
+            limits=self._order.report(group.limits()),
+        )
+        self._undo.pop_all()
+        os.close(self._report_fd)
+        job = Job(self._around, record, self._handles, started)
+        self._answer(job)
+        job.begin()
+
+    def _fail(self, report: spawn.Report) -> None:
+        if self._handles.pidfd is not None:
+            os.waitid(os.P_PIDFD, self._handles.pidfd, os.WEXITED)
+        self._undo.close()
+        self._answer(_start_failed(self._order.spec, report))
+
+
+def _start_failed(spec: JobSpec, report: spawn.Report) -> JobWorkerError:
+    name = errno.errorcode.get(report.errno, str(report.errno))
+    detail = os.strerror(report.errno)
+    if report.step == "exec":
+        return StartFailed("exec", name, spec.command, _EXEC_HINTS.get(name, detail))
+    if report.step == "chdir":
+        return StartFailed("chdir", name, spec.workdir, _CHDIR_HINTS.get(name, detail))
+    if not report.pid:
+        return HostFault("starting the job's process", name, "it ended before it could execute the command")
+    return HostFault(f"preparing the job's process ({report.step})", name, detail)

@@ -1,0 +1,37 @@
+"""The root side's log: one JSON object a line on standard error, in the schema that the gateway's log has."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+class Log:
+    """Writes what is at or above a level; never blocks a job for it and never fails."""
+
+    def __init__(self, level: str) -> None:
+        self._lowest = _LEVELS.index(level)
+
+    def info(self, event: str, **fields: object) -> None:
+        self._write("info", event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._write("warning", event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        self._write("error", event, fields)
+
+    def _write(self, level: str, event: str, fields: dict[str, object]) -> None:
+        if _LEVELS.index(level) < self._lowest:
+            return
+        now = time.time()
+        stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1_000_000):06d}Z"
+        line = json.dumps({"timestamp": stamp, "level": level, "logger": "supervisor", "event": event, **fields})
+        try:
+            os.write(2, f"{line}\n".encode())
+        except OSError:
+            # Nobody reads it any more; the jobs matter more.
+            return

@@ -1,0 +1,124 @@
+"""What a supervisor does before anything else: take over what an earlier life has left.
+
+The job's directory says what was, the keeper holds what still is, the kernel says whether it runs. A job that
+all three know goes on as if nothing had happened; one that was being made is undone; the rest is LOST, with
+what is known of it, and nothing of it is left running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+
+from jobworker.errors import InvalidField, ProtocolError
+from jobworker.jobs import EndReason, JobRecord, State, check_job_id
+from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.subtree import SubtreeGroup
+from jobworker.supervisor.job import Handles, Job, Surroundings
+from jobworker.supervisor.keeper_link import Held
+from jobworker.supervisor.output import OutputLog
+from jobworker.supervisor.registry import Registry
+from jobworker.supervisor.store import StoredJob
+from jobworker.wire import sockets
+
+
+class Recovery:
+    """Fills an empty registry."""
+
+    def __init__(
+        self, around: Surroundings, registry: Registry, hierarchy: Hierarchy, held: dict[str, Held]
+    ) -> None:
+        self._around = around
+        self._registry = registry
+        self._hierarchy = hierarchy
+        self._held = held
+
+    def run(self) -> None:
+        for name in self._around.store.job_ids():
+            self._recover(name)
+        for job_id, held in self._held.items():
+            # Of a job that had no directory any more, or none yet.
+            self._let_go(job_id, held)
+        for name in self._hierarchy.names():
+            if name not in self._registry.running:
+                self._sweep(name)
+        running, ended = len(self._registry.running), len(self._registry.ended)
+        self._around.log.info("recovered", running=running, ended=ended)
+
+    def _recover(self, name: str) -> None:
+        store = self._around.store
+        try:
+            stored = store.load(check_job_id(name))
+        except FileNotFoundError:
+            # Its command was not executed, or nobody has been told that it was.
+            self._undo(name)
+        except (ProtocolError, InvalidField) as error:
+            self._around.log.error("quarantined", job=name, problem=str(error))
+            store.quarantine(name)
+        else:
+            self._take_over(stored)
+
+    def _take_over(self, stored: StoredJob) -> None:
+        record = stored.record
+        if record.state is State.ENDED:
+            self._registry.add_ended(record)
+            return
+        held = self._held.get(record.job_id)
+        if held is None or held.pidfd is None or not self._around.store.is_of_this_boot(stored):
+            self._lose(record, "the agent was not there to see its end")
+            return
+        try:
+            job = self._adopt(stored, held)
+        except OSError as error:
+            self._lose(record, f"it could not be taken over: {error}")
+            return
+        del self._held[record.job_id]
+        self._registry.add_running(job)
+        job.begin(stored.stop_reason)
+        if held.end:
+            job.main_ended(held.end)
+
+    def _adopt(self, stored: StoredJob, held: Held) -> Job:
+        record = stored.record
+        group = self._hierarchy.adopt(record.job_id)
+        if isinstance(group, SubtreeGroup) and held.pidfd is not None:
+            group.init_is(sockets.pid_of(held.pidfd), held.pidfd)
+        try:
+            log = OutputLog(self._around.store.open_logs(record.job_id), record.job_id, record.segment_bytes)
+        except OSError:
+            group.close()
+            raise
+        handles = Handles(group, log, held.pidfd, held.stdout, held.stderr)
+        return Job(self._around, record, handles, stored.started)
+
+    def _lose(self, record: JobRecord, detail: str) -> None:
+        self._sweep(record.job_id)
+        lost = replace(record, state=State.ENDED, end_reason=EndReason.LOST, detail=detail, output_ended=True)
+        self._around.store.save(lost)
+        self._registry.add_ended(lost)
+        self._around.log.warning("job lost", job=record.job_id, detail=detail)
+
+    def _undo(self, job_id: str) -> None:
+        self._sweep(job_id)
+        try:
+            self._around.store.discard_job(job_id)
+        except OSError:
+            self._around.store.quarantine(job_id)
+
+    def _let_go(self, job_id: str, held: Held) -> None:
+        for fd in (held.stdout, held.stderr, held.pidfd):
+            if fd is not None:
+                os.close(fd)
+        self._around.keeper.release(job_id)
+
+    def _sweep(self, name: str) -> None:
+        """Kill what is in a group that nobody will look after, and remove it."""
+        with contextlib.suppress(FileNotFoundError):
+            group = self._hierarchy.adopt(name)
+            group.kill()
+            try:
+                group.remove()
+            except OSError as error:
+                group.close()
+                self._around.log.warning("cgroup left behind", job=name, error=str(error))

@@ -1,0 +1,298 @@
+"""All jobs of this host: what is asked of them is decided here."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from jobworker.errors import (
+    CapExceeded,
+    InvalidField,
+    JobAlreadyEnded,
+    JobNotFound,
+    JobWorkerError,
+    LimitUnsupported,
+)
+from jobworker.jobs import (
+    EndReason,
+    Enforcement,
+    JobRecord,
+    JobSpec,
+    Limits,
+    LimitStatus,
+    State,
+    format_cpu,
+    format_size,
+    new_job_id,
+)
+from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.settings.schema import JobSettings
+from jobworker.supervisor.job import DEFAULT_GRACE, Job
+from jobworker.supervisor.launcher import Launcher, Order
+from jobworker.supervisor.output import open_segment
+from jobworker.supervisor.store import Store
+from jobworker.wire.messages import HostInfo, LimitSupport, StopJob
+
+Ended = Callable[[JobRecord], None]
+Started = Callable[[JobRecord | JobWorkerError], None]
+
+_RETRY_SECONDS = 5
+_FORMATS: dict[str, Callable[[int], str]] = {"cpu": format_cpu, "memory": format_size, "pids": str}
+_FIELDS = {"cpu": "cpu_millis", "memory": "memory_bytes", "pids": "pids"}
+
+
+class Registry:
+    """Owns the running jobs and the records of the ended ones."""
+
+    def __init__(self, settings: JobSettings, store: Store, hierarchy: Hierarchy, launcher: Launcher) -> None:
+        self._settings = settings
+        self._store = store
+        self._hierarchy = hierarchy
+        self._launcher = launcher
+        self._unsupported = {kind.limit: kind.reason for kind in hierarchy.support if kind.reason}
+        self._maxima = _maxima(settings)
+        self._user_per_job = os.geteuid() == 0
+        self._uids = itertools.cycle(range(settings.first_uid, settings.first_uid + settings.uid_count))
+        self._used_uids: set[int] = set()
+        self._launching = 0
+        self._when_idle: list[Callable[[], None]] = []
+        self._closed = False
+        self.running: dict[str, Job] = {}
+        self.ended: dict[str, JobRecord] = {}
+
+    # Taking in.
+
+    def add_running(self, job: Job) -> None:
+        self._used_uids.add(job.record.uid)
+        self.running[job.record.job_id] = job
+
+    def add_ended(self, record: JobRecord) -> None:
+        self._used_uids.add(record.uid)
+        self.running.pop(record.job_id, None)
+        self.ended[record.job_id] = record
+
+    def changed(self, job: Job) -> None:
+        """Keep the books after a change of a job's record."""
+        if job.record.state is State.ENDED:
+            self.add_ended(job.record)
+            self._tell_idle()
+
+    # Starting.
+
+    def start(self, principal: str, spec: JobSpec, started: Started) -> None:
+        """Start a job; `started` gets its record once the command was executed.
+
+        Raises:
+            JobWorkerError: why it can't be started.
+        """
+        spec.check()
+        self._admit()
+        limits = self._effective(spec)
+        settable = replace(limits, **{_FIELDS[name]: None for name in self._unsupported})
+        uid = self._allocate_uid()
+        order = Order(
+            record=self._new_record(principal, spec, os.geteuid() if uid is None else uid),
+            spec=spec,
+            uid=uid,
+            limits=settable,
+            report=lambda actual: self._status(limits, actual),
+        )
+        self._launching += 1
+        try:
+            self._launcher.launch(order, lambda outcome: self._launched(outcome, uid, started))
+        except JobWorkerError:
+            self._not_launched(uid)
+            raise
+
+    def _launched(self, outcome: Job | JobWorkerError, uid: int | None, started: Started) -> None:
+        if isinstance(outcome, Job):
+            self._launching -= 1
+            self.add_running(outcome)
+            started(outcome.record)
+        else:
+            self._not_launched(uid)
+            started(outcome)
+
+    def _not_launched(self, uid: int | None) -> None:
+        self._launching -= 1
+        if uid is not None:
+            self._used_uids.discard(uid)
+        self._tell_idle()
+
+    def _admit(self) -> None:
+        active = len(self.running) + self._launching
+        if self._closed or active >= self._settings.max_active:
+            maximum = 0 if self._closed else self._settings.max_active
+            raise CapExceeded("the number of active jobs", maximum, _RETRY_SECONDS)
+
+    def _effective(self, spec: JobSpec) -> Limits:
+        """The limits asked for with the defaults filled in.
+
+        Raises:
+            InvalidField: one is more than this host allows.
+            LimitUnsupported: one can't be enforced here, and the request does not allow best effort.
+        """
+        for name, field in _FIELDS.items():
+            asked = getattr(spec.limits, field)
+            if asked is None:
+                continue
+            if asked > self._maxima[name]:
+                most = _FORMATS[name](self._maxima[name])
+                raise InvalidField(
+                    f"limits.{name}", f"{_FORMATS[name](asked)} is more than this host allows", most
+                )
+            if name in self._unsupported and not spec.best_effort:
+                raise LimitUnsupported(name, self._unsupported[name])
+        return replace(spec.limits, pids=spec.limits.pids or self._settings.default_pids)
+
+    def _status(self, asked: Limits, actual: Limits) -> tuple[LimitStatus, ...]:
+        return tuple(
+            self._limit_status(name, getattr(asked, field), getattr(actual, field))
+            for name, field in _FIELDS.items()
+            if getattr(asked, field) is not None
+        )
+
+    def _limit_status(self, name: str, asked: int, actual: int | None) -> LimitStatus:
+        show = _FORMATS[name]
+        if name in self._unsupported:
+            return LimitStatus(name, show(asked), "", Enforcement.UNSUPPORTED, self._unsupported[name])
+        if actual is None:
+            return LimitStatus(name, show(asked), "", Enforcement.UNSUPPORTED, "the kernel reports no limit")
+        return LimitStatus(name, show(asked), show(actual), Enforcement.ENFORCED)
+
+    def _allocate_uid(self) -> int | None:
+        if not self._user_per_job:
+            return None
+        for uid in itertools.islice(self._uids, self._settings.uid_count):
+            if uid not in self._used_uids:
+                self._used_uids.add(uid)
+                return uid
+        raise CapExceeded("the number of jobs that have a user id", self._settings.uid_count, _RETRY_SECONDS)
+
+    def _new_record(self, principal: str, spec: JobSpec, uid: int) -> JobRecord:
+        job_id = new_job_id()
+        return JobRecord(
+            job_id=job_id,
+            principal=principal,
+            command=spec.command,
+            args=spec.args,
+            env_names=tuple(name for name, _ in spec.env),
+            labels=spec.labels,
+            workdir=spec.workdir or self._store.work_path(job_id),
+            timeout_ms=spec.timeout_ms,
+            uid=uid,
+            pid=0,
+            state=State.PENDING,
+            created_ns=time.time_ns(),
+            log_path=self._store.log_path(job_id),
+            segment_bytes=self._settings.segment_bytes,
+        )
+
+    # Asking and stopping.
+
+    def records(self) -> list[JobRecord]:
+        return [*self.ended.values(), *(job.record for job in self.running.values())]
+
+    def inspect(self, job_id: str) -> JobRecord:
+        """A job's record as of now.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        job = self.running.get(job_id)
+        return job.inspect() if job else self._ended_record(job_id)
+
+    def _ended_record(self, job_id: str) -> JobRecord:
+        record = self.ended.get(job_id)
+        if record is None:
+            raise JobNotFound(job_id)
+        return record
+
+    def stop(self, request: StopJob, ended: Ended) -> None:
+        """Stop a job; `ended` gets its record when it has ended, or is being stopped without `wait`.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobAlreadyEnded: it has ended before.
+        """
+        job = self.running.get(request.job_id)
+        if job is None:
+            reason = self._ended_record(request.job_id).end_reason
+            raise JobAlreadyEnded(request.job_id, reason.value if reason else "")
+        job.stop(request.signal, request.grace_ms / 1000, EndReason.STOPPED, force=request.force)
+        if request.wait and not job.record.stuck:
+            job.when_ended(ended)
+        else:
+            ended(job.inspect())
+
+    def open_log(self, job_id: str, segment: int) -> tuple[int, int]:
+        """Read-only descriptors of a segment and its index; the caller closes them.
+
+        Raises:
+            JobNotFound: there is no such job.
+            OutputDropped: there is no such segment.
+        """
+        record = self.inspect(job_id)
+        directory = self._store.open_logs(job_id)
+        try:
+            return open_segment(directory, record, segment)
+        finally:
+            os.close(directory)
+
+    def end_all(self, idle: Callable[[], None]) -> None:
+        """Take no more jobs, stop those that run, and call back when none is left."""
+        self._closed = True
+        self._when_idle.append(idle)
+        for job in tuple(self.running.values()):
+            job.stop(15, DEFAULT_GRACE, EndReason.STOPPED)
+        self._tell_idle()
+
+    @property
+    def active(self) -> int:
+        return len(self.running) + self._launching
+
+    def on_idle(self, callback: Callable[[], None]) -> None:
+        """Call back once no job is active; at once if none is."""
+        self._when_idle.append(callback)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if not self.active:
+            callbacks, self._when_idle = self._when_idle, []
+            for callback in callbacks:
+                callback()
+
+    def host_info(self) -> HostInfo:
+        defaults = {"pids": str(self._settings.default_pids)}
+        return HostInfo(
+            cgroup_mode=self._hierarchy.mode,
+            limits=tuple(
+                LimitSupport(
+                    name=kind.limit,
+                    enforcement=Enforcement.UNSUPPORTED if kind.reason else Enforcement.ENFORCED,
+                    detail=kind.reason,
+                    default=defaults.get(kind.limit, ""),
+                    maximum=_FORMATS[kind.limit](self._maxima[kind.limit]),
+                )
+                for kind in self._hierarchy.support
+            ),
+            cpus=os.cpu_count() or 1,
+            memory_bytes=_host_memory(),
+            max_active_jobs=self._settings.max_active,
+            user_per_job=self._user_per_job,
+        )
+
+
+def _maxima(settings: JobSettings) -> dict[str, int]:
+    return {
+        "cpu": settings.max_cpu_millis or (os.cpu_count() or 1) * 1000,
+        "memory": settings.max_memory_bytes or _host_memory(),
+        "pids": settings.max_pids,
+    }
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,333 @@
+"""The supervisor's socket: who may say what, and the answers and events that go back.
+
+A connection never holds up the supervisor: what a peer does not read waits in bounded form (an answer for each
+request in flight, the newest record of each changed job, the newest size of each followed log), and a peer with
+too many requests in flight is not listened to until it has read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import select
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from jobworker.errors import InvalidField, JobNotFound, JobWorkerError, PermissionDenied, ProtocolError
+from jobworker.jobs import MAX_GRACE_MS, JobRecord, check_job_id
+from jobworker.supervisor.job import Job
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.registry import Registry
+from jobworker.wire import frames, messages, sockets
+
+_MAX_CONNECTIONS = 32
+_MAX_IN_FLIGHT = 512
+
+
+class Peer(enum.Enum):
+    """Who a connection belongs to, by the kernel's word (SO_PEERCRED)."""
+
+    GATEWAY = "the gateway"
+    OWNER = "the supervisor's own user"
+
+
+Reply = Callable[[Any, tuple[int, ...]], None]
+
+
+class Connection:
+    """One peer; owns its socket."""
+
+    def __init__(self, server: Server, sock: socket.socket, peers: frozenset[Peer]) -> None:
+        self._server = server
+        self._sock = sock
+        self._answers: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._changed: dict[str, None] = {}
+        self._grown: dict[str, None] = {}
+        self._sync_due = False
+        self._in_flight = 0
+        self._events = 0
+        self.peers = peers
+        self.greeted = False
+        self.subscribed = False
+        self.attending = False
+        self.followed: set[str] = set()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Ask epoll for what there is to do now."""
+        reading = select.EPOLLIN if self._in_flight < _MAX_IN_FLIGHT else 0
+        events = reading | (select.EPOLLOUT if self._has_output() else 0)
+        if events != self._events:
+            self._events = events
+            self._server.loop.watch(self._sock.fileno(), events, self._on_ready)
+
+    def _has_output(self) -> bool:
+        return bool(self._answers or self._changed or self._grown or self._sync_due)
+
+    def _on_ready(self) -> None:
+        try:
+            self.flush()
+            if self._in_flight >= _MAX_IN_FLIGHT:
+                return
+            frame = frames.receive(self._sock, messages.REQUESTS)
+        except BlockingIOError:
+            return
+        except ProtocolError as error:
+            self._server.log.warning("protocol error", problem=error.problem)
+            self.close()
+            return
+        except OSError:
+            frame = None
+        if frame is None:
+            self.close()
+            return
+        with frame.fds:
+            self._server.handle(self, frame.seq, frame.message)
+
+    # Output.
+
+    def expect_answer(self) -> None:
+        self._in_flight += 1
+
+    def answer(self, seq: int, message: Any, fds: tuple[int, ...]) -> None:
+        """Answer a request; takes the descriptors over."""
+        self._in_flight -= 1
+        self._answers.append((frames.encode(message, seq), fds))
+
+    def job_changed(self, job_id: str) -> None:
+        if self.subscribed:
+            self._changed[job_id] = None
+
+    def log_grew(self, job_id: str) -> None:
+        if job_id in self.followed:
+            self._grown[job_id] = None
+
+    def subscribe(self, job_ids: list[str]) -> None:
+        self.subscribed = True
+        self._changed.update(dict.fromkeys(job_ids))
+        self._sync_due = True
+
+    def flush(self) -> None:
+        """Send until the peer's buffer is full."""
+        if self._sock.fileno() < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while self._has_output():
+                self._send_next()
+        self._listen()
+
+    def _send_next(self) -> None:
+        """Send one message; it stays queued when it can't be sent now."""
+        if self._answers:
+            data, fds = self._answers[0]
+            sockets.send(self._sock, data, fds)
+            self._answers.popleft()
+            _close_all(fds)
+        elif self._changed:
+            job_id = next(iter(self._changed))
+            sockets.send(self._sock, frames.encode(messages.JobChanged(self._server.record(job_id)), 0))
+            del self._changed[job_id]
+        elif self._sync_due:
+            sockets.send(self._sock, frames.encode(messages.Synced(), 0))
+            self._sync_due = False
+        else:
+            job_id = next(iter(self._grown))
+            sockets.send(self._sock, frames.encode(self._server.log_state(job_id), 0))
+            del self._grown[job_id]
+
+    def close(self) -> None:
+        if self._sock.fileno() < 0:
+            return
+        self._server.loop.forget(self._sock.fileno())
+        self._sock.close()
+        for _, fds in self._answers:
+            _close_all(fds)
+        self._answers.clear()
+        self._server.closed(self)
+
+
+def _close_all(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+Handler = Callable[["Server", Connection, Any, Reply], None]
+
+
+class Server:
+    """Accepts connections and applies the table of requests."""
+
+    def __init__(
+        self, loop: Loop, log: Log, registry: Registry, listener: socket.socket, gateway_uid: int
+    ) -> None:
+        self.loop = loop
+        self.log = log
+        self._registry = registry
+        self._listener = listener
+        self._gateway_uid = gateway_uid
+        self._connections: list[Connection] = []
+        self._dirty: set[Connection] = set()
+        loop.watch(listener.fileno(), select.EPOLLIN, self._on_connection)
+        loop.after_each_round(self._flush)
+
+    def _on_connection(self) -> None:
+        try:
+            sock = sockets.accept(self._listener)
+        except OSError as error:
+            self.log.error("connection not accepted", error=str(error))
+            return
+        uid = sockets.peer_uid(sock)
+        peers = frozenset(
+            peer for peer, of in ((Peer.GATEWAY, self._gateway_uid), (Peer.OWNER, os.geteuid())) if uid == of
+        )
+        if not peers or len(self._connections) >= _MAX_CONNECTIONS:
+            self.log.warning("connection refused", uid=uid, connections=len(self._connections))
+            sock.close()
+            return
+        self._connections.append(Connection(self, sock, peers))
+
+    def closed(self, connection: Connection) -> None:
+        self._connections.remove(connection)
+        self._dirty.discard(connection)
+        if connection.attending and not any(other.attending for other in self._connections):
+            self._registry.on_idle(self._end_unattended)
+
+    def _end_unattended(self) -> None:
+        if not any(connection.attending for connection in self._connections):
+            self.log.info("ending: nobody attends and no job runs")
+            self.loop.stop()
+
+    # Requests.
+
+    def handle(self, connection: Connection, seq: int, request: Any) -> None:
+        connection.expect_answer()
+
+        def reply(message: Any, fds: tuple[int, ...] = ()) -> None:
+            connection.answer(seq, message, fds)
+            self._dirty.add(connection)
+
+        try:
+            self._dispatch(connection, request, reply)
+        except JobWorkerError as error:
+            reply(frames.failed(error))
+
+    def _dispatch(self, connection: Connection, request: Any, reply: Reply) -> None:
+        name = type(request).__name__
+        permitted, handler = _TABLE[type(request)]
+        if not permitted & connection.peers:
+            raise PermissionDenied(name, " or ".join(peer.value for peer in permitted), "another user's id")
+        if not connection.greeted and not isinstance(request, messages.Hello):
+            raise ProtocolError(f"{name} before Hello")
+        handler(self, connection, request, reply)
+
+    def hello(self, connection: Connection, request: messages.Hello, reply: Reply) -> None:
+        if request.protocol != messages.PROTOCOL:
+            raise ProtocolError(f"version {request.protocol} is spoken, {messages.PROTOCOL} is understood")
+        connection.greeted = True
+        connection.attending = request.attend
+        reply(messages.Welcome(messages.PROTOCOL, self._registry.host_info()), ())
+        if request.subscribe:
+            connection.subscribe([record.job_id for record in self._registry.records()])
+
+    def start_job(self, _: Connection, request: messages.StartJob, reply: Reply) -> None:
+        def started(outcome: JobRecord | JobWorkerError) -> None:
+            if isinstance(outcome, JobWorkerError):
+                reply(frames.failed(outcome), ())
+            else:
+                self.log.info("job started", job=outcome.job_id, principal=outcome.principal, uid=outcome.uid)
+                reply(messages.JobReply(outcome), ())
+
+        self._registry.start(request.principal, request.spec, started)
+
+    def stop_job(self, _: Connection, request: messages.StopJob, reply: Reply) -> None:
+        check_job_id(request.job_id)
+        if not 1 <= request.signal < signal.NSIG:
+            raise InvalidField("signal", f"{request.signal} is not a signal", "TERM")
+        if not 0 <= request.grace_ms <= MAX_GRACE_MS:
+            raise InvalidField("grace", f"must be between 0 and {MAX_GRACE_MS // 1000} s", "10s")
+        self._registry.stop(request, lambda record: reply(messages.JobReply(record), ()))
+
+    def inspect_job(self, _: Connection, request: messages.InspectJob, reply: Reply) -> None:
+        reply(messages.JobReply(self._registry.inspect(check_job_id(request.job_id))), ())
+
+    def open_log(self, _: Connection, request: messages.OpenLog, reply: Reply) -> None:
+        record = self._registry.inspect(check_job_id(request.job_id))
+        if request.segment < 0:
+            raise InvalidField("segment", "is negative", "0")
+        fds = self._registry.open_log(request.job_id, request.segment)
+        start = request.segment * record.segment_bytes
+        reply(messages.LogSegment(request.job_id, request.segment, start), fds)
+
+    def follow_log(self, connection: Connection, request: messages.FollowLog, reply: Reply) -> None:
+        record = self._registry.inspect(check_job_id(request.job_id))
+        if record.output_ended:
+            connection.followed.discard(request.job_id)
+        else:
+            connection.followed.add(request.job_id)
+        reply(messages.JobReply(record), ())
+
+    def unfollow_log(self, connection: Connection, request: messages.UnfollowLog, reply: Reply) -> None:
+        connection.followed.discard(check_job_id(request.job_id))
+        reply(messages.Done(), ())
+
+    def shutdown(self, _: Connection, __: messages.Shutdown, reply: Reply) -> None:
+        def idle() -> None:
+            reply(messages.Done(), ())
+            self.loop.stop()
+
+        self._registry.end_all(idle)
+
+    # Events.
+
+    def job_changed(self, job: Job) -> None:
+        for connection in self._connections:
+            connection.job_changed(job.record.job_id)
+            self._dirty.add(connection)
+
+    def log_grew(self, job: Job) -> None:
+        for connection in self._connections:
+            if job.record.job_id in connection.followed:
+                connection.log_grew(job.record.job_id)
+                self._dirty.add(connection)
+
+    def record(self, job_id: str) -> JobRecord:
+        running = self._registry.running.get(job_id)
+        return running.record if running else self._registry.inspect(job_id)
+
+    def log_state(self, job_id: str) -> messages.LogGrew:
+        running = self._registry.running.get(job_id)
+        if running:
+            return messages.LogGrew(job_id, running.log_bytes, output_ended=False)
+        try:
+            return messages.LogGrew(job_id, self._registry.inspect(job_id).log_bytes, output_ended=True)
+        except JobNotFound:
+            return messages.LogGrew(job_id, 0, output_ended=True)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        for connection in dirty:
+            try:
+                connection.flush()
+            except OSError:
+                connection.close()
+
+
+_GATEWAY = frozenset({Peer.GATEWAY})
+_OWNER = frozenset({Peer.OWNER})
+
+# Every request there is: who may make it, and what answers it. What is not here is refused.
+_TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
+    messages.Hello: (_GATEWAY | _OWNER, Server.hello),
+    messages.StartJob: (_GATEWAY, Server.start_job),
+    messages.StopJob: (_GATEWAY, Server.stop_job),
+    messages.InspectJob: (_GATEWAY, Server.inspect_job),
+    messages.OpenLog: (_GATEWAY, Server.open_log),
+    messages.FollowLog: (_GATEWAY, Server.follow_log),
+    messages.UnfollowLog: (_GATEWAY, Server.unfollow_log),
+    messages.Shutdown: (_OWNER, Server.shutdown),
+}

@@ -1,0 +1,190 @@
+"""The state directory: the truth about jobs.
+
+    lock                 held by the one supervisor that may use the directory
+    instance             this agent's name among those on the host
+    jobs/ID/job.json     the job's record
+    jobs/ID/work/        the job's own directory, owned by its user
+    jobs/ID/logs/        where the job cannot write
+    quarantine/          what could not be read, with its name
+
+Files are written beside and renamed, so that a reader sees the old or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+
+from jobworker import codec
+from jobworker.errors import HostFault, ProtocolError
+from jobworker.jobs import EndReason, JobRecord, check_job_id, new_job_id
+from jobworker.kernel import syscalls
+
+FORMAT = 1
+_MAX_RECORD = 2 * 1024 * 1024
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+# Jobs' users must get through to their work directories, and see nothing on the way.
+_PASS_THROUGH = 0o711
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """What job.json holds.
+
+    Attributes:
+        boot_id: of the host when this was written; another one means that nothing of it runs any more.
+        started: on the monotonic clock of that boot, in seconds.
+        stop_reason: why the job is being stopped, once it is.
+    """
+
+    format: int
+    boot_id: str
+    record: JobRecord
+    started: float
+    stop_reason: EndReason | None
+
+
+class Store:
+    """Reads and writes the state directory; the only one who does."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.realpath(path)
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        self.fd = os.open(self.path, _OPEN_DIR)
+        self._lock = self._take_lock()
+        os.chmod(self.path, _PASS_THROUGH)
+        self._jobs = self._make_dir("jobs", _PASS_THROUGH)
+        self._boot_id = _read_boot_id()
+
+    def _take_lock(self) -> int:
+        fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self.fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            problem = f"another agent is using {self.path}; stop it, or give this one a directory of its own"
+            raise HostFault("lock", "EWOULDBLOCK", problem) from None
+        return fd
+
+    def _make_dir(self, name: str, mode: int) -> int:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self.fd)
+        fd = os.open(name, _OPEN_DIR, dir_fd=self.fd)
+        os.fchmod(fd, mode)
+        return fd
+
+    def instance(self) -> str:
+        """The agent's name, made at its first start."""
+        with contextlib.suppress(FileNotFoundError):
+            return check_job_id(_read_file(self.fd, "instance").decode("ascii"), "instance")
+        name = new_job_id()
+        _write_file(self.fd, "instance", name.encode("ascii"))
+        return name
+
+    def create_job(self, job_id: str, uid: int | None) -> None:
+        """Make a job's directories; nothing is left of them when that fails."""
+        try:
+            self._create_job(job_id, uid)
+        except OSError:
+            self.discard_job(job_id)
+            raise
+
+    def _create_job(self, job_id: str, uid: int | None) -> None:
+        os.mkdir(job_id, 0o700, dir_fd=self._jobs)
+        for name in ("work", "logs"):
+            os.mkdir(f"{job_id}/{name}", 0o700, dir_fd=self._jobs)
+        if uid is not None:
+            os.chown(f"{job_id}/work", uid, uid, dir_fd=self._jobs, follow_symlinks=False)
+        os.chmod(job_id, _PASS_THROUGH, dir_fd=self._jobs)
+
+    def open_work(self, job_id: str) -> int:
+        return self._open_dir(f"{job_id}/work")
+
+    def open_logs(self, job_id: str) -> int:
+        return self._open_dir(f"{job_id}/logs")
+
+    def _open_dir(self, path: str) -> int:
+        beneath = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+        return syscalls.openat2(self._jobs, path, os.O_RDONLY | os.O_DIRECTORY, beneath)
+
+    def work_path(self, job_id: str) -> str:
+        return f"{self.path}/jobs/{job_id}/work"
+
+    def log_path(self, job_id: str) -> str:
+        return f"{self.path}/jobs/{job_id}/logs/job_{job_id}.log"
+
+    def save(self, record: JobRecord, started: float = 0.0, stop_reason: EndReason | None = None) -> None:
+        stored = StoredJob(FORMAT, self._boot_id, record, started, stop_reason)
+        fd = self._open_dir(record.job_id)
+        try:
+            _write_file(fd, "job.json", codec.dumps(stored))
+        finally:
+            os.close(fd)
+
+    def discard_job(self, job_id: str) -> None:
+        """Remove the directories of a job whose command was never executed, so that they hold our files only."""
+        logs, names = f"{job_id}/logs", (f"job_{job_id}.log", f"job_{job_id}.idx")
+        files = (f"{job_id}/job.json", f"{job_id}/job.json.new", *(f"{logs}/{name}" for name in names))
+        for path in files:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path, dir_fd=self._jobs)
+        for path in (logs, f"{job_id}/work", job_id):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(path, dir_fd=self._jobs)
+
+    def load(self, job_id: str) -> StoredJob:
+        """What is stored of a job.
+
+        Raises:
+            ProtocolError: the record is broken, or from a later version.
+            FileNotFoundError: there is none.
+        """
+        stored = codec.loads(StoredJob, _read_file(self._jobs, f"{job_id}/job.json"))
+        if stored.format != FORMAT or stored.record.job_id != job_id:
+            raise ProtocolError(f"the record of job {job_id} is of format {stored.format}, or of another job")
+        return stored
+
+    def is_of_this_boot(self, stored: StoredJob) -> bool:
+        return stored.boot_id == self._boot_id
+
+    def job_ids(self) -> list[str]:
+        with os.scandir(self._jobs) as entries:
+            return sorted(entry.name for entry in entries)
+
+    def quarantine(self, name: str) -> None:
+        """Put a job's directory aside, for a person to look at."""
+        fd = self._make_dir("quarantine", 0o700)
+        try:
+            os.rename(name, name, src_dir_fd=self._jobs, dst_dir_fd=fd)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        finally:
+            os.close(fd)
+
+
+def _read_boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _read_file(directory_fd: int, name: str) -> bytes:
+    beneath = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+    fd = syscalls.openat2(directory_fd, name, os.O_RDONLY | os.O_NONBLOCK, beneath)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ProtocolError(f"{name} is not a regular file")
+        return file.read(_MAX_RECORD)
+
+
+def _write_file(directory_fd: int, name: str, data: bytes) -> None:
+    beside = f"{name}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(beside, flags, 0o600, dir_fd=directory_fd)
+    with open(fd, "wb") as file:
+        file.write(data)
+    os.rename(beside, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)

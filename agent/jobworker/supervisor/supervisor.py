@@ -1,0 +1,89 @@
+"""Puts the supervisor together and runs it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+
+from jobworker.kernel.cgroup import detect
+from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.subtree import SubtreeHierarchy
+from jobworker.settings.schema import Settings
+from jobworker.supervisor.job import Job, Surroundings
+from jobworker.supervisor.keeper_link import KeeperLink
+from jobworker.supervisor.launcher import Launcher
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.recovery import Recovery
+from jobworker.supervisor.registry import Registry
+from jobworker.supervisor.server import Server
+from jobworker.supervisor.store import Store
+from jobworker.wire import sockets
+
+_SOCKET = "supervisor.sock"
+
+
+class Supervisor:
+    """The one process that touches jobs."""
+
+    def __init__(self, settings: Settings, link_fd: int) -> None:
+        self._log = Log(settings.log_level)
+        self._keeper = KeeperLink(link_fd)
+        held = self._keeper.receive_held()
+        self._store = Store(settings.state_dir)
+        self._loop = Loop()
+        self._hierarchy = _hierarchy(settings, self._store, self._log)
+        around = Surroundings(
+            loop=self._loop,
+            log=self._log,
+            store=self._store,
+            keeper=self._keeper,
+            changed=self._changed,
+            grew=self._grew,
+            kill_wait=settings.jobs.kill_wait_ms / 1000,
+        )
+        launcher = Launcher(around, self._hierarchy, settings.jobs.default_path)
+        self._registry = Registry(settings.jobs, self._store, self._hierarchy, launcher)
+        listener = sockets.listen(self._store.fd, _SOCKET, 0o600)
+        if settings.gateway_uid != os.geteuid():
+            os.chown(_SOCKET, settings.gateway_uid, -1, dir_fd=self._store.fd)
+        self._server = Server(self._loop, self._log, self._registry, listener, settings.gateway_uid)
+        Recovery(around, self._registry, self._hierarchy, held).run()
+        self._keeper.listen(self._loop, self._process_ended, self._keeper_gone)
+
+    def _changed(self, job: Job) -> None:
+        self._registry.changed(job)
+        self._server.job_changed(job)
+
+    def _grew(self, job: Job) -> None:
+        self._server.log_grew(job)
+
+    def _process_ended(self, job_id: str, end: tuple[int, int]) -> None:
+        if job := self._registry.running.get(job_id):
+            job.main_ended(end)
+
+    def _keeper_gone(self) -> None:
+        self._log.error("the keeper is gone: if this process died too, running jobs would be lost")
+
+    def run(self, ready_fd: int | None) -> None:
+        """Serve until told to end; all jobs have ended then."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._loop.on_signal(signum, lambda: self._registry.end_all(self._loop.stop))
+        # What is there now stays; a child that never touches it need not copy its pages.
+        gc.collect()
+        gc.freeze()
+        if ready_fd is not None:
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+        self._log.info("ready", cgroup_mode=self._hierarchy.mode, pid=os.getpid())
+        self._loop.run()
+        self._hierarchy.remove()
+
+
+def _hierarchy(settings: Settings, store: Store, log: Log) -> Hierarchy:
+    try:
+        return detect.hierarchy(store.instance(), settings.jobs.cgroup_parent, store.path)
+    except detect.NoCgroups as error:
+        log.warning("jobs run without cgroups: nothing can be limited", reason=str(error))
+        return SubtreeHierarchy(str(error))

@@ -1,0 +1,50 @@
+"""What supervisor and keeper say to each other.
+
+A message is a byte for its kind, the job's id, and how its process ended where that is known; descriptors come
+with it. It is packed by hand, because the keeper loads this and must stay small, and hardly ever changes.
+"""
+
+from __future__ import annotations
+
+import struct
+
+# From the supervisor: here are the read ends of a job's pipes (stdout, stderr), before the job is made.
+HOLD_PIPES = 1
+# Here is its pidfd, right after.
+HOLD_PROCESS = 2
+# The job has ended: let go of it all.
+RELEASE = 3
+
+# From the keeper, to a supervisor that has just started: what it holds of one job. Three descriptors, or two
+# if the supervisor died before the job was made.
+HELD = 4
+# That was all.
+HELD_ALL = 5
+# The process of an adopted job has ended.
+ENDED = 6
+
+# How a process ended, as waitid(2) has it: CLD_EXITED and a code, CLD_KILLED or CLD_DUMPED and a signal.
+RUNNING = (0, 0)
+
+# A supervisor's exit status when it refuses to start for a reason that trying again will not mend.
+EXIT_REFUSED = 78
+
+_FORMAT = struct.Struct("<B19sii")
+SIZE = _FORMAT.size
+
+
+def pack(kind: int, job_id: str = "", end: tuple[int, int] = RUNNING) -> bytes:
+    return _FORMAT.pack(kind, job_id.encode("ascii"), *end)
+
+
+def unpack(data: bytes) -> tuple[int, str, tuple[int, int]]:
+    """The kind, the job's id, and how its process ended.
+
+    Raises:
+        ValueError: this is not such a message.
+    """
+    try:
+        kind, job_id, code, status = _FORMAT.unpack(data)
+    except struct.error as error:
+        raise ValueError(str(error)) from None
+    return kind, job_id.rstrip(b"\0").decode("ascii"), (code, status)

@@ -1,0 +1,180 @@
+"""The keeper and the supervisor alone, spoken to over their own socket: no gateway, no TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import jobworker
+from jobworker.jobs import JobRecord, JobSpec, Limits
+from jobworker.settings import schema
+from jobworker.wire import frames, messages, sockets
+
+_ROOT = os.path.dirname(jobworker.__file__)
+DEADLINE = 60
+
+
+class Link:
+    """A connection to a supervisor, as the gateway has one, but blocking."""
+
+    def __init__(self, path: str, *, subscribe: bool = False, attend: bool = False) -> None:
+        self.sock = sockets.connect(path)
+        self._seq = 0
+        self.events: deque[Any] = deque()
+        self.welcome = self.ask(messages.Hello(messages.PROTOCOL, subscribe, attend))
+
+    def send(self, message: Any) -> int:
+        self._seq += 1
+        sockets.send(self.sock, frames.encode(message, self._seq))
+        return self._seq
+
+    def receive(self) -> frames.Frame:
+        """The next frame.
+
+        Raises:
+            ConnectionResetError: the supervisor is gone.
+        """
+        ready, _, _ = select.select([self.sock], [], [], DEADLINE)
+        assert ready, "the supervisor says nothing"
+        frame = frames.receive(self.sock, (*messages.ANSWERS, *messages.EVENTS))
+        if frame is None:
+            raise ConnectionResetError
+        return frame
+
+    def answer(self, seq: int) -> frames.Frame:
+        while True:
+            frame = self.receive()
+            if frame.seq == seq:
+                if isinstance(frame.message, messages.Failed):
+                    raise frames.to_error(frame.message)
+                return frame
+            self.events.append(frame.message)
+
+    def ask(self, message: Any) -> Any:
+        return self.answer(self.send(message)).message
+
+    def start(self, command: str, *args: str, limits: Limits | None = None, **spec: Any) -> JobRecord:
+        limits = limits or Limits()
+        request = messages.StartJob("spiffe://test/user/w", JobSpec(command, args, limits=limits, **spec))
+        record: JobRecord = self.ask(request).record
+        return record
+
+    def inspect(self, job_id: str) -> JobRecord:
+        record: JobRecord = self.ask(messages.InspectJob(job_id)).record
+        return record
+
+    def stop(self, job_id: str, *, grace_ms: int = 10_000, force: bool = False, wait: bool = True) -> JobRecord:
+        request = messages.StopJob(job_id, signal.SIGTERM, grace_ms, force, wait)
+        record: JobRecord = self.ask(request).record
+        return record
+
+    def wait_ended(self, job_id: str) -> JobRecord:
+        """Wait for the event that the job has ended; needs `subscribe`."""
+        while True:
+            event = self.events.popleft() if self.events else self.receive().message
+            if isinstance(event, messages.JobChanged) and event.record.job_id == job_id and event.record.ended_ns:
+                return event.record
+
+    def read_log(self, record: JobRecord) -> bytes:
+        """All output of an ended job, through the descriptors that the supervisor hands over."""
+        data = b""
+        while len(data) < record.log_bytes:
+            request = messages.OpenLog(record.job_id, len(data) // record.segment_bytes)
+            with self.answer(self.send(request)).fds as fds:
+                log, index = fds.take()
+            os.close(index)
+            with open(log, "rb") as file:
+                data += file.read()
+        return data
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class RootSide:
+    """A running keeper with its supervisor."""
+
+    def __init__(self, directory: str, *, as_user: int | None = None, **jobs: Any) -> None:
+        self.state_dir = os.path.join(directory, "state")
+        os.makedirs(self.state_dir, exist_ok=True)
+        self.settings = schema.Settings(
+            state_dir=self.state_dir,
+            listen="127.0.0.1:0",
+            tls=schema.TlsSettings("", "", ""),
+            jobs=schema.JobSettings(**jobs),
+            gateway_uid=os.getuid() if as_user is None else as_user,
+        )
+        self._settings_path = os.path.join(directory, "settings.json")
+        schema.write(self.settings, self._settings_path)
+        self._as_user = as_user
+        if as_user is not None:
+            for path in (directory, self.state_dir, self._settings_path):
+                os.chown(path, as_user, as_user)
+        self._links: list[Link] = []
+        self.log_path = os.path.join(directory, "keeper.log")
+        self.keeper = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        reading, writing = os.pipe()
+        program = os.path.join(_ROOT, "keeper", "__main__.py")
+        command = [sys.executable, "-I", "-S", "-E", program, "--settings", self._settings_path]
+        with open(self.log_path, "ab") as log:
+            process = subprocess.Popen(
+                [*command, "--ready-fd", str(writing)],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                pass_fds=(writing,),
+                start_new_session=True,
+                user=self._as_user,
+                group=self._as_user,
+                extra_groups=None if self._as_user is None else [],
+            )
+        os.close(writing)
+        with open(reading, "rb") as ready:
+            said = ready.read()
+        if said != b"ready\n":
+            process.wait(DEADLINE)
+            raise RuntimeError(open(self.log_path).read())
+        return process
+
+    def link(self, **options: bool) -> Link:
+        link = Link(self.settings.socket_path, **options)
+        self._links.append(link)
+        return link
+
+    def supervisor_pid(self) -> int:
+        with open(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children") as file:
+            pids = [int(text) for text in file.read().split()]
+        for pid in pids:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if b"supervisor/__main__.py" in file.read():
+                    return pid
+        raise LookupError("no supervisor")
+
+    def log(self) -> str:
+        with open(self.log_path) as file:
+            return file.read()
+
+    def close(self) -> int:
+        """End all jobs, the supervisor and the keeper; the keeper's exit status."""
+        for link in self._links:
+            link.close()
+        if self.keeper.poll() is None:
+            self.keeper.terminate()
+        return self.keeper.wait(DEADLINE)
+
+
+@contextlib.contextmanager
+def root_side(directory: str, **options: Any) -> Iterator[RootSide]:
+    side = RootSide(directory, **options)
+    try:
+        yield side
+    finally:
+        side.close()
