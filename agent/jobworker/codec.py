@@ -25,8 +25,7 @@ _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 def dumps(value: Any) -> bytes:
     """Encode a frozen dataclass as compact JSON in UTF-8, lone surrogates as themselves."""
-    text = json.dumps(to_plain(value), separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass")
+    return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
 
 
 def loads(cls: type[T], data: bytes) -> T:
@@ -54,19 +53,25 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number")
 
 
-def to_plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
+    """What the encoder asks for when it meets a type that JSON does not have."""
     if isinstance(value, enum.Enum):
         return value.value
-    if is_dataclass(value):
-        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple):
-        return [to_plain(item) for item in value]
-    return value
+    cls: Any = type(value)
+    return {name: getattr(value, name) for name in _names(cls)}
+
+
+@functools.cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cls))
 
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=_to_plain)
 
 
 def field_types(cls: Any) -> tuple[Any, ...]:

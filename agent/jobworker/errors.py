@@ -136,7 +136,8 @@ class PermissionDenied(JobWorkerError):
     held: str
 
     def __str__(self) -> str:
-        return f"{self.method} needs the role {self.needed}; your certificate carries {self.held}"
+        name = self.method.rpartition("/")[2]
+        return f"{name} needs the role {self.needed}; your certificate carries {self.held}"
 
 
 @dataclass(eq=False)

@@ -23,6 +23,8 @@ _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 # Errors of clone3 that mean "not on this kernel": try the portable way.
 _NO_CLONE3 = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
 
+_NO_SIGNALS: frozenset[int] = frozenset()
+
 REPORT_SIZE = 256
 
 
@@ -81,18 +83,14 @@ def start(command: Command, pipes: Pipes, group: Group) -> tuple[int, int]:
     Raises:
         OSError: no process could be made.
     """
-    # No signal may reach the child while Python's handlers, which write to the parent's loop, are in place.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        pid, pidfd, cloned_into = _clone(group.clone_into_fd)
-        if pid == 0:
-            _child(command, pipes, group, cloned_into=cloned_into)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    pid, pidfd, cloned_into = _clone(group.clone_into_fd)
+    if pid == 0:
+        _child(command, pipes, group, cloned_into=cloned_into)
     return pid, pidfd
 
 
 def _clone(cgroup_fd: int | None) -> tuple[int, int, bool]:
+    # A signal that reaches the child early must end it, not run a handler that writes to the parent's loop.
     flags = syscalls.CLONE_CLEAR_SIGHAND
     try:
         if cgroup_fd is None:
@@ -162,7 +160,7 @@ def _become(uid: int | None) -> None:
 def _reset_signals() -> None:
     for signum in _IGNORED:
         signal.signal(signum, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, _NO_SIGNALS)
 
 
 def _exec(command: Command) -> None:

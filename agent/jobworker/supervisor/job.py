@@ -7,6 +7,7 @@ has come and does what is next, so that the order of the kernel's notifications 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -75,7 +76,7 @@ class Job:
         self._pipes = {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR}
         self._started = started
         self._stop_reason: EndReason | None = None
-        self._main_ended = False
+        self._end: End | None = None
         self._empty = False
         self._draining = False
         self._timeout: Timer | None = None
@@ -140,23 +141,25 @@ class Job:
             return
         if ended:
             self._around.loop.forget(self._pidfd)
-            self._note_end((ended.si_code, ended.si_status))
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-            self._advance()
+            self._main_has_ended((ended.si_code, ended.si_status))
 
     def main_ended(self, end: End) -> None:
         """The keeper has reaped the main process."""
-        if not self._main_ended:
-            self._note_end(end)
-            self._advance()
+        if self._end is None:
+            self._main_has_ended(end)
 
-    def _note_end(self, end: End) -> None:
-        self._main_ended = True
-        code, status = end
-        if code == os.CLD_EXITED:
-            self._change(exit_code=status)
-        elif code in (os.CLD_KILLED, os.CLD_DUMPED):
-            self._change(signal=status)
+    def _main_has_ended(self, end: End) -> None:
+        self._end = end
+        self._advance()
+        if self.record.state is not State.ENDED:
+            # Descendants live on; the exit code is told at once.
+            self._change(**_exit_fields(end))
+            self._reap()
+
+    def _reap(self) -> None:
+        if self._pidfd is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
 
     def _on_group(self) -> None:
         if not self._empty and not self._group.populated():
@@ -166,7 +169,7 @@ class Job:
             self._advance()
 
     def _advance(self) -> None:
-        if not (self._main_ended and self._empty):
+        if self._end is None or not self._empty:
             return
         if not self._pipes:
             self._finish()
@@ -235,7 +238,9 @@ class Job:
 
     def _finish(self) -> None:
         usage = self._usage()
-        self._let_go()
+        exited: dict[str, Any] = _exit_fields(self._end) if self._end else {}
+        self.record = replace(self.record, **exited)
+        self._around.loop.forget(self._group.events_fd)
         self._change(
             state=State.ENDED,
             ended_ns=time.time_ns(),
@@ -246,25 +251,27 @@ class Job:
             lost_bytes=self._log.lost,
             output_ended=True,
         )
-        self._around.keeper.release(self.record.job_id)
+        self._let_go()
         self._around.grew(self)
         self._answer_waiting()
 
     def _let_go(self) -> None:
-        self._around.loop.forget(self._group.events_fd)
         for timer in (self._timeout, self._kill_timer, self._stuck_timer):
             if timer:
                 timer.cancel()
+        self._log.close()
+        # On disk by now: nobody needs the status any more.
+        self._reap()
+        if self._pidfd is not None:
+            self._around.loop.forget(self._pidfd)
+            os.close(self._pidfd)
         try:
             self._group.remove()
         except OSError as error:
             # It is swept at the next start.
             self._around.log.warning("cgroup left behind", job=self.record.job_id, error=str(error))
             self._group.close()
-        if self._pidfd is not None:
-            self._around.loop.forget(self._pidfd)
-            os.close(self._pidfd)
-        self._log.close()
+        self._around.keeper.release(self.record.job_id)
 
     def _end_reason(self, oom_kills: int) -> EndReason:
         record = self.record
@@ -301,3 +308,11 @@ class Job:
         except OSError as error:
             self._around.log.error("record not saved", job=self.record.job_id, error=str(error))
             self._around.loop.call_after(_SAVE_AGAIN, self._save)
+
+
+def _exit_fields(end: End) -> dict[str, Any]:
+    """The record's fields for how the main process ended."""
+    code, status = end
+    if code == os.CLD_EXITED:
+        return {"exit_code": status}
+    return {"signal": status} if code in (os.CLD_KILLED, os.CLD_DUMPED) else {}

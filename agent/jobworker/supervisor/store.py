@@ -185,6 +185,10 @@ def _write_file(directory_fd: int, name: str, data: bytes) -> None:
     beside = f"{name}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(beside, flags, 0o600, dir_fd=directory_fd)
-    with open(fd, "wb") as file:
-        file.write(data)
+    try:
+        written = os.write(fd, data)
+    finally:
+        os.close(fd)
+    if written != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
     os.rename(beside, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)

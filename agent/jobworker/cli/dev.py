@@ -1,0 +1,238 @@
+"""`worker-agent dev`: the whole agent in the foreground.
+
+Starts the keeper (which starts the supervisor) unless an earlier run was killed and has left them with their
+jobs, then the gateway, and stays attached to the supervisor: a supervisor that nobody attends to ends when its
+last job has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import jobworker
+from jobworker import codec
+from jobworker.errors import AgentUnavailable, HostFault, InvalidField, JobWorkerError
+from jobworker.jobs import Enforcement
+from jobworker.settings import schema
+from jobworker.settings.schema import Settings, TlsSettings
+from jobworker.wire import frames, messages, sockets
+from jobworker_pki import dev as dev_pki
+
+_PACKAGE = os.path.dirname(jobworker.__file__)
+_ROOT_SIDE = ("-I", "-S", "-E", os.path.join(_PACKAGE, "keeper", "__main__.py"))
+_GATEWAY = ("-m", "jobworker.gateway")
+# What a process may take to come up on a slow machine, or to end once it was told to, in seconds.
+_PATIENCE = 60
+
+
+def run(directory: str, listen: str, config: str | None) -> int:
+    """Serve until SIGTERM or Ctrl-C; the exit status.
+
+    Raises:
+        JobWorkerError: what keeps the agent from starting.
+    """
+    _check_loopback(listen)
+    directory = os.path.realpath(directory)
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    own_lock = _lock(os.path.join(directory, "dev.lock"))
+    if own_lock is None:
+        raise HostFault("lock", "EWOULDBLOCK", f"another `worker-agent dev` is running on {directory}")
+    pki = os.path.join(directory, "pki")
+    dev_pki.ensure(pki, dev_pki.Wanted(), renew=False, progress=_say)
+    settings = _settings(directory, pki, listen, config)
+    settings_path = os.path.join(directory, "settings.json")
+    schema.write(settings, settings_path)
+    with _signals() as wakeup, contextlib.ExitStack() as ending:
+        supervisor = _attach(settings, settings_path)
+        ending.callback(supervisor.end)
+        supervisor.explain()
+        gateway, address = _start_gateway(directory, settings_path)
+        # Jobs first, so that whoever follows one sees its end.
+        ending.pop_all()
+        ending.callback(_end, gateway)
+        ending.callback(supervisor.end)
+        # The one line on standard output, for whoever waits for it.
+        sys.stdout.write(f"ready {address} pki={pki}\n")
+        sys.stdout.flush()
+        return _serve(wakeup, supervisor, gateway)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _check_loopback(listen: str) -> None:
+    host = listen.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    problem = (
+        f"{listen!r:.60} is not an address of this machine alone, and development certificates are for no other"
+    )
+    raise InvalidField("listen", problem, "127.0.0.1:7443")
+
+
+def _settings(directory: str, pki: str, listen: str, config: str | None) -> Settings:
+    files = (os.path.join(pki, name) for name in ("ca.pem", "server.pem", "server.key"))
+    own = Settings(
+        state_dir=os.path.join(directory, "state"),
+        listen=listen,
+        tls=TlsSettings(*files),
+        gateway_uid=os.getuid(),
+    )
+    if config is None:
+        return own
+    command = (
+        sys.executable,
+        "-m",
+        "jobworker.cli.worker_agent",
+        "config",
+        "canonical",
+        "--over",
+        codec.dumps(own),
+    )
+    with open(config, "rb") as file:
+        made = subprocess.run(command, stdin=file, capture_output=True, check=False, timeout=_PATIENCE)
+    if made.returncode:
+        raise InvalidField(config, made.stderr.decode(errors="replace").strip())
+    # Where everything is stays as asked for on the command line.
+    loaded = codec.loads(Settings, made.stdout)
+    return replace(own, jobs=loaded.jobs, log_level=loaded.log_level)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor that is readable once SIGTERM or SIGINT has come."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writing)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: None)
+    yield reading
+
+
+def _lock(path: str, *, wait: bool = False) -> int | None:
+    """Take a lock for as long as the descriptor, or a copy of it, is open; None if another process has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _start_gateway(directory: str, settings_path: str) -> tuple[subprocess.Popen[bytes], str]:
+    # The gateway holds a copy of the lock, and ends when the pipe that is its standard input closes: after a
+    # run that was killed, this waits until its gateway has let go of the port.
+    lock = _lock(os.path.join(directory, "gateway.lock"), wait=True)
+    command = (*_GATEWAY, "--settings", settings_path, "--while-stdin")
+    started = _start(command, "gateway", stdin=subprocess.PIPE, keep_fds=() if lock is None else (lock,))
+    if lock is not None:
+        os.close(lock)
+    return started
+
+
+def _start(
+    arguments: tuple[str, ...], part: str, *, stdin: int = subprocess.DEVNULL, keep_fds: tuple[int, ...] = ()
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a part of the agent; the process, and the line that it says when it is ready.
+
+    Raises:
+        HostFault: it ended instead; what it had to say stands on standard error.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    with open(reading, "rb") as ready:
+        process = subprocess.Popen(
+            (sys.executable, *arguments, "--ready-fd", str(writing)),
+            stdin=stdin,
+            pass_fds=(writing, *keep_fds),
+            start_new_session=True,
+        )
+        os.close(writing)
+        line = ready.readline()
+    if not line:
+        process.wait(_PATIENCE)
+        problem = f"{part} ended with {process.returncode}; its own words stand above"
+        raise HostFault(f"starting the {part}", "ECHILD", problem)
+    return process, line.decode().strip()
+
+
+class _Supervisor:
+    """Our connection to the supervisor, which stays for as long as we hold it."""
+
+    def __init__(self, sock: socket.socket, keeper: subprocess.Popen[bytes] | None) -> None:
+        self.sock = sock
+        self.keeper = keeper
+        sock.setblocking(True)
+        self.host = self._ask(messages.Hello(messages.PROTOCOL, subscribe=False, attend=True)).host
+
+    def _ask(self, message: object) -> messages.Welcome:
+        sockets.send(self.sock, frames.encode(message, 1))
+        frame = frames.receive(self.sock, messages.ANSWERS)
+        if frame is None:
+            raise AgentUnavailable("the supervisor has closed the connection")
+        if isinstance(frame.message, messages.Failed):
+            raise frames.to_error(frame.message)
+        answer: messages.Welcome = frame.message
+        return answer
+
+    def explain(self) -> None:
+        """Say what the host gives and what it does not."""
+        _say(f"cgroups: {self.host.cgroup_mode}; jobs run as {'a user each' if self.host.user_per_job else 'you'}")
+        for limit in self.host.limits:
+            if limit.enforcement is not Enforcement.ENFORCED:
+                _say(f"  {limit.name} cannot be limited: {limit.detail}")
+
+    def end(self) -> None:
+        """Stop all jobs, then the supervisor and its keeper."""
+        with contextlib.suppress(OSError, JobWorkerError):
+            self._ask(messages.Shutdown())
+        self.sock.close()
+        if self.keeper:
+            self.keeper.wait(_PATIENCE)
+
+
+def _attach(settings: Settings, settings_path: str) -> _Supervisor:
+    try:
+        sock = sockets.connect(settings.socket_path)
+    except OSError:
+        keeper, _ = _start((*_ROOT_SIDE, "--settings", settings_path), "supervisor")
+        return _Supervisor(sockets.connect(settings.socket_path), keeper)
+    _say("taking over what an earlier run has left running")
+    return _Supervisor(sock, None)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _serve(wakeup: int, supervisor: _Supervisor, gateway: subprocess.Popen[bytes]) -> int:
+    """Wait for a signal, or for the end of a part."""
+    gateway_fd = os.pidfd_open(gateway.pid)
+    poll = select.poll()
+    for fd in (wakeup, supervisor.sock.fileno(), gateway_fd):
+        poll.register(fd, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll()}
+    os.close(gateway_fd)
+    if wakeup in ready:
+        _say("ending: stopping all jobs")
+        return 0
+    part = "gateway" if gateway_fd in ready else "supervisor"
+    _say(f"worker-agent: the {part} has ended unexpectedly; its log above says why")
+    return 1

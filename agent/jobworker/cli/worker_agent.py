@@ -1,0 +1,114 @@
+"""worker-agent: the agent's own commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import BinaryIO, NoReturn
+
+import click
+
+import jobworker
+from jobworker import codec
+from jobworker.errors import JobWorkerError
+from jobworker.settings.schema import MAX_SETTINGS_BYTES, Settings
+
+_NOBODY = 65534
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(jobworker.__version__, prog_name="worker-agent")
+def main() -> None:
+    """Run and check the jobworker agent, which runs commands on this host for remote clients."""
+
+
+@main.command()
+@click.option(
+    "--dir", "directory", required=True, type=click.Path(file_okay=False), metavar="DIR", help="Holds it all."
+)
+@click.option(
+    "--listen", default="127.0.0.1:7443", show_default=True, metavar="HOST:PORT", help="PORT 0: a free one."
+)
+@click.option("--config", type=click.Path(dir_okay=False, exists=True), metavar="FILE", help="Settings, in YAML.")
+def dev(directory: str, listen: str, config: str | None) -> None:
+    r"""Run the whole agent in the foreground, with certificates made for it.
+
+    Development certificates go to DIR/pki, jobs and their logs to DIR/state. Prints a line that starts with
+    "ready" once it serves. Ends on Ctrl-C or SIGTERM, and stops its jobs first. If it is killed, jobs run on,
+    and the next start on the same DIR takes them over.
+
+    As root each job has a user of its own and its cgroup's limits. An ordinary user gets what is delegated to
+    that user; what can't be enforced is said at the start, and refused when a job asks for it.
+
+    \b
+    Example:
+      worker-agent dev --dir /tmp/jobworker --listen 127.0.0.1:7443
+      worker-client --addr 127.0.0.1:7443 --ca /tmp/jobworker/pki/ca.pem \\
+        --cert /tmp/jobworker/pki/writer.pem --key /tmp/jobworker/pki/writer.key run -- ls -l /
+    """
+    from jobworker.cli import dev as dev_agent  # noqa: PLC0415 - `--help` need not wait for it
+
+    try:
+        sys.exit(dev_agent.run(directory, listen, config))
+    except (JobWorkerError, OSError) as error:
+        _fail(str(error))
+
+
+@main.group()
+def config() -> None:
+    """Check the agent's configuration."""
+
+
+@config.command()
+@click.argument("file", type=click.File("rb"), default="-")
+def check(file: BinaryIO) -> None:
+    """Check a configuration file (or standard input) and say what is wrong with it."""
+    from jobworker.settings import load  # noqa: PLC0415 - brings in the YAML parser
+
+    try:
+        load.load(_read(file))
+    except JobWorkerError as error:
+        _fail(str(error))
+    click.echo("the configuration is good")
+
+
+@config.command()
+@click.option(
+    "--over", required=True, metavar="JSON", help="Canonical settings that the configuration is laid over."
+)
+def canonical(over: str) -> None:
+    """Read a configuration from standard input and print canonical settings, as the agent reads them.
+
+    As root, gives up its privileges before it looks at the input.
+    """
+    from jobworker.settings import load  # noqa: PLC0415 - brings in the YAML parser
+
+    try:
+        base = codec.loads(Settings, over.encode())
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        settings = load.load(_read(sys.stdin.buffer), base)
+    except JobWorkerError as error:
+        _fail(str(error))
+    sys.stdout.buffer.write(codec.dumps(settings))
+
+
+def _read(file: BinaryIO) -> str:
+    data = file.read(MAX_SETTINGS_BYTES + 1)
+    if len(data) > MAX_SETTINGS_BYTES:
+        _fail(f"the configuration is larger than {MAX_SETTINGS_BYTES} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        _fail(f"the configuration is not UTF-8: {error}")
+
+
+def _fail(problem: str) -> NoReturn:
+    click.echo(f"worker-agent: {problem}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

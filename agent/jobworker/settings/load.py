@@ -1,0 +1,174 @@
+"""The agent's configuration file: YAML to settings, strictly.
+
+Runs in a process of its own without privileges (`worker-agent config`): no YAML parser reaches the others.
+The file has the names of the schema, with sizes, shares and durations as people write them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from jobworker.errors import InvalidField
+from jobworker.jobs import PIDS_RANGE, parse_cpu, parse_duration, parse_size
+from jobworker.settings.schema import Settings, TlsSettings
+
+Parse = Callable[[str, Any], Any]
+
+_OID = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,8}))+")
+
+
+def _text(field: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidField(field, "must be text")
+    return value
+
+
+def _path(field: str, value: Any) -> str:
+    if not os.path.isabs(_text(field, value)):
+        raise InvalidField(field, f"{value!r:.80} is not an absolute path", "/etc/jobworker/server.pem")
+    return str(value)
+
+
+def _listen(field: str, value: Any) -> str:
+    host, _, port = _text(field, value).rpartition(":")
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+        valid = port.isascii() and port.isdigit() and int(port) < 2**16
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InvalidField(field, f"{value!r:.80} is not ADDRESS:PORT", "127.0.0.1:7443")
+    return str(value)
+
+
+def _one_of(*choices: str) -> Parse:
+    def parse(field: str, value: Any) -> str:
+        if value not in choices:
+            raise InvalidField(field, f"{value!r:.40} is not one of {', '.join(choices)}", choices[0])
+        return str(value)
+
+    return parse
+
+
+def _number(low: int, high: int) -> Parse:
+    def parse(field: str, value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise InvalidField(field, f"{value!r:.40} is not a number between {low} and {high}", str(low))
+        return value
+
+    return parse
+
+
+def _cpu(field: str, value: Any) -> int:
+    return parse_cpu(_text(field, value), field)
+
+
+def _size(field: str, value: Any) -> int:
+    return parse_size(_text(field, value), field)
+
+
+def _duration(field: str, value: Any) -> int:
+    return parse_duration(_text(field, value), field)
+
+
+def _oid(field: str, value: Any) -> str:
+    if not _OID.fullmatch(_text(field, value)):
+        raise InvalidField(field, f"{value!r:.80} is not an object identifier", "1.3.6.1.4.1.32473.1.1")
+    return str(value)
+
+
+def _cgroup(field: str, value: Any) -> str:
+    path = _text(field, value)
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise InvalidField(
+            field, f"{value!r:.80} is not a cgroup's path from the hierarchy's root", "/system.slice"
+        )
+    return path.rstrip("/")
+
+
+# Key in the file: field of the schema, and how its value is read.
+_TOP: dict[str, tuple[str, Parse]] = {
+    "state_dir": ("state_dir", _path),
+    "listen": ("listen", _listen),
+    "log_level": ("log_level", _one_of("info", "debug", "warning", "error")),
+    "gateway_uid": ("gateway_uid", _number(0, 2**32 - 2)),
+}
+_TLS: dict[str, tuple[str, Parse]] = {
+    "ca": ("ca", _path),
+    "cert": ("cert", _path),
+    "key": ("key", _path),
+    "role_oid": ("role_oid", _oid),
+}
+_JOBS: dict[str, tuple[str, Parse]] = {
+    "segment_size": ("segment_bytes", _size),
+    "default_pids": ("default_pids", _number(*PIDS_RANGE)),
+    "max_cpu": ("max_cpu_millis", _cpu),
+    "max_memory": ("max_memory_bytes", _size),
+    "max_pids": ("max_pids", _number(*PIDS_RANGE)),
+    "max_active": ("max_active", _number(1, 100_000)),
+    "first_uid": ("first_uid", _number(1000, 2**31 - 2)),
+    "uid_count": ("uid_count", _number(1, 2**24)),
+    "default_path": ("default_path", _text),
+    "cgroup_parent": ("cgroup_parent", _cgroup),
+    "kill_wait": ("kill_wait_ms", _duration),
+}
+
+
+def load(text: str, base: Settings | None = None) -> Settings:
+    """Read a configuration.
+
+    Args:
+        text: the file's contents.
+        base: what it is laid over; without it state_dir, listen and tls must be in the file.
+
+    Raises:
+        InvalidField: what is wrong, with the field's path.
+    """
+    tree = _mapping("the file", _parse(text))
+    top = _section("", {key: value for key, value in tree.items() if key not in ("tls", "jobs")}, _TOP)
+    tls = _section("tls.", _mapping("tls", tree.get("tls", {})), _TLS)
+    jobs = _section("jobs.", _mapping("jobs", tree.get("jobs", {})), _JOBS)
+    if base is None:
+        _require({"state_dir", "listen"}, top, "")
+        _require({"ca", "cert", "key"}, tls, "tls.")
+        base = Settings(top["state_dir"], top["listen"], TlsSettings(**tls))
+    return replace(base, **top, tls=replace(base.tls, **tls), jobs=replace(base.jobs, **jobs))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "the file"
+        raise InvalidField(where, f"is not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InvalidField(name, "must be a mapping of names to values")
+    return value
+
+
+def _section(prefix: str, tree: Mapping[str, Any], table: Mapping[str, tuple[str, Parse]]) -> dict[str, Any]:
+    values = {}
+    for key, value in tree.items():
+        if key not in table:
+            near = difflib.get_close_matches(key, table, n=1)
+            raise InvalidField(f"{prefix}{key}", "is not a setting", near[0] if near else "")
+        field, parse = table[key]
+        values[field] = parse(f"{prefix}{key}", value)
+    return values
+
+
+def _require(names: set[str], values: Mapping[str, Any], prefix: str) -> None:
+    for name in sorted(names - values.keys()):
+        raise InvalidField(f"{prefix}{name}", "is missing")
