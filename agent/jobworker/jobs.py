@@ -123,7 +123,7 @@ CPU_RANGE = (10, 10_000_000)
 MEMORY_RANGE = (1024**2, 2**50)
 PIDS_RANGE = (1, 4_194_304)
 
-_CPU = re.compile(r"([0-9]{1,6})(?:\.([0-9]))?%")
+_CPU = re.compile(r"([0-9]{1,7})(?:\.([0-9]))?%")
 _SIZE = re.compile(r"([0-9]{1,19})(?:([KMGT])i?)?")
 _DURATION = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?(ms|s|m|h|d)")
 _POWERS = {None: 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}

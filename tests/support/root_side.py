@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +21,8 @@ from jobworker.wire import frames, messages, sockets
 
 _ROOT = os.path.dirname(jobworker.__file__)
 DEADLINE = 60
+# Users of one agent's jobs are not those of another's that runs beside it.
+_UID_RANGES = itertools.count(1_910_000_000, 100_000)
 
 
 class Link:
@@ -28,7 +32,11 @@ class Link:
         self.sock = sockets.connect(path)
         self._seq = 0
         self.events: deque[Any] = deque()
-        self.welcome = self.ask(messages.Hello(messages.PROTOCOL, subscribe, attend))
+        try:
+            self.welcome = self.ask(messages.Hello(messages.PROTOCOL, subscribe, attend))
+        except OSError:
+            self.sock.close()
+            raise
 
     def send(self, message: Any) -> int:
         self._seq += 1
@@ -47,6 +55,12 @@ class Link:
         if frame is None:
             raise ConnectionResetError
         return frame
+
+    def drain(self) -> None:
+        """Take in events until the supervisor is gone."""
+        with contextlib.suppress(ConnectionResetError):
+            while True:
+                self.events.append(self.receive().message)
 
     def answer(self, seq: int) -> frames.Frame:
         while True:
@@ -82,6 +96,16 @@ class Link:
             if isinstance(event, messages.JobChanged) and event.record.job_id == job_id and event.record.ended_ns:
                 return event.record
 
+    def wait_output(self, job_id: str) -> None:
+        """Wait until the job has written something."""
+        if self.ask(messages.FollowLog(job_id)).record.log_bytes:
+            return
+        while True:
+            event = self.receive().message
+            if isinstance(event, messages.LogGrew) and event.job_id == job_id and event.log_bytes:
+                return
+            self.events.append(event)
+
     def read_log(self, record: JobRecord) -> bytes:
         """All output of an ended job, through the descriptors that the supervisor hands over."""
         data = b""
@@ -98,6 +122,11 @@ class Link:
         self.sock.close()
 
 
+def _ignore_signals() -> None:
+    for signum in (signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 class RootSide:
     """A running keeper with its supervisor."""
 
@@ -108,7 +137,7 @@ class RootSide:
             state_dir=self.state_dir,
             listen="127.0.0.1:0",
             tls=schema.TlsSettings("", "", ""),
-            jobs=schema.JobSettings(**jobs),
+            jobs=schema.JobSettings(**{"first_uid": next(_UID_RANGES)} | jobs),
             gateway_uid=os.getuid() if as_user is None else as_user,
         )
         self._settings_path = os.path.join(directory, "settings.json")
@@ -132,6 +161,8 @@ class RootSide:
                 stderr=log,
                 pass_fds=(writing,),
                 start_new_session=True,
+                # An agent that was started with nohup, say: its jobs are not to notice.
+                preexec_fn=_ignore_signals,
                 user=self._as_user,
                 group=self._as_user,
                 extra_groups=None if self._as_user is None else [],
@@ -141,13 +172,30 @@ class RootSide:
             said = ready.read()
         if said != b"ready\n":
             process.wait(DEADLINE)
-            raise RuntimeError(open(self.log_path).read())
+            raise RuntimeError(self.log())
         return process
 
     def link(self, **options: bool) -> Link:
         link = Link(self.settings.socket_path, **options)
         self._links.append(link)
         return link
+
+    def reconnect(self, **options: bool) -> Link:
+        """A connection to the supervisor that comes after one that was killed."""
+        while True:
+            try:
+                return self.link(**options)
+            except (ConnectionError, FileNotFoundError):
+                # Between two supervisors nobody listens, and nothing tells when the next one does.
+                assert self.keeper.poll() is None, self.log()
+                time.sleep(0.002)
+
+    def freeze_keeper(self) -> None:
+        """Stop the keeper, so that nobody starts a supervisor or reaps a process until it is let go on."""
+        self.keeper.send_signal(signal.SIGSTOP)
+
+    def thaw_keeper(self) -> None:
+        self.keeper.send_signal(signal.SIGCONT)
 
     def supervisor_pid(self) -> int:
         with open(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children") as file:

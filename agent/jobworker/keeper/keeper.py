@@ -20,9 +20,8 @@ from collections.abc import Sequence
 
 from jobworker.wire import keeping, sockets
 
-# Between two starts of a supervisor that does not live for a second.
+# Between two starts of a supervisor that dies before it serves, in seconds.
 _PAUSE = 0.5
-_QUICK_DEATH = 1.0
 
 
 class _Held:
@@ -51,7 +50,7 @@ class Keeper:
         self._held: dict[str, _Held] = {}
         self._unsent: deque[bytes] = deque()
         self._supervisor = 0
-        self._started = 0.0
+        self._was_ready = False
         self._link, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         other.close()
         self._wakeup, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -84,9 +83,9 @@ class Keeper:
             os.read(self._wakeup, 4096)
 
     def _start_supervisor(self) -> None:
-        pause = self._started + _QUICK_DEATH - time.monotonic()
-        if self._supervisor and pause > 0:
-            time.sleep(min(_PAUSE, pause))
+        if self._supervisor and not self._was_ready:
+            time.sleep(_PAUSE)
+        self._was_ready = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [*self._command, "--link-fd", str(theirs.fileno())]
         theirs.set_inheritable(True)
@@ -95,7 +94,6 @@ class Keeper:
             os.set_inheritable(self._ready_fd, True)
         # Python ignores these two in itself; a program that it starts should not.
         defaults = (signal.SIGPIPE, signal.SIGXFSZ)
-        self._started = time.monotonic()
         self._supervisor = os.posix_spawn(sys.executable, command, os.environ, setsigdef=defaults)
         theirs.close()
         if self._ready_fd is not None:
@@ -136,6 +134,8 @@ class Keeper:
         elif kind == keeping.HOLD_PROCESS and held and len(fds) == 1:
             (held.pidfd,) = fds.take()
             held.pid = sockets.pid_of(held.pidfd)
+        elif kind == keeping.READY:
+            self._was_ready = True
         elif kind == keeping.RELEASE and held:
             self._held.pop(job_id).close()
 
@@ -157,7 +157,7 @@ class Keeper:
         self._link.close()
         if code == os.CLD_EXITED and status in (0, keeping.EXIT_REFUSED):
             return status
-        if not self._held and time.monotonic() - self._started < _QUICK_DEATH:
+        if not self._was_ready and not self._held:
             # It can't start, and nothing needs it: whoever started us shall know.
             return status or 1
         self._start_supervisor()

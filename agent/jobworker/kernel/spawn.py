@@ -74,6 +74,14 @@ class Report:
     errno: int
 
 
+def forget_inherited_signals() -> None:
+    """Undo what whoever started the agent has ignored or blocked (nohup, say), since jobs would inherit it."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, _NO_SIGNALS)
+    for signum in signal.valid_signals():
+        if signum not in _IGNORED and signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
+
+
 def start(command: Command, pipes: Pipes, group: Group) -> tuple[int, int]:
     """Clone the process that will execute the command.
 

@@ -69,6 +69,9 @@ class KeeperLink:
 
         loop.watch(self._link.fileno(), select.EPOLLIN, on_readable)
 
+    def ready(self) -> None:
+        self._say(keeping.READY, "", ())
+
     def hold_pipes(self, job_id: str, stdout: int, stderr: int) -> None:
         self._say(keeping.HOLD_PIPES, job_id, (stdout, stderr))
 

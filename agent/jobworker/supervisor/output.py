@@ -12,7 +12,10 @@ they are in the pipe or in the file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
+import stat
 import struct
 import time
 from dataclasses import dataclass
@@ -86,8 +89,7 @@ class OutputLog:
         self._index_size = os.fstat(self._index).st_size // INDEX_RECORD.size * INDEX_RECORD.size
 
     def _open(self, kind: str) -> int:
-        flags = os.O_WRONLY | os.O_CREAT
-        return syscalls.openat2(self._directory, f"{self._name}.{kind}", flags, _BENEATH, 0o640)
+        return _open_regular(self._directory, f"{self._name}.{kind}", os.O_WRONLY | os.O_CREAT)
 
     def pump(self, pipe: int, source: Source) -> bool:
         """Move up to one round's bytes from a pipe to the log; False when the pipe has no writer left.
@@ -95,6 +97,9 @@ class OutputLog:
         Raises:
             BlockingIOError: the pipe is empty.
         """
+        if self.size == self._end_of_segment() and not _has_data(pipe):
+            # A segment is closed when its successor has something to hold, not before.
+            return False
         try:
             room = self._make_room()
             at = self._segment_bytes - room
@@ -108,12 +113,15 @@ class OutputLog:
             self._note(moved, source)
         return moved > 0
 
+    def _end_of_segment(self) -> int:
+        return (self._segment + 1) * self._segment_bytes
+
     def _make_room(self) -> int:
         """Rotate if the open segment is full; how much fits into it then.
 
         May fail at any step and be called again: the log's own rename is what makes a segment closed.
         """
-        room = (self._segment + 1) * self._segment_bytes - self.size
+        room = self._end_of_segment() - self.size
         if room == 0:
             self._close_segment()
             with contextlib.suppress(FileNotFoundError):
@@ -161,6 +169,20 @@ class OutputLog:
         os.close(self._directory)
 
 
+def _has_data(pipe: int) -> bool:
+    """True if the pipe holds bytes, False if it is empty for good.
+
+    Raises:
+        BlockingIOError: it is empty, but has a writer.
+    """
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    events = sum(mask for _, mask in poll.poll(0))
+    if not events:
+        raise BlockingIOError
+    return bool(events & select.POLLIN)
+
+
 def open_segment(directory_fd: int, record: JobRecord, segment: int) -> tuple[int, int]:
     """Read-only descriptors of a segment of a job's log and of its index; the caller closes them.
 
@@ -180,8 +202,17 @@ def open_segment(directory_fd: int, record: JobRecord, segment: int) -> tuple[in
 
 
 def _open_to_read(directory_fd: int, name: str, segment: int) -> int:
-    flags = os.O_RDONLY | os.O_NONBLOCK
     try:
-        return syscalls.openat2(directory_fd, f"{name}.{segment}", flags, _BENEATH)
+        return _open_regular(directory_fd, f"{name}.{segment}", os.O_RDONLY)
     except FileNotFoundError:
-        return syscalls.openat2(directory_fd, name, flags, _BENEATH)
+        return _open_regular(directory_fd, name, os.O_RDONLY)
+
+
+def _open_regular(directory_fd: int, name: str, flags: int) -> int:
+    """Open a regular file of the directory itself: no link is followed, no FIFO waited for."""
+    mode = 0o640 if flags & os.O_CREAT else 0
+    fd = syscalls.openat2(directory_fd, name, flags | os.O_NONBLOCK, _BENEATH, mode)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    return fd

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 
+from jobworker.kernel import spawn
 from jobworker.kernel.cgroup import detect
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeHierarchy
@@ -68,11 +69,15 @@ class Supervisor:
 
     def run(self, ready_fd: int | None) -> None:
         """Serve until told to end; all jobs have ended then."""
+        spawn.forget_inherited_signals()
+        # A terminal that goes away is nothing to the agent.
+        self._loop.on_signal(signal.SIGHUP, lambda: None)
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, lambda: self._registry.end_all(self._loop.stop))
         # What is there now stays; a child that never touches it need not copy its pages.
         gc.collect()
         gc.freeze()
+        self._keeper.ready()
         if ready_fd is not None:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)

@@ -14,14 +14,16 @@ HOLD_PIPES = 1
 HOLD_PROCESS = 2
 # The job has ended: let go of it all.
 RELEASE = 3
+# This supervisor has taken everything over and serves.
+READY = 4
 
 # From the keeper, to a supervisor that has just started: what it holds of one job. Three descriptors, or two
 # if the supervisor died before the job was made.
-HELD = 4
+HELD = 5
 # That was all.
-HELD_ALL = 5
+HELD_ALL = 6
 # The process of an adopted job has ended.
-ENDED = 6
+ENDED = 7
 
 # How a process ended, as waitid(2) has it: CLD_EXITED and a code, CLD_KILLED or CLD_DUMPED and a signal.
 RUNNING = (0, 0)

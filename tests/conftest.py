@@ -1,0 +1,47 @@
+"""What must be so before any test module is imported, and the fixtures that several kinds of tests share."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from jobworker import tls13
+
+# Test modules import grpc before the packages that would see to this.
+tls13.require()
+
+from support.agent import Agent, running_agent  # noqa: E402
+from support.root_side import Link, RootSide, root_side  # noqa: E402
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for cgroups and users")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(needs_root)
+
+
+@pytest.fixture(scope="session")
+def agent() -> Iterator[Agent]:
+    """A whole agent that tests share; each uses jobs of its own."""
+    with running_agent() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def side() -> Iterator[RootSide]:
+    """Keeper and supervisor alone, shared by the tests of a module."""
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory) as running:
+            yield running
+
+
+@pytest.fixture
+def link(side: RootSide) -> Iterator[Link]:
+    """A subscribed connection to the shared supervisor."""
+    connection = side.link(subscribe=True)
+    yield connection
+    connection.close()

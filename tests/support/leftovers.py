@@ -1,0 +1,31 @@
+"""What a job may leave behind, and shall not: cgroups, processes, descriptors, files."""
+
+from __future__ import annotations
+
+import os
+
+from jobworker.kernel.cgroup import detect
+
+
+def cgroups(name: str) -> list[str]:
+    """Every cgroup directory of this name, in any hierarchy."""
+    found = detect.mounts()
+    roots = {*found.v1.values(), *([found.v2] if found.v2 else [])}
+    return [path for root in roots for path, _, _ in os.walk(root) if os.path.basename(path) == name]
+
+
+def processes_of(uid: int) -> list[int]:
+    """Every process, zombies included, that runs as this user."""
+    pids = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if os.stat(f"/proc/{name}").st_uid == uid:
+                    pids.append(int(name))
+            except FileNotFoundError:
+                continue
+    return pids
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))

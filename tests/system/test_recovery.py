@@ -1,0 +1,186 @@
+"""Jobs outlive the supervisor: bytes, exit codes and limits of what ran when it was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import signal
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from jobworker.jobs import EndReason, JobRecord, Limits, State
+from support.leftovers import cgroups, descriptors, processes_of
+from support.root_side import DEADLINE, Link, RootSide, root_side
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def own_side() -> Iterator[RootSide]:
+    """Keeper and supervisor for one test alone, which kills them."""
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory) as running:
+            yield running
+
+
+def kill_supervisor(side: RootSide, link: Link) -> Link:
+    """SIGKILL; a subscribed connection to the next supervisor, which has everything adopted by then."""
+    os.kill(side.supervisor_pid(), signal.SIGKILL)
+    link.drain()
+    link.close()
+    return side.reconnect(subscribe=True)
+
+
+def test_a_running_job_goes_on(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    script = "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
+    limits = Limits(cpu_millis=900, memory_bytes=64 << 20, pids=20)
+    before = link.start("/bin/sh", "-c", script, limits=limits)
+    link.wait_output(before.job_id)
+    for _ in range(3):
+        link = kill_supervisor(own_side, link)
+    after = link.inspect(before.job_id)
+    assert (after.pid, after.limits, after.started_ns) == (before.pid, before.limits, before.started_ns)
+    ended = link.wait_ended(before.job_id)
+    assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 5)
+    assert link.read_log(ended) == "".join(f"{i}\n" for i in range(200)).encode()
+    assert cgroups(before.job_id) == []
+
+
+def test_a_flood_loses_no_byte(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    total = 96 << 20
+    script = (
+        "import hashlib, os, sys\n"
+        "digest, chunk = hashlib.sha256(), os.urandom(1 << 20)\n"
+        f"for i in range({total >> 20}):\n"
+        "  data = bytes([i]) + chunk[1:]\n"
+        "  digest.update(data); sys.stdout.buffer.write(data)\n"
+        "sys.stdout.flush(); sys.stderr.write(digest.hexdigest())\n"
+    )
+    record = link.start("/usr/bin/python3", "-c", script)
+    link.wait_output(record.job_id)
+    for _ in range(5):
+        link = kill_supervisor(own_side, link)
+    ended = link.wait_ended(record.job_id)
+    output = link.read_log(ended)
+    assert len(output) == total + 64
+    # Standard error comes last here, since it is written after everything else has been taken.
+    assert hashlib.sha256(output[:-64]).hexdigest() == output[-64:].decode()
+
+
+def test_an_exit_code_is_kept_while_nobody_looks(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    gates = [gate(own_side, code) for code in range(1, 11)]
+    records = [
+        link.start("/bin/sh", "-c", f"read x < {path}; echo done; exit {code}")
+        for code, path in enumerate(gates, 1)
+    ]
+    own_side.freeze_keeper()
+    try:
+        os.kill(own_side.supervisor_pid(), signal.SIGKILL)
+        for path in gates:
+            # Waits until the job is there to read, and lets it go on.
+            os.close(os.open(path, os.O_WRONLY))
+        for record in records:
+            wait_for_end(record.pid)
+    finally:
+        own_side.thaw_keeper()
+    link.close()
+    link = own_side.reconnect(subscribe=True)
+    for code, record in enumerate(records, 1):
+        ended = link.wait_ended(record.job_id)
+        assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, code)
+        assert link.read_log(ended) == b"done\n"
+        assert processes_of(record.uid) == []
+
+
+def gate(side: RootSide, number: int) -> str:
+    path = os.path.join(os.path.dirname(side.state_dir), f"gate{number}")
+    os.mkfifo(path)
+    os.chmod(path, 0o666)  # noqa: S103
+    return path
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until the process has ended, though nobody has reaped it."""
+    pidfd = os.pidfd_open(pid)
+    ready, _, _ = select.select([pidfd], [], [], DEADLINE)
+    os.close(pidfd)
+    assert ready
+
+
+def test_a_stop_under_way_is_brought_to_its_end(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start(
+        "/bin/sh", "-c", "trap 'echo got it; exit 3' TERM; echo ready; while :; do sleep 0.01; done"
+    )
+    link.wait_output(record.job_id)
+    assert link.stop(record.job_id, wait=False).state is State.STOPPING
+    link = kill_supervisor(own_side, link)
+    ended = link.wait_ended(record.job_id)
+    assert (ended.end_reason, ended.exit_code) == (EndReason.STOPPED, 3)
+
+
+def test_a_timeout_counts_from_the_start(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/sleep", "1000", timeout_ms=500)
+    link = kill_supervisor(own_side, link)
+    assert link.wait_ended(record.job_id).end_reason is EndReason.TIMED_OUT
+
+
+def test_ended_jobs_and_their_output_are_still_there(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    ended = [link.wait_ended(link.start("/bin/echo", str(i)).job_id) for i in range(20)]
+    link = kill_supervisor(own_side, link)
+    assert [link.inspect(record.job_id) for record in ended] == ended
+    assert [link.read_log(record) for record in ended] == [f"{i}\n".encode() for i in range(20)]
+
+
+def test_descriptors_do_not_add_up(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    records = [link.start("/bin/sleep", "1000") for _ in range(10)]
+    before = descriptors(own_side.supervisor_pid()), descriptors(own_side.keeper.pid)
+    for _ in range(3):
+        link = kill_supervisor(own_side, link)
+    assert (descriptors(own_side.supervisor_pid()), descriptors(own_side.keeper.pid)) == before
+    for record in records:
+        link.stop(record.job_id, force=True)
+    # What the keeper is told is told in order: it has let go of these before it is asked to hold the next.
+    link = kill_supervisor(own_side, link)
+    assert descriptors(own_side.keeper.pid) == before[1] - 30
+
+
+def test_a_broken_record_is_put_aside_and_named(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    ended = link.wait_ended(link.start("/bin/echo", "fine").job_id)
+    broken = link.wait_ended(link.start("/bin/echo", "broken").job_id)
+    path = os.path.join(own_side.state_dir, "jobs", broken.job_id, "job.json")
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    os.mkdir(os.path.join(own_side.state_dir, "jobs", "not-a-job"))
+    link = kill_supervisor(own_side, link)
+    assert link.inspect(ended.job_id) == ended
+    assert sorted(os.listdir(os.path.join(own_side.state_dir, "quarantine"))) == sorted(
+        (broken.job_id, "not-a-job")
+    )
+    assert f'"event": "quarantined", "job": "{broken.job_id}"' in own_side.log()
+
+
+def test_a_second_agent_on_the_same_directory_is_refused(own_side: RootSide) -> None:
+    with pytest.raises(RuntimeError, match="another agent is using"):
+        RootSide(os.path.dirname(own_side.state_dir))
+    assert own_side.link().inspect is not None
+
+
+def test_the_end_of_the_agent_ends_its_jobs(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    records: list[JobRecord] = [link.start("/bin/sh", "-c", "sleep 1000 & sleep 1000") for _ in range(5)]
+    assert own_side.close() == 0
+    for record in records:
+        assert processes_of(record.uid) == []
+        assert cgroups(record.job_id) == []

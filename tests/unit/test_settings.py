@@ -1,0 +1,89 @@
+"""The configuration file: what it may say, and what the refusals name."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from jobworker import codec
+from jobworker.errors import InvalidField
+from jobworker.settings import load, schema
+
+FULL = """
+state_dir: /var/lib/jobworker
+listen: 0.0.0.0:7443
+log_level: warning
+gateway_uid: 990
+tls:
+  ca: /etc/jobworker/ca.pem
+  cert: /etc/jobworker/server.pem
+  key: /etc/jobworker/server.key
+  role_oid: 1.3.6.1.4.1.32473.7
+jobs:
+  segment_size: 1M
+  default_pids: 100
+  max_cpu: 150%
+  max_memory: 2G
+  max_pids: 200
+  max_active: 10
+  first_uid: 100000
+  uid_count: 10
+  default_path: /bin
+  cgroup_parent: /system.slice/jobs
+  kill_wait: 3s
+"""
+
+
+def test_a_full_file_sets_every_field() -> None:
+    settings = load.load(FULL)
+    assert settings.jobs.max_cpu_millis == 1500
+    assert settings.jobs.segment_bytes == 1 << 20
+    assert settings.jobs.kill_wait_ms == 3000
+    defaults = schema.Settings("", "", schema.TlsSettings("", "", ""))
+    for part in (settings, settings.tls, settings.jobs):
+        default = {type(settings): defaults, type(settings.tls): defaults.tls, type(settings.jobs): defaults.jobs}[
+            type(part)
+        ]
+        for field in fields(part):
+            assert getattr(part, field.name) != getattr(default, field.name), f"{field.name} can't be set"
+    assert codec.loads(schema.Settings, codec.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("jobs: {max_cpu: 50}", "jobs.max_cpu: must be text"),
+        ("jobs: {max_cpu: '50'}", "jobs.max_cpu: '50' is not a percentage of one CPU; for example 50%"),
+        ("jobs: {segment_size: 1e9G}", "jobs.segment_size: '1e9G' is not a size; for example 256M"),
+        ("jobs: {segment: 1M}", "jobs.segment: is not a setting; for example segment_size"),
+        ("lisen: 127.0.0.1:1", "lisen: is not a setting; for example listen"),
+        ("listen: example.org", "listen: 'example.org' is not ADDRESS:PORT; for example 127.0.0.1:7443"),
+        ("listen: 127.0.0.1:99999", "is not ADDRESS:PORT"),
+        ("tls: {ca: ca.pem}", "tls.ca: 'ca.pem' is not an absolute path"),
+        ("tls: {role_oid: 1.3.99999999999}", "tls.role_oid"),
+        ("jobs: {max_active: true}", "jobs.max_active: True is not a number"),
+        ("jobs: {cgroup_parent: /a/../b}", "jobs.cgroup_parent"),
+        ("log_level: loud", "log_level: 'loud' is not one of"),
+        ("jobs: [1]", "jobs: must be a mapping"),
+        ("- 1", "the file: must be a mapping"),
+        ("a: [", "line 1: is not YAML"),
+        ("x: !!python/object/apply:os.system [id]", "is not YAML"),
+    ],
+)
+def test_a_bad_file_is_explained_by_field(text: str, said: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        load.load(text, load.load(FULL))
+    assert said in str(caught.value)
+
+
+def test_what_is_needed_is_named() -> None:
+    with pytest.raises(InvalidField, match="listen: is missing"):
+        load.load("state_dir: /x")
+
+
+def test_canonical_settings_are_written_whole(tmp_path: object) -> None:
+    path = f"{tmp_path}/settings.json"
+    settings = load.load(FULL)
+    schema.write(settings, path)
+    assert schema.read(path) == settings
