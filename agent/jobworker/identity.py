@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from jobworker.errors import Unauthenticated
 
 # 32473 is the enterprise number kept for examples (RFC 5612); an organisation puts its own in its place.
-# No arc reaches 2**31, which Go's parser refuses.
 DEFAULT_ROLE_OID = "1.3.6.1.4.1.32473.1.1"
 
+# X.660: below the root arcs 0 and 1 there are forty arcs each.
+_OID = re.compile(r"(?:[01]\.(?:[0-9]|[123][0-9])|2\.(?:0|[1-9][0-9]{0,9}))(?:\.(?:0|[1-9][0-9]{0,9})){1,18}")
+# Go's parser refuses an arc that reaches this.
+_ARC_LIMIT = 2**31
+_STANDARD_EXTENSIONS = "2.5.29."
+
 _DER_UTF8STRING = 0x0C
-_URI = re.compile(
-    r"spiffe://(?P<domain>[a-z0-9][a-z0-9.-]{0,252})/user/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})"
-)
+_URI = re.compile(r"spiffe://(?P<domain>[a-z0-9][a-z0-9.-]{0,252})/user/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})")
 
 
 class Role(enum.Enum):
@@ -62,9 +65,7 @@ def decode_role(der: bytes) -> Role:
     for role in Role:
         if der == encode_role(role):
             return role
-    raise Unauthenticated(
-        f"the certificate's role extension does not hold one of {', '.join(Role.__members__)}"
-    )
+    raise Unauthenticated(f"the certificate's role extension does not hold one of {', '.join(Role.__members__)}")
 
 
 def user_uri(trust_domain: str, name: str) -> str:
@@ -77,6 +78,19 @@ def user_uri(trust_domain: str, name: str) -> str:
     if not _URI.fullmatch(uri):
         raise ValueError(f"{uri!r} is not an identity; for example spiffe://example.org/user/alice")
     return uri
+
+
+def check_role_oid(oid: str) -> str:
+    """Return the dotted object identifier if it can name the role extension.
+
+    Raises:
+        ValueError: it is none, an arc is too large, or it is one of X.509's own extensions.
+    """
+    if not _OID.fullmatch(oid) or any(int(arc) >= _ARC_LIMIT for arc in oid.split(".")):
+        raise ValueError(f"{oid!r:.80} is not an object identifier; for example {DEFAULT_ROLE_OID}")
+    if oid.startswith(_STANDARD_EXTENSIONS):
+        raise ValueError(f"{oid} belongs to X.509 itself; take one below your own enterprise number")
+    return oid
 
 
 def check_user_uri(uri: str) -> str:

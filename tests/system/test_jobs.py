@@ -53,6 +53,11 @@ def test_only_descriptors_0_to_2(link: Link) -> None:
     assert link.read_log(record) == b"[0, 1, 2, 3]\n"
 
 
+def test_its_output_can_be_opened_by_name(link: Link) -> None:
+    record, output = run(link, "echo out > /dev/stdout; echo err > /dev/stderr; echo fd > /proc/self/fd/2")
+    assert sorted(output.split()) == ["err", "fd", "out"]
+
+
 def test_standard_input_is_empty(link: Link) -> None:
     assert run(link, "cat; echo end")[1] == "end\n"
 

@@ -98,6 +98,10 @@ class Launcher:
         with contextlib.ExitStack() as childs:
             stdout, stdout_w = _pipe(undo, childs)
             stderr, stderr_w = _pipe(undo, childs)
+            if order.uid is not None:
+                # So that the job may open /dev/stdout and /dev/stderr by name.
+                for writing in (stdout_w, stderr_w):
+                    os.fchown(writing, order.uid, order.uid)
             report, report_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             childs.callback(os.close, report_w)
             undo.callback(os.close, report)

@@ -1,0 +1,138 @@
+"""Where pairs lie: NAME.pem and NAME.key in one directory, each seen old or new, never half.
+
+Keys are never readable by others, whatever the umask. Names are resolved in the open directory, so that
+nobody can slip another one in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from jobworker.errors import PkiProblem
+from jobworker_pki.authority import Pair
+
+# No certificate or key comes near this.
+_MAX_BYTES = 256 * 1024
+_KEY_MODE, _CERTIFICATE_MODE, _DIRECTORY_MODE, _PARENT_MODE = 0o600, 0o644, 0o700, 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An open directory of pairs, locked against other writers."""
+
+    path: str
+    fd: int
+
+    def path_of(self, file: str) -> str:
+        return os.path.join(self.path, file)
+
+    def holds(self, file: str) -> bool:
+        return file in os.listdir(self.fd)
+
+    def read(self, name: str) -> Pair | None:
+        """A pair; None if one of its files is missing.
+
+        Raises:
+            PkiProblem: a file is not what its name says, or others can read the key.
+            OSError: it cannot be read.
+        """
+        if not (self.holds(f"{name}.pem") and self.holds(f"{name}.key")):
+            return None
+        return Pair(self._certificate(f"{name}.pem"), self._key(f"{name}.key"))
+
+    def write(self, name: str, pair: Pair) -> None:
+        """Put a pair in place of what is there; a pair that is written in part reads as missing.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{name}.pem", dir_fd=self.fd)
+        self._replace(f"{name}.key", pair.key_pem(), _KEY_MODE)
+        self._replace(f"{name}.pem", pair.certificate_pem(), _CERTIFICATE_MODE)
+        os.fsync(self.fd)
+
+    def _certificate(self, file: str) -> x509.Certificate:
+        content, _ = self._content(file)
+        try:
+            return x509.load_pem_x509_certificate(content)
+        except ValueError:
+            raise PkiProblem(self.path_of(file), "holds no certificate in PEM form") from None
+
+    def _key(self, file: str) -> rsa.RSAPrivateKey:
+        content, mode = self._content(file)
+        if mode & ~_KEY_MODE:
+            raise PkiProblem(self.path_of(file), "can be read by others", f"chmod 600 {self.path_of(file)}")
+        try:
+            # Proving the primes takes half a second, and the key is our own.
+            key = load_pem_private_key(content, password=None, unsafe_skip_rsa_key_validation=True)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            key = None
+        if not isinstance(key, rsa.RSAPrivateKey):
+            raise PkiProblem(self.path_of(file), "holds no unencrypted RSA key in PEM form")
+        return key
+
+    def _content(self, file: str) -> tuple[bytes, int]:
+        # Non-blocking, or a FIFO by that name would hold us up for ever.
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
+        with open(fd, "rb") as stream:
+            return stream.read(_MAX_BYTES), stat.S_IMODE(os.fstat(fd).st_mode)
+
+    def _replace(self, file: str, content: bytes, mode: int) -> None:
+        beside = f".{file}.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside, dir_fd=self.fd)
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=self.fd)
+        with open(fd, "wb") as stream:
+            os.fchmod(fd, mode)
+            stream.write(content)
+            stream.flush()
+            os.fsync(fd)
+        os.rename(beside, file, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Store]:
+    """The store at `path`, made if it is not there, held alone until the end of the `with`.
+
+    Raises:
+        PkiProblem: the directory or a file in it cannot be used.
+    """
+    path = os.path.abspath(path)
+    try:
+        fd = _directory(path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield Store(path, fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        where = os.path.join(path, error.filename) if isinstance(error.filename, str) else path
+        raise PkiProblem(where, f"cannot be used: {error.strerror}") from None
+
+
+def _directory(path: str) -> int:
+    _make(path, _DIRECTORY_MODE)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        os.close(fd)
+        raise PkiProblem(path, "can be changed by other users", "take a directory that only you can write to")
+    return fd
+
+
+def _make(path: str, mode: int) -> None:
+    if not os.path.isdir(path):
+        _make(os.path.dirname(path), _PARENT_MODE)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, mode)
