@@ -1,0 +1,148 @@
+"""`worker-agent dev` as a person or a script uses it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from support.agent import DEADLINE, Agent, running_agent
+from support.leftovers import cgroups, processes_of
+
+BIN = os.path.dirname(sys.executable)
+
+
+@pytest.fixture
+def own_agent() -> Iterator[Agent]:
+    with running_agent() as running:
+        yield running
+
+
+def processes_with(text: str) -> list[int]:
+    """The processes whose command line holds this."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                if text.encode() in file.read():
+                    found.append(int(name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def test_sigterm_ends_jobs_and_everything_else(own_agent: Agent) -> None:
+    script = "trap 'echo bye; exit' TERM; echo up; sleep 1000 & wait"
+    jobs = [own_agent.query(own_agent.start_job("--", "sh", "-c", script)) for _ in range(3)]
+    with subprocess.Popen(
+        own_agent.command("stream", jobs[0]["id"], "--follow"), stdout=subprocess.PIPE
+    ) as follower:
+        assert follower.stdout
+        assert follower.stdout.readline() == b"up\n"
+        assert own_agent.close() == 0
+        assert follower.stdout.read() == b"bye\n"
+        assert follower.wait(DEADLINE) == 0, "the stream ends with its job, not with the agent"
+    assert processes_with(own_agent.directory) == []
+    for job in jobs:
+        assert cgroups(job["id"]) == []
+        if os.geteuid() == 0:
+            assert processes_of(job["uid"]) == []
+
+
+def test_killed_it_leaves_jobs_running_and_takes_them_over_again(own_agent: Agent) -> None:
+    script = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 6"
+    job_id = own_agent.start_job("--", "sh", "-c", script)
+    own_agent.kill()
+    own_agent.restart()
+    assert own_agent.query(job_id)["id"] == job_id
+    streamed = own_agent.cli("stream", job_id, "--follow", check=True).stdout
+    assert streamed == "".join(f"{i}\n" for i in range(300)).encode()
+    job = own_agent.query(job_id)
+    assert (job["state"], job["end_reason"], job["exit_code"]) == ("ENDED", "EXITED", 6)
+
+
+def test_killed_without_jobs_it_leaves_nothing(own_agent: Agent) -> None:
+    (keeper,) = [pid for pid in processes_with("keeper/__main__.py") if pid in processes_with(own_agent.directory)]
+    pidfd = os.pidfd_open(keeper)
+    own_agent.kill()
+    try:
+        assert select.select([pidfd], [], [], DEADLINE)[0], "the keeper is still there"
+    finally:
+        os.close(pidfd)
+
+
+def test_two_on_one_directory(own_agent: Agent) -> None:
+    command = [os.path.join(BIN, "worker-agent"), "dev", "--dir", own_agent.directory, "--listen", "127.0.0.1:0"]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert second.returncode == 1
+    assert "another `worker-agent dev` is running" in second.stderr
+    assert own_agent.cli("list").returncode == 0
+
+
+def test_a_port_that_is_taken(own_agent: Agent) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        command = [os.path.join(BIN, "worker-agent"), "dev", "--dir", directory, "--listen", own_agent.addr]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+        assert second.returncode == 1
+        assert own_agent.addr in second.stderr
+        assert processes_with(directory) == []
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "192.0.2.1:7443", "[::]:0", "example.org:1", "7443"])
+def test_only_loopback_is_served(listen: str, tmp_path: object) -> None:
+    command = [os.path.join(BIN, "worker-agent"), "dev", "--dir", str(tmp_path), "--listen", listen]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert run.returncode == 1
+    assert "listen: " in run.stderr
+    assert "127.0.0.1:7443" in run.stderr
+
+
+def test_a_configuration_is_obeyed(tmp_path: object) -> None:
+    config = os.path.join(str(tmp_path), "agent.yaml")
+    with open(config, "w") as file:
+        file.write("jobs: {segment_size: 1M, max_active: 1, default_pids: 77}\n")
+    with running_agent(config) as agent:
+        job_id = agent.start_job("--", "sleep", "1000")
+        refused = agent.cli("start", "--", "true")
+        assert refused.returncode == 1
+        assert b"the number of active jobs is at its maximum of 1" in refused.stderr
+        limits = agent.query(job_id)["limits"]
+        assert limits["pids"]["requested"] == "77"
+
+
+def test_a_bad_configuration_is_explained(tmp_path: object) -> None:
+    config = os.path.join(str(tmp_path), "agent.yaml")
+    with open(config, "w") as file:
+        file.write("jobs: {max_cpu: 50}\n")
+    command = [os.path.join(BIN, "worker-agent"), "dev", "--dir", str(tmp_path), "--config", config]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert run.returncode == 1
+    assert "jobs.max_cpu: must be text" in run.stderr
+    check = subprocess.run(
+        [os.path.join(BIN, "worker-agent"), "config", "check", config], capture_output=True, check=False
+    )
+    assert (check.returncode, b"jobs.max_cpu" in check.stderr) == (1, True)
+
+
+def test_a_dead_gateway_is_reported(own_agent: Agent) -> None:
+    (gateway,) = [pid for pid in processes_with("jobworker.gateway") if pid in processes_with(own_agent.directory)]
+    os.kill(gateway, signal.SIGKILL)
+    assert own_agent.process.wait(DEADLINE) == 1
+    assert "the gateway has ended unexpectedly" in own_agent.log()
+    assert processes_with(own_agent.directory) == []
+
+
+@pytest.mark.root
+def test_jobs_cannot_read_what_the_agent_keeps(own_agent: Agent) -> None:
+    keys = [os.path.join(own_agent.pki_dir, name) for name in ("ca.key", "server.key", "writer.key")]
+    state = [os.path.join(own_agent.state_dir, name) for name in ("supervisor.sock", "lock", "instance", "jobs")]
+    run = own_agent.cli("run", "--", "cat", *keys, *state)
+    assert run.returncode == 1
+    assert run.stdout == b""
+    assert run.stderr.count(b"Permission denied") + run.stderr.count(b"No such device") >= len(keys) + 3
