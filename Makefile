@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml requirements/dev.lock
 	@touch $@
 
 demo: setup ## Run real commands: limited, streamed, stopped, over mutual TLS on this machine
-	@$(BIN)/python tests/demo.py
+	@tests/demo.sh $(BIN)
 
 server: setup certs ## Run the agent in the foreground on 127.0.0.1:7443, with its state in .dev/
 	@$(BIN)/worker-agent dev --dir .dev --listen 127.0.0.1:7443

@@ -295,4 +295,5 @@ def _maxima(settings: JobSettings) -> dict[str, int]:
 
 
 def _host_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """In bytes, down to a whole MiB."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20 << 20
