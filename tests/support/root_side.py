@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,9 +129,19 @@ def _ignore_signals() -> None:
 
 
 class RootSide:
-    """A running keeper with its supervisor."""
+    """A running keeper with its supervisor.
+
+    Args:
+        directory: where it keeps everything.
+        as_user: run it as this user, with the system's Python and a copy of the package that the user can read.
+        jobs: settings.
+    """
 
     def __init__(self, directory: str, *, as_user: int | None = None, **jobs: Any) -> None:
+        self._python, self._package = sys.executable, _ROOT
+        if as_user is not None:
+            self._python = "/usr/bin/python3"
+            self._package = shutil.copytree(_ROOT, os.path.join(directory, "package", "jobworker"))
         self.state_dir = os.path.join(directory, "state")
         os.makedirs(self.state_dir, exist_ok=True)
         self.settings = schema.Settings(
@@ -152,8 +163,8 @@ class RootSide:
 
     def _start(self) -> subprocess.Popen[bytes]:
         reading, writing = os.pipe()
-        program = os.path.join(_ROOT, "keeper", "__main__.py")
-        command = [sys.executable, "-I", "-S", "-E", program, "--settings", self._settings_path]
+        program = os.path.join(self._package, "keeper", "__main__.py")
+        command = [self._python, "-I", "-S", "-E", program, "--settings", self._settings_path]
         with open(self.log_path, "ab") as log:
             process = subprocess.Popen(
                 [*command, "--ready-fd", str(writing)],
@@ -176,7 +187,12 @@ class RootSide:
         return process
 
     def link(self, **options: bool) -> Link:
-        link = Link(self.settings.socket_path, **options)
+        # The supervisor listens to its own user alone, and who connects is who the kernel says connects.
+        os.seteuid(self._as_user or os.getuid())
+        try:
+            link = Link(self.settings.socket_path, **options)
+        finally:
+            os.seteuid(os.getuid())
         self._links.append(link)
         return link
 

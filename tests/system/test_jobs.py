@@ -54,7 +54,7 @@ def test_only_descriptors_0_to_2(link: Link) -> None:
 
 
 def test_its_output_can_be_opened_by_name(link: Link) -> None:
-    record, output = run(link, "echo out > /dev/stdout; echo err > /dev/stderr; echo fd > /proc/self/fd/2")
+    _, output = run(link, "echo out > /dev/stdout; echo err > /dev/stderr; echo fd > /proc/self/fd/2")
     assert sorted(output.split()) == ["err", "fd", "out"]
 
 
