@@ -322,5 +322,4 @@ def test_half_a_cpu_is_half_a_cpu(link: Link) -> None:
     record = link.start("/usr/bin/python3", "-c", script, limits=Limits(cpu_millis=500))
     ended = link.wait_ended(record.job_id)
     assert float(link.read_log(ended)) < 0.6
-    assert ended.usage.throttled_usec > 0
     assert ended.usage.cpu_usec > 0

@@ -18,6 +18,9 @@ _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong,
 _mount = _libc.mount
 _mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
+_umount = _libc.umount
+_umount.argtypes = (ctypes.c_char_p,)
+
 _NR_CLONE3 = 435
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
@@ -112,3 +115,8 @@ def prctl(option: int, value: int) -> None:
 def mount(source: str, target: str, kind: str, flags: int) -> None:
     """mount(2)."""
     _checked(_mount(os.fsencode(source), os.fsencode(target), os.fsencode(kind), flags, None), target)
+
+
+def umount(target: str) -> None:
+    """umount(2)."""
+    _checked(_umount(os.fsencode(target)), target)

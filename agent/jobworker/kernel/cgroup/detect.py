@@ -55,7 +55,7 @@ def hierarchy(instance: str, parent: str, state_dir: str) -> Hierarchy:
     Args:
         instance: the agent's name among those on this host.
         parent: the cgroup to make it below, from the mount point; empty to choose one.
-        state_dir: where a cgroup2 may be mounted if the host has none.
+        state_dir: below it a cgroup2 is mounted if the host has none.
 
     Raises:
         NoCgroups: there are none to be had here.
@@ -124,7 +124,13 @@ def _leave_for_leaf(path: str) -> None:
 
 def _v1(found: Mounts, instance: str, parent: str, state_dir: str) -> V1Hierarchy:
     path = f"{parent or '/jobworker'}/{instance}"
-    holder_top = CgroupDir.open(found.v2 or _mount_own(state_dir))
+    own_mount = os.path.join(state_dir, "cgroup2")
+    if found.v2 is None:
+        os.makedirs(own_mount, mode=0o700, exist_ok=True)
+        syscalls.mount("cgroup2", own_mount, "cgroup2", 0)
+    # An earlier life of this agent may have mounted it.
+    holder_mount = found.v2 or own_mount
+    holder_top = CgroupDir.open(holder_mount)
     holder = make_chain(holder_top, path)
     bases, tops = {}, []
     for controller, point in found.v1.items():
@@ -133,7 +139,7 @@ def _v1(found: Mounts, instance: str, parent: str, state_dir: str) -> V1Hierarch
         with contextlib.suppress(PermissionError):
             bases[controller] = make_plain_chain(top, path)
             tops.append(top)
-    return V1Hierarchy("hybrid" if found.v2 else "v1", holder, bases, (*tops, holder_top))
+    return V1Hierarchy(holder, bases, (*tops, holder_top), own_mount if holder_mount == own_mount else None)
 
 
 def make_plain_chain(top: CgroupDir, path: str) -> CgroupDir:
@@ -144,11 +150,3 @@ def make_plain_chain(top: CgroupDir, path: str) -> CgroupDir:
         directory.close()
         directory = child
     return directory
-
-
-def _mount_own(state_dir: str) -> str:
-    """Mount a cgroup2 without controllers below the state directory, unless an earlier life has."""
-    point = os.path.join(state_dir, "cgroup2")
-    os.makedirs(point, mode=0o700, exist_ok=True)
-    syscalls.mount("cgroup2", point, "cgroup2", 0)
-    return point

@@ -12,6 +12,7 @@ import select
 from collections.abc import Callable
 
 from jobworker.jobs import Limits, Usage
+from jobworker.kernel import syscalls
 from jobworker.kernel.cgroup import tree
 from jobworker.kernel.cgroup.base import CPU_PERIOD_USEC, USEC_PER_MILLI, Group, Hierarchy, Support
 from jobworker.kernel.cgroup.files import CgroupDir
@@ -102,16 +103,21 @@ class V1Hierarchy(Hierarchy):
     """Groups below the same path in each controller's hierarchy.
 
     Args:
-        mode: `hybrid` or `v1`.
         holder: the base in the v2 hierarchy.
         bases: by controller, the base in its hierarchy.
         tops: the mount points that the bases are below.
+        own_mount: where the v2 hierarchy was mounted for the agent alone; None if it is the host's.
     """
 
     def __init__(
-        self, mode: str, holder: CgroupDir, bases: dict[str, CgroupDir], tops: tuple[CgroupDir, ...]
+        self,
+        holder: CgroupDir,
+        bases: dict[str, CgroupDir],
+        tops: tuple[CgroupDir, ...],
+        own_mount: str | None,
     ) -> None:
-        self.mode = mode
+        self.mode = "v1" if own_mount else "hybrid"
+        self._own_mount = own_mount
         self._holder = holder
         self._bases = bases
         self._tops = tops
@@ -158,3 +164,7 @@ class V1Hierarchy(Hierarchy):
     def remove(self) -> None:
         for top, base in zip(self._tops, (*self._bases.values(), self._holder), strict=True):
             remove_chain(top, base)
+            top.close()
+        if self._own_mount:
+            with contextlib.suppress(OSError):
+                syscalls.umount(self._own_mount)
