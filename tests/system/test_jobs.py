@@ -256,7 +256,8 @@ def test_a_second_stop_hastens_the_first(link: Link) -> None:
 
 
 def test_a_fork_bomb_is_stopped(link: Link) -> None:
-    record = link.start("/bin/sh", "-c", "echo ready; f() { f | f & f; }; f", limits=Limits(pids=200))
+    bomb = "import os\nprint('up', flush=True)\nwhile True:\n  try: os.fork()\n  except OSError: pass\n"
+    record = link.start("/usr/bin/python3", "-c", bomb, limits=Limits(pids=200))
     link.wait_output(record.job_id)
     assert link.stop(record.job_id, force=True).state is State.ENDED
     assert processes_of(record.uid) == []

@@ -1,0 +1,39 @@
+"""The Python client of an agent.
+
+    from jobworker.client import Endpoint, connect
+
+    with connect(Endpoint("agent.example.org:7443", "ca.pem", "writer.pem", "writer.key")) as client:
+        job = client.start(JobSpec("make", ("all",)))
+        for item in client.stream(job.id, follow=True):
+            ...
+
+`connect` is the only part that imports grpc, so that a command that needs no agent starts at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobworker.client.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from jobworker.client.rpc.client import Client
+
+__all__ = ["Endpoint", "connect"]
+
+
+def connect(endpoint: Endpoint, timeout: float = 30.0) -> Client:
+    """A client of the agent at this endpoint; the connection comes about with the first call.
+
+    Args:
+        endpoint: the agent, and the files for mutual TLS with it.
+        timeout: for each call but `stream`, in seconds.
+
+    Raises:
+        InvalidField: the address is not HOST:PORT.
+        TlsProblem: with these files no connection can come about.
+        RuntimeError: grpc was imported before, in a way that would let it speak TLS 1.2.
+    """
+    from jobworker.client.rpc.client import Client  # noqa: PLC0415 - grpc takes 100 ms to import
+
+    return Client(endpoint, timeout)
