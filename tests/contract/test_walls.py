@@ -64,6 +64,7 @@ def test_the_keeper_has_loaded_next_to_nothing() -> None:
     ours = {name for name in modules if name.startswith("jobworker.")}
     assert ours == {
         "jobworker.keeper",
+        "jobworker.keeper.handover",
         "jobworker.keeper.keeper",
         "jobworker.kernel",
         "jobworker.kernel.syscalls",

@@ -33,6 +33,7 @@ class Link:
         self.sock = sockets.connect(path)
         self._seq = 0
         self.events: deque[Any] = deque()
+        self._ended: dict[str, JobRecord] = {}
         try:
             self.welcome = self.ask(messages.Hello(messages.PROTOCOL, subscribe, attend))
         except OSError:
@@ -92,10 +93,11 @@ class Link:
 
     def wait_ended(self, job_id: str) -> JobRecord:
         """Wait for the event that the job has ended; needs `subscribe`."""
-        while True:
+        while job_id not in self._ended:
             event = self.events.popleft() if self.events else self.receive().message
-            if isinstance(event, messages.JobChanged) and event.record.job_id == job_id and event.record.ended_ns:
-                return event.record
+            if isinstance(event, messages.JobChanged) and event.record.ended_ns:
+                self._ended[event.record.job_id] = event.record
+        return self._ended[job_id]
 
     def wait_output(self, job_id: str) -> None:
         """Wait until the job has written something."""

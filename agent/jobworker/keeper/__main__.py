@@ -1,4 +1,4 @@
-"""The keeper and, below it, the supervisor: `python -I -S -E … --settings FILE [--ready-fd N]`."""
+"""The keeper's program: `python -I -S -E … --settings FILE [--ready-fd N | --resume-fd N | --check FORMAT]`."""
 
 import os
 import sys
@@ -6,19 +6,26 @@ import sys
 # -I and -S leave the package out of the path; at its end, nothing there can stand in for the standard library.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from jobworker.keeper import handover
 from jobworker.keeper.keeper import Keeper
 from jobworker.kernel import syscalls
 
 
 def main(arguments: list[str]) -> int:
-    """Take `--settings FILE` for the supervisor and `--ready-fd N` for its first life."""
-    settings = arguments[arguments.index("--settings") + 1]
-    ready_fd = int(arguments[arguments.index("--ready-fd") + 1]) if "--ready-fd" in arguments else None
-    program = os.path.join(
-        os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "supervisor", "__main__.py"
-    )
-    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    return Keeper([sys.executable, "-I", "-S", "-E", program, "--settings", settings], ready_fd).run()
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    if "--check" in options:
+        return 0 if int(options["--check"]) == handover.FORMAT else 1
+    own = os.path.abspath(__file__)
+    supervisor = os.path.join(os.path.dirname(os.path.dirname(own)), "supervisor", "__main__.py")
+    python = (sys.executable, "-I", "-S", "-E")
+    settings = ("--settings", options["--settings"])
+    ready_fd = int(options["--ready-fd"]) if "--ready-fd" in options else None
+    keeper = Keeper((*python, own, *settings), (*python, supervisor, *settings), ready_fd)
+    if "--resume-fd" in options:
+        keeper.resume(int(options["--resume-fd"]))
+    else:
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    return keeper.run()
 
 
 if __name__ == "__main__":

@@ -13,70 +13,75 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 
+from jobworker.keeper import handover
+from jobworker.keeper.handover import Held
 from jobworker.wire import keeping, sockets
 
 # Between two starts of a supervisor that dies before it serves, in seconds.
 _PAUSE = 0.5
-
-
-class _Held:
-    """What is held of one job."""
-
-    def __init__(self, pipes: tuple[int, ...]) -> None:
-        self.pipes = pipes
-        self.pidfd = -1
-        self.pid = 0
-        self.end = keeping.RUNNING
-
-    def descriptors(self) -> tuple[int, ...]:
-        return (*self.pipes, self.pidfd) if self.pidfd >= 0 else self.pipes
-
-    def close(self) -> None:
-        for fd in self.descriptors():
-            os.close(fd)
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+# Python ignores these two in itself; a program that it starts should not.
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class Keeper:
-    """Runs until the supervisor ends by itself."""
+    """Runs until the supervisor ends by itself.
 
-    def __init__(self, command: Sequence[str], ready_fd: int | None) -> None:
-        self._command = command
+    Args:
+        own: the command line that started this program, to execute it anew for an upgrade.
+        supervisor: the supervisor's.
+        ready_fd: for the first supervisor, which says there when it serves.
+    """
+
+    def __init__(self, own: Sequence[str], supervisor: Sequence[str], ready_fd: int | None) -> None:
+        self._own = own
+        self._command = supervisor
         self._ready_fd = ready_fd
-        self._held: dict[str, _Held] = {}
-        self._unsent: deque[bytes] = deque()
+        self._held: dict[str, Held] = {}
+        self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._supervisor = 0
         self._was_ready = False
-        self._link, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        other.close()
+        self._upgrade_due = False
+        self._link: socket.socket | None = None
         self._wakeup, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for signum in (signal.SIGCHLD, *_ENDING):
             signal.signal(signum, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
     def _on_signal(self, signum: int, _: object) -> None:
         if signum != signal.SIGCHLD and self._supervisor:
             os.kill(self._supervisor, signal.SIGTERM)
 
+    def resume(self, state_fd: int) -> None:
+        """Go on from where this process was before it executed itself anew."""
+        state = handover.read(state_fd)
+        self._supervisor, self._held = state.supervisor, state.held
+        self._was_ready = True
+        self._link = socket.socket(fileno=state.link_fd)
+
     def run(self) -> int:
         """Keep until the supervisor has ended for good; returns its exit status."""
-        status = None
-        self._start_supervisor()
+        if not self._supervisor:
+            self._start_supervisor()
+        status = self._reap()
         while status is None:
             self._wait()
             self._say_unsent()
             self._listen()
+            if self._upgrade_due and not self._unsent:
+                self._upgrade()
             status = self._reap()
         return status
 
     def _wait(self) -> None:
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
-        if self._link.fileno() >= 0:
+        if self._link:
             poll.register(self._link, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         poll.poll()
         with contextlib.suppress(BlockingIOError):
@@ -92,29 +97,18 @@ class Keeper:
         if self._ready_fd is not None:
             command += ["--ready-fd", str(self._ready_fd)]
             os.set_inheritable(self._ready_fd, True)
-        # Python ignores these two in itself; a program that it starts should not.
-        defaults = (signal.SIGPIPE, signal.SIGXFSZ)
-        self._supervisor = os.posix_spawn(sys.executable, command, os.environ, setsigdef=defaults)
+        self._supervisor = os.posix_spawn(command[0], command, os.environ, setsigdef=_IGNORED)
         theirs.close()
         if self._ready_fd is not None:
             os.close(self._ready_fd)
             self._ready_fd = None
+        ours.setblocking(False)
         self._link = ours
-        self._hand_back()
-
-    def _hand_back(self) -> None:
-        # Blocking: a supervisor that has just started reads this before anything else.
         self._unsent.clear()
-        with contextlib.suppress(OSError):
-            for job_id, held in self._held.items():
-                message = keeping.pack(keeping.HELD, job_id, held.end)
-                sockets.send(self._link, message, held.descriptors())
-            sockets.send(self._link, keeping.pack(keeping.HELD_ALL))
-        self._link.setblocking(False)
 
     def _listen(self) -> None:
         """Take in all that the supervisor has said."""
-        while self._link.fileno() >= 0:
+        while self._link:
             try:
                 data, fds, _ = sockets.receive(self._link, keeping.SIZE)
             except BlockingIOError:
@@ -126,18 +120,29 @@ class Keeper:
                     self._apply(*keeping.unpack(data)[:2], fds)
                 else:
                     self._link.close()
+                    self._link = None
 
     def _apply(self, kind: int, job_id: str, fds: sockets.Descriptors) -> None:
         held = self._held.get(job_id)
         if kind == keeping.HOLD_PIPES and held is None:
-            self._held[job_id] = _Held(fds.take())
+            self._held[job_id] = Held(*fds.take())
         elif kind == keeping.HOLD_PROCESS and held and len(fds) == 1:
             (held.pidfd,) = fds.take()
             held.pid = sockets.pid_of(held.pidfd)
-        elif kind == keeping.READY:
-            self._was_ready = True
         elif kind == keeping.RELEASE and held:
             self._held.pop(job_id).close()
+        elif kind == keeping.HAND_BACK:
+            self._hand_back()
+        elif kind == keeping.READY:
+            self._was_ready = True
+        elif kind == keeping.UPGRADE:
+            self._upgrade_due = True
+
+    def _hand_back(self) -> None:
+        """Say all that is held; nothing is let go of meanwhile, since who asked waits for it all."""
+        for job_id, held in self._held.items():
+            self._say(keeping.pack(keeping.HELD, job_id, held.end), held.descriptors())
+        self._say(keeping.pack(keeping.HELD_ALL))
 
     def _reap(self) -> int | None:
         """Reap what has ended; the supervisor's status if that is final."""
@@ -154,7 +159,8 @@ class Keeper:
     def _supervisor_ended(self, code: int, status: int) -> int | None:
         # What it said before it died still counts: a job may have been made on the strength of it.
         self._listen()
-        self._link.close()
+        if self._link:
+            self._link.close()
         if code == os.CLD_EXITED and status in (0, keeping.EXIT_REFUSED):
             return status
         if not self._was_ready and not self._held:
@@ -165,13 +171,28 @@ class Keeper:
 
     def _job_ended(self, pid: int, end: tuple[int, int]) -> None:
         for job_id, held in self._held.items():
-            if held.pid == pid:
+            if held.pid == pid and held.end == keeping.RUNNING:
                 held.end = end
-                self._unsent.append(keeping.pack(keeping.ENDED, job_id, end))
+                self._say(keeping.pack(keeping.ENDED, job_id, end))
+
+    def _say(self, message: bytes, fds: tuple[int, ...] = ()) -> None:
+        self._unsent.append((message, fds))
         self._say_unsent()
 
     def _say_unsent(self) -> None:
         with contextlib.suppress(OSError):
-            while self._unsent and self._link.fileno() >= 0:
-                sockets.send(self._link, self._unsent[0])
+            while self._unsent and self._link:
+                sockets.send(self._link, *self._unsent[0])
                 self._unsent.popleft()
+
+    def _upgrade(self) -> None:
+        """Execute this program anew, same pid, children and descriptors, if the code there now can start."""
+        self._upgrade_due = False
+        if self._link is None or not handover.proven(self._own):
+            return
+        state = handover.State(self._supervisor, self._link.fileno(), self._held)
+        # Their handlers are gone for a moment; what comes then waits until they are back.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        with contextlib.suppress(OSError):
+            handover.execute(self._own, state)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)

@@ -7,7 +7,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobworker.supervisor.loop import Loop
 from jobworker.wire import keeping, sockets
@@ -33,14 +33,26 @@ class KeeperLink:
         self._link = socket.socket(fileno=link_fd)
         os.set_inheritable(link_fd, False)
 
-    def receive_held(self) -> dict[str, Held]:
-        """What the keeper holds. To be called once, first of all; waits for the keeper."""
+    def take_back(self) -> dict[str, Held]:
+        """Ask for what the keeper holds. To be called once, first of all; waits for the keeper.
+
+        Raises:
+            ConnectionResetError: there is no keeper.
+        """
         held: dict[str, Held] = {}
+        ended: dict[str, End] = {}
+        self._say(keeping.HAND_BACK, "", ())
         while True:
             data, fds, _ = sockets.receive(self._link, keeping.SIZE)
+            if not data:
+                raise ConnectionResetError("the keeper is gone")
             kind, job_id, end = keeping.unpack(data)
             if kind == keeping.HELD_ALL:
-                return held
+                return {name: replace(one, end=ended.get(name, one.end)) for name, one in held.items()}
+            if kind == keeping.ENDED:
+                # Said to the program that was here before this one took its place.
+                ended[job_id] = end
+                continue
             stdout, stderr, *process = fds.take()
             pidfd = process[0] if process else None
             held[job_id] = Held(stdout, stderr, pidfd, None if end == keeping.RUNNING else end)
@@ -71,6 +83,9 @@ class KeeperLink:
 
     def ready(self) -> None:
         self._say(keeping.READY, "", ())
+
+    def upgrade(self) -> None:
+        self._say(keeping.UPGRADE, "", ())
 
     def hold_pipes(self, job_id: str, stdout: int, stderr: int) -> None:
         self._say(keeping.HOLD_PIPES, job_id, (stdout, stderr))

@@ -31,7 +31,7 @@ class Supervisor:
     def __init__(self, settings: Settings, link_fd: int) -> None:
         self._log = Log(settings.log_level)
         self._keeper = KeeperLink(link_fd)
-        held = self._keeper.receive_held()
+        held = self._keeper.take_back()
         self._store = Store(settings.state_dir)
         self._loop = Loop()
         self._hierarchy = _hierarchy(settings, self._store, self._log)
@@ -88,7 +88,7 @@ class Supervisor:
 
 def _hierarchy(settings: Settings, store: Store, log: Log) -> Hierarchy:
     try:
-        return detect.hierarchy(store.instance(), settings.jobs.cgroup_parent, store.path)
+        return detect.hierarchy(store.instance(), settings.jobs.cgroup_parent)
     except detect.NoCgroups as error:
         log.warning("jobs run without cgroups: nothing can be limited", reason=str(error))
         return SubtreeHierarchy(str(error))

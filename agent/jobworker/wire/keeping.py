@@ -14,16 +14,20 @@ HOLD_PIPES = 1
 HOLD_PROCESS = 2
 # The job has ended: let go of it all.
 RELEASE = 3
-# This supervisor has taken everything over and serves.
-READY = 4
+# A supervisor that has just started asks for all that is held.
+HAND_BACK = 4
+# It has taken everything over and serves.
+READY = 5
+# Execute yourself anew, from the code that is there now.
+UPGRADE = 6
 
-# From the keeper, to a supervisor that has just started: what it holds of one job. Three descriptors, or two
-# if the supervisor died before the job was made.
-HELD = 5
+# From the keeper: what it holds of one job. Three descriptors, or two if the supervisor died before the job was
+# made.
+HELD = 7
 # That was all.
-HELD_ALL = 6
+HELD_ALL = 8
 # The process of an adopted job has ended.
-ENDED = 7
+ENDED = 9
 
 # How a process ended, as waitid(2) has it: CLD_EXITED and a code, CLD_KILLED or CLD_DUMPED and a signal.
 RUNNING = (0, 0)
