@@ -163,6 +163,16 @@ class HostFault(JobWorkerError):
 
 
 @dataclass(eq=False)
+class UpgradeRefused(JobWorkerError):
+    """The code on disk did not prove that it can take over; the old one goes on."""
+
+    problem: str
+
+    def __str__(self) -> str:
+        return f"the new version was refused, the old one goes on: {self.problem}"
+
+
+@dataclass(eq=False)
 class ProtocolError(JobWorkerError):
     """A message from another process is not one that this protocol has."""
 

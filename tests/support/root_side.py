@@ -136,14 +136,17 @@ class RootSide:
     Args:
         directory: where it keeps everything.
         as_user: run it as this user, with the system's Python and a copy of the package that the user can read.
+        own_package: run a copy of the package, `package`, that the test may change.
         jobs: settings.
     """
 
-    def __init__(self, directory: str, *, as_user: int | None = None, **jobs: Any) -> None:
-        self._python, self._package = sys.executable, _ROOT
-        if as_user is not None:
-            self._python = "/usr/bin/python3"
-            self._package = shutil.copytree(_ROOT, os.path.join(directory, "package", "jobworker"))
+    def __init__(
+        self, directory: str, *, as_user: int | None = None, own_package: bool = False, **jobs: Any
+    ) -> None:
+        self._python, self.package = sys.executable if as_user is None else "/usr/bin/python3", _ROOT
+        if own_package or as_user is not None:
+            leave = shutil.ignore_patterns("__pycache__")
+            self.package = shutil.copytree(_ROOT, os.path.join(directory, "package", "jobworker"), ignore=leave)
         self.state_dir = os.path.join(directory, "state")
         os.makedirs(self.state_dir, exist_ok=True)
         self.settings = schema.Settings(
@@ -165,7 +168,7 @@ class RootSide:
 
     def _start(self) -> subprocess.Popen[bytes]:
         reading, writing = os.pipe()
-        program = os.path.join(self._package, "keeper", "__main__.py")
+        program = os.path.join(self.package, "keeper", "__main__.py")
         command = [self._python, "-I", "-S", "-E", program, "--settings", self._settings_path]
         with open(self.log_path, "ab") as log:
             process = subprocess.Popen(
@@ -223,6 +226,16 @@ class RootSide:
                 if b"supervisor/__main__.py" in file.read():
                     return pid
         raise LookupError("no supervisor")
+
+    def keeper_arguments(self) -> list[str]:
+        with open(f"/proc/{self.keeper.pid}/cmdline") as file:
+            return file.read().split("\0")
+
+    def wait_for_keeper(self, argument: str) -> None:
+        """Wait until the keeper has executed itself with this argument; nothing tells when."""
+        while argument not in self.keeper_arguments():
+            assert self.keeper.poll() is None
+            time.sleep(0.002)
 
     def log(self) -> str:
         with open(self.log_path) as file:

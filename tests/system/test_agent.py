@@ -77,6 +77,36 @@ def test_killed_without_jobs_it_leaves_nothing(own_agent: Agent) -> None:
         os.close(pidfd)
 
 
+def test_the_supervisor_may_die(own_agent: Agent) -> None:
+    job_id = own_agent.start_job(
+        "--", "sh", "-c", "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
+    )
+    with subprocess.Popen(own_agent.command("stream", job_id, "--follow"), stdout=subprocess.PIPE) as follower:
+        for _ in range(3):
+            os.kill(supervisor_of(own_agent), signal.SIGKILL)
+            assert own_agent.cli("query", job_id).returncode == 0, "the call waits for the next supervisor"
+        assert follower.stdout
+        assert follower.stdout.read() == "".join(f"{i}\n" for i in range(300)).encode()
+    assert own_agent.close() == 0
+
+
+def supervisor_of(agent: Agent) -> int:
+    (pid,) = [pid for pid in processes_with("supervisor/__main__.py") if pid in processes_with(agent.directory)]
+    return pid
+
+
+def test_an_upgrade_in_place(own_agent: Agent) -> None:
+    script = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
+    job_id = own_agent.start_job("--", "sh", "-c", script)
+    with subprocess.Popen(own_agent.command("stream", job_id, "--follow"), stdout=subprocess.PIPE) as follower:
+        for _ in range(3):
+            command = [os.path.join(BIN, "worker-agent"), "upgrade", "--state-dir", own_agent.state_dir]
+            subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE)
+        assert follower.stdout
+        assert follower.stdout.read() == "".join(f"{i}\n" for i in range(300)).encode()
+    assert own_agent.cli("run", "--", "true").returncode == 0
+
+
 def test_two_on_one_directory(own_agent: Agent) -> None:
     command = [os.path.join(BIN, "worker-agent"), "dev", "--dir", own_agent.directory, "--listen", "127.0.0.1:0"]
     second = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)

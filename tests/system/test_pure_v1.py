@@ -26,7 +26,7 @@ with tempfile.TemporaryDirectory() as directory:
     with root_side(directory) as side:
         link = side.link(subscribe=True)
         assert link.welcome.host.cgroup_mode == "v1", link.welcome.host
-        assert detect.mounts().v2 == f"{side.state_dir}/cgroup2"
+        assert detect.mounts().v2 is None, "what it has mounted is its own business"
         limits = Limits(cpu_millis=500, memory_bytes=32 << 20, pids=20)
         script = "trap '' TERM; (setsid sh -c 'sleep 1000; sleep 1000' &); echo up; sleep 1000; sleep 1000"
         record = link.start("/bin/sh", "-c", script, limits=limits)

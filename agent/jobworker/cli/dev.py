@@ -13,7 +13,6 @@ import ipaddress
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,11 +20,14 @@ from dataclasses import replace
 
 import jobworker
 from jobworker import codec
-from jobworker.errors import AgentUnavailable, HostFault, InvalidField, JobWorkerError
+from jobworker.cli import owner_link
+from jobworker.cli.owner_link import OwnerLink
+from jobworker.errors import HostFault, InvalidField, JobWorkerError
 from jobworker.jobs import Enforcement
 from jobworker.settings import schema
 from jobworker.settings.schema import Settings, TlsSettings
-from jobworker.wire import frames, messages, sockets
+from jobworker.wire import messages
+from jobworker.wire.messages import HostInfo
 from jobworker_pki import dev as dev_pki
 
 _PACKAGE = os.path.dirname(jobworker.__file__)
@@ -52,15 +54,13 @@ def run(directory: str, listen: str, config: str | None) -> int:
     settings = _settings(directory, pki, listen, config)
     settings_path = os.path.join(directory, "settings.json")
     schema.write(settings, settings_path)
-    with _signals() as wakeup, contextlib.ExitStack() as ending:
-        supervisor = _attach(settings, settings_path)
-        ending.callback(supervisor.end)
-        supervisor.explain()
+    # Ends jobs before gateways, so that whoever follows one sees its end.
+    with _signals() as wakeup, contextlib.ExitStack() as last, contextlib.ExitStack() as first:
+        supervisor = _Supervisor(settings, settings_path)
+        first.callback(supervisor.end)
+        _explain(supervisor.link.welcome.host)
         gateway, address = _start_gateway(directory, settings_path)
-        # Jobs first, so that whoever follows one sees its end.
-        ending.pop_all()
-        ending.callback(_end, gateway)
-        ending.callback(supervisor.end)
+        last.callback(_end, gateway)
         # The one line on standard output, for whoever waits for it.
         sys.stdout.write(f"ready {address} pki={pki}\n")
         sys.stdout.flush()
@@ -167,49 +167,44 @@ def _start(
     return process, line.decode().strip()
 
 
+def _explain(host: HostInfo) -> None:
+    """Say what the host gives and what it does not."""
+    _say(f"cgroups: {host.cgroup_mode}; jobs run as {'a user each' if host.user_per_job else 'you'}")
+    for limit in host.limits:
+        if limit.enforcement is not Enforcement.ENFORCED:
+            _say(f"  {limit.name} cannot be limited: {limit.detail}")
+
+
 class _Supervisor:
-    """Our connection to the supervisor, which stays for as long as we hold it."""
+    """The supervisor that we attend to: of an earlier run, or a new one."""
 
-    def __init__(self, sock: socket.socket, keeper: subprocess.Popen[bytes] | None) -> None:
-        self.sock = sock
-        self.keeper = keeper
-        sock.setblocking(True)
-        self.host = self._ask(messages.Hello(messages.PROTOCOL, subscribe=False, attend=True)).host
+    def __init__(self, settings: Settings, settings_path: str) -> None:
+        self._path = settings.socket_path
+        self._keeper: subprocess.Popen[bytes] | None = None
+        try:
+            self.link = OwnerLink(self._path, attend=True)
+            _say("taking over what an earlier run has left running")
+        except OSError:
+            self._keeper, _ = _start((*_ROOT_SIDE, "--settings", settings_path), "supervisor")
+            self.link = OwnerLink(self._path, attend=True)
 
-    def _ask(self, message: object) -> messages.Welcome:
-        sockets.send(self.sock, frames.encode(message, 1))
-        frame = frames.receive(self.sock, messages.ANSWERS)
-        if frame is None:
-            raise AgentUnavailable("the supervisor has closed the connection")
-        if isinstance(frame.message, messages.Failed):
-            raise frames.to_error(frame.message)
-        answer: messages.Welcome = frame.message
-        return answer
+    def reattach(self) -> None:
+        """After it has died, or executed itself anew.
 
-    def explain(self) -> None:
-        """Say what the host gives and what it does not."""
-        _say(f"cgroups: {self.host.cgroup_mode}; jobs run as {'a user each' if self.host.user_per_job else 'you'}")
-        for limit in self.host.limits:
-            if limit.enforcement is not Enforcement.ENFORCED:
-                _say(f"  {limit.name} cannot be limited: {limit.detail}")
+        Raises:
+            OSError: it does not come back.
+        """
+        self.link.close()
+        self.link = owner_link.reconnect(self._path, attend=True)
+        _say("the supervisor is back")
 
     def end(self) -> None:
         """Stop all jobs, then the supervisor and its keeper."""
         with contextlib.suppress(OSError, JobWorkerError):
-            self._ask(messages.Shutdown())
-        self.sock.close()
-        if self.keeper:
-            self.keeper.wait(_PATIENCE)
-
-
-def _attach(settings: Settings, settings_path: str) -> _Supervisor:
-    try:
-        sock = sockets.connect(settings.socket_path)
-    except OSError:
-        keeper, _ = _start((*_ROOT_SIDE, "--settings", settings_path), "supervisor")
-        return _Supervisor(sockets.connect(settings.socket_path), keeper)
-    _say("taking over what an earlier run has left running")
-    return _Supervisor(sock, None)
+            self.link.ask(messages.Shutdown())
+        self.link.close()
+        if self._keeper:
+            self._keeper.wait(_PATIENCE)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -223,16 +218,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _serve(wakeup: int, supervisor: _Supervisor, gateway: subprocess.Popen[bytes]) -> int:
-    """Wait for a signal, or for the end of a part."""
+    """Wait for a signal, or for the end of a part that does not come back."""
     gateway_fd = os.pidfd_open(gateway.pid)
+    try:
+        while True:
+            ready = _wait(wakeup, gateway_fd, supervisor.link.fileno())
+            if wakeup in ready:
+                _say("ending: stopping all jobs")
+                return 0
+            if gateway_fd in ready:
+                _say("worker-agent: the gateway has ended unexpectedly; its log above says why")
+                return 1
+            supervisor.reattach()
+    except OSError as error:
+        _say(f"worker-agent: the supervisor has ended and does not come back ({error}); its log above says why")
+        return 1
+    finally:
+        os.close(gateway_fd)
+
+
+def _wait(*fds: int) -> set[int]:
+    """Wait until one of the descriptors is readable; those that are."""
     poll = select.poll()
-    for fd in (wakeup, supervisor.sock.fileno(), gateway_fd):
+    for fd in fds:
         poll.register(fd, select.POLLIN)
-    ready = {fd for fd, _ in poll.poll()}
-    os.close(gateway_fd)
-    if wakeup in ready:
-        _say("ending: stopping all jobs")
-        return 0
-    part = "gateway" if gateway_fd in ready else "supervisor"
-    _say(f"worker-agent: the {part} has ended unexpectedly; its log above says why")
-    return 1
+    return {fd for fd, _ in poll.poll()}

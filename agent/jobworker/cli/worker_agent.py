@@ -11,7 +11,7 @@ import click
 import jobworker
 from jobworker import codec
 from jobworker.errors import JobWorkerError
-from jobworker.settings.schema import MAX_SETTINGS_BYTES, Settings
+from jobworker.settings.schema import MAX_SETTINGS_BYTES, SOCKET_NAME, Settings
 
 _NOBODY = 65534
 
@@ -52,6 +52,38 @@ def dev(directory: str, listen: str, config: str | None) -> None:
         sys.exit(dev_agent.run(directory, listen, config))
     except (JobWorkerError, OSError) as error:
         _fail(str(error))
+
+
+@main.command()
+@click.option(
+    "--state-dir",
+    required=True,
+    type=click.Path(file_okay=False, exists=True),
+    metavar="DIR",
+    help="The agent's state directory.",
+)
+def upgrade(state_dir: str) -> None:
+    r"""Let the running agent execute the code that is installed now. Jobs notice nothing.
+
+    The new code has to prove first that it starts and can read the present state; if it can't, the old one goes
+    on, and the answer says why. Only for the user that the agent runs as.
+
+    \b
+    Example:
+      worker-agent upgrade --state-dir /var/lib/jobworker
+    """
+    from jobworker.cli.owner_link import OwnerLink, reconnect  # noqa: PLC0415 - `--help` need not wait for it
+    from jobworker.wire.messages import Upgrade  # noqa: PLC0415
+
+    path = os.path.join(state_dir, SOCKET_NAME)
+    try:
+        old = OwnerLink(path)
+        old.ask(Upgrade())
+        old.wait_closed()
+        new = reconnect(path)
+    except (JobWorkerError, OSError) as error:
+        _fail(str(error))
+    click.echo(f"upgraded from {old.welcome.version} to {new.welcome.version}")
 
 
 @main.group()

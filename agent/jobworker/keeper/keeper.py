@@ -161,8 +161,8 @@ class Keeper:
         self._listen()
         if self._link:
             self._link.close()
-        if code == os.CLD_EXITED and status in (0, keeping.EXIT_REFUSED):
-            return status
+        if code == os.CLD_EXITED and status == 0:
+            return 0
         if not self._was_ready and not self._held:
             # It can't start, and nothing needs it: whoever started us shall know.
             return status or 1

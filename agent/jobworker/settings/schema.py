@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from jobworker import codec
 from jobworker.identity import DEFAULT_ROLE_OID
 
+# In the state directory.
+SOCKET_NAME = "supervisor.sock"
 # No reader will take a larger file for the agent's settings.
 MAX_SETTINGS_BYTES = 1024 * 1024
 
@@ -78,7 +80,7 @@ class Settings:
 
     @property
     def socket_path(self) -> str:
-        return os.path.join(self.state_dir, "supervisor.sock")
+        return os.path.join(self.state_dir, SOCKET_NAME)
 
 
 def read(path: str) -> Settings:

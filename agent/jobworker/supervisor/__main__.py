@@ -1,4 +1,7 @@
-"""The supervisor's program, started by the keeper: `--settings FILE --link-fd N [--ready-fd N]`."""
+"""The supervisor's program, started by the keeper: `--settings FILE --link-fd N [--ready-fd N]`.
+
+With `--check yes` in place of the link it reads settings and state as a start would, and ends.
+"""
 
 import os
 import sys
@@ -8,19 +11,23 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(
 
 from jobworker.errors import JobWorkerError
 from jobworker.settings import schema
+from jobworker.supervisor import store
 from jobworker.supervisor.supervisor import Supervisor
-from jobworker.wire.keeping import EXIT_REFUSED
 
 
 def main(arguments: list[str]) -> int:
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     ready_fd = int(options["--ready-fd"]) if "--ready-fd" in options else None
+    path = options["--settings"]
     try:
-        settings = schema.read(options["--settings"])
-        supervisor = Supervisor(settings, int(options["--link-fd"]))
+        settings = schema.read(path)
+        if "--check" in options:
+            store.check(settings.state_dir)
+            return 0
+        supervisor = Supervisor(settings, path, int(options["--link-fd"]))
     except (JobWorkerError, OSError) as error:
         sys.stderr.write(f"supervisor: cannot start: {error}\n")
-        return EXIT_REFUSED
+        return 1
     supervisor.run(ready_fd)
     return 0
 

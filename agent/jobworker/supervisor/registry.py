@@ -59,6 +59,7 @@ class Registry:
         self._used_uids: set[int] = set()
         self._launching = 0
         self._when_idle: list[Callable[[], None]] = []
+        self._when_settled: Callable[[], None] | None = None
         self._closed = False
         self.running: dict[str, Job] = {}
         self.ended: dict[str, JobRecord] = {}
@@ -112,6 +113,7 @@ class Registry:
             self._launching -= 1
             self.add_running(outcome)
             started(outcome.record)
+            self._tell_settled()
         else:
             self._not_launched(uid)
             started(outcome)
@@ -120,6 +122,7 @@ class Registry:
         self._launching -= 1
         if uid is not None:
             self._used_uids.discard(uid)
+        self._tell_settled()
         self._tell_idle()
 
     def _admit(self) -> None:
@@ -253,6 +256,17 @@ class Registry:
     @property
     def active(self) -> int:
         return len(self.running) + self._launching
+
+    def pause(self, settled: Callable[[], None]) -> None:
+        """Take no more jobs, and call back once no job is being launched: each runs or is not there."""
+        self._closed = True
+        self._when_settled = settled
+        self._tell_settled()
+
+    def _tell_settled(self) -> None:
+        if self._when_settled and not self._launching:
+            settled, self._when_settled = self._when_settled, None
+            settled()
 
     def on_idle(self, callback: Callable[[], None]) -> None:
         """Call back once no job is active; at once if none is."""

@@ -17,7 +17,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from jobworker.errors import InvalidField, JobNotFound, JobWorkerError, PermissionDenied, ProtocolError
+import jobworker
+from jobworker.errors import (
+    InvalidField,
+    JobNotFound,
+    JobWorkerError,
+    PermissionDenied,
+    ProtocolError,
+    UpgradeRefused,
+)
 from jobworker.jobs import MAX_GRACE_MS, JobRecord, check_job_id
 from jobworker.supervisor.job import Job
 from jobworker.supervisor.log import Log
@@ -163,9 +171,16 @@ class Server:
     """Accepts connections and applies the table of requests."""
 
     def __init__(
-        self, loop: Loop, log: Log, registry: Registry, listener: socket.socket, gateway_uid: int
+        self,
+        loop: Loop,
+        log: Log,
+        registry: Registry,
+        listener: socket.socket,
+        gateway_uid: int,
+        upgrade: Callable[[Callable[[str | None], None]], None],
     ) -> None:
         self.loop = loop
+        self._upgrade = upgrade
         self.log = log
         self._registry = registry
         self._listener = listener
@@ -230,7 +245,7 @@ class Server:
             raise ProtocolError(f"version {request.protocol} is spoken, {messages.PROTOCOL} is understood")
         connection.greeted = True
         connection.attending = request.attend
-        reply(messages.Welcome(messages.PROTOCOL, self._registry.host_info()), ())
+        reply(messages.Welcome(messages.PROTOCOL, self._registry.host_info(), jobworker.__version__), ())
         if request.subscribe:
             connection.subscribe([record.job_id for record in self._registry.records()])
 
@@ -282,6 +297,13 @@ class Server:
 
         self._registry.end_all(idle)
 
+    def upgrade(self, _: Connection, __: messages.Upgrade, reply: Reply) -> None:
+        def decided(problem: str | None) -> None:
+            reply(frames.failed(UpgradeRefused(problem)) if problem else messages.Done(), ())
+            self._flush()
+
+        self._upgrade(decided)
+
     # Events.
 
     def job_changed(self, job: Job) -> None:
@@ -330,4 +352,5 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.FollowLog: (_GATEWAY, Server.follow_log),
     messages.UnfollowLog: (_GATEWAY, Server.unfollow_log),
     messages.Shutdown: (_OWNER, Server.shutdown),
+    messages.Upgrade: (_OWNER, Server.upgrade),
 }

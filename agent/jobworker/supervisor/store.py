@@ -137,16 +137,8 @@ class Store:
                 os.rmdir(path, dir_fd=self._jobs)
 
     def load(self, job_id: str) -> StoredJob:
-        """What is stored of a job.
-
-        Raises:
-            ProtocolError: the record is broken, or from a later version.
-            FileNotFoundError: there is none.
-        """
-        stored = codec.loads(StoredJob, _read_file(self._jobs, f"{job_id}/job.json"))
-        if stored.format != FORMAT or stored.record.job_id != job_id:
-            raise ProtocolError(f"the record of job {job_id} is of format {stored.format}, or of another job")
-        return stored
+        """What is stored of a job; see the function `load`."""
+        return load(self._jobs, job_id)
 
     def is_of_this_boot(self, stored: StoredJob) -> bool:
         return stored.boot_id == self._boot_id
@@ -165,6 +157,38 @@ class Store:
                 raise
         finally:
             os.close(fd)
+
+
+def load(jobs_fd: int, job_id: str) -> StoredJob:
+    """Read a job's record.
+
+    Raises:
+        ProtocolError: it is broken.
+        HostFault: a later version of the agent has written it.
+        FileNotFoundError: there is none.
+    """
+    plain = codec.parse(_read_file(jobs_fd, f"{job_id}/job.json"))
+    found = plain.get("format") if type(plain) is dict else None
+    if type(found) is int and found > FORMAT:
+        problem = f"job {job_id} was written by a later version (format {found}, this one knows {FORMAT})"
+        raise HostFault("reading the state", "EPROTO", f"{problem}; start that version")
+    stored: StoredJob = codec.from_plain(StoredJob, plain)
+    if stored.record.job_id != job_id:
+        raise ProtocolError(f"the record in {job_id} is that of job {stored.record.job_id:.40}")
+    return stored
+
+
+def check(path: str) -> None:
+    """Read the records as a start would, and touch nothing; broken ones do not matter here.
+
+    Raises:
+        HostFault: there is one that this version is too old for.
+    """
+    jobs_fd = os.open(os.path.join(path, "jobs"), _OPEN_DIR)
+    for name in os.listdir(jobs_fd):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ProtocolError):
+            load(jobs_fd, name)
+    os.close(jobs_fd)
 
 
 def _read_boot_id() -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
+from collections.abc import Callable
 
+import jobworker
 from jobworker.kernel import spawn
 from jobworker.kernel.cgroup import detect
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeHierarchy
-from jobworker.settings.schema import Settings
+from jobworker.settings.schema import SOCKET_NAME, Settings
+from jobworker.supervisor import upgrade
 from jobworker.supervisor.job import Job, Surroundings
 from jobworker.supervisor.keeper_link import KeeperLink
 from jobworker.supervisor.launcher import Launcher
@@ -22,13 +26,13 @@ from jobworker.supervisor.server import Server
 from jobworker.supervisor.store import Store
 from jobworker.wire import sockets
 
-_SOCKET = "supervisor.sock"
-
 
 class Supervisor:
     """The one process that touches jobs."""
 
-    def __init__(self, settings: Settings, link_fd: int) -> None:
+    def __init__(self, settings: Settings, settings_path: str, link_fd: int) -> None:
+        self._settings_path = settings_path
+        self._link_fd = link_fd
         self._log = Log(settings.log_level)
         self._keeper = KeeperLink(link_fd)
         held = self._keeper.take_back()
@@ -46,10 +50,10 @@ class Supervisor:
         )
         launcher = Launcher(around, self._hierarchy, settings.jobs.default_path)
         self._registry = Registry(settings.jobs, self._store, self._hierarchy, launcher)
-        listener = sockets.listen(self._store.fd, _SOCKET, 0o600)
+        listener = sockets.listen(self._store.fd, SOCKET_NAME, 0o600)
         if settings.gateway_uid != os.geteuid():
-            os.chown(_SOCKET, settings.gateway_uid, -1, dir_fd=self._store.fd)
-        self._server = Server(self._loop, self._log, self._registry, listener, settings.gateway_uid)
+            os.chown(SOCKET_NAME, settings.gateway_uid, -1, dir_fd=self._store.fd)
+        self._server = Server(self._loop, self._log, self._registry, listener, settings.gateway_uid, self._upgrade)
         Recovery(around, self._registry, self._hierarchy, held).run()
         self._keeper.listen(self._loop, self._process_ended, self._keeper_gone)
 
@@ -67,9 +71,27 @@ class Supervisor:
     def _keeper_gone(self) -> None:
         self._log.error("the keeper is gone: if this process died too, running jobs would be lost")
 
+    def _upgrade(self, decided: Callable[[str | None], None]) -> None:
+        def proven(problem: str | None) -> None:
+            if problem:
+                self._log.error("upgrade refused", problem=problem)
+                decided(problem)
+            else:
+                self._registry.pause(execute)
+
+        def execute() -> None:
+            decided(None)
+            self._log.info("upgrading", version=jobworker.__version__)
+            self._keeper.upgrade()
+            os.set_inheritable(self._link_fd, True)
+            os.execv(sys.executable, [*upgrade.command(self._settings_path), "--link-fd", str(self._link_fd)])
+
+        upgrade.Proof(self._loop, self._settings_path, proven)
+
     def run(self, ready_fd: int | None) -> None:
         """Serve until told to end; all jobs have ended then."""
         spawn.forget_inherited_signals()
+        self._loop.on_signal(signal.SIGUSR2, lambda: self._upgrade(lambda _: None))
         # A terminal that goes away is nothing to the agent.
         self._loop.on_signal(signal.SIGHUP, lambda: None)
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -81,7 +103,7 @@ class Supervisor:
         if ready_fd is not None:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
-        self._log.info("ready", cgroup_mode=self._hierarchy.mode, pid=os.getpid())
+        self._log.info("ready", version=jobworker.__version__, cgroup_mode=self._hierarchy.mode, pid=os.getpid())
         self._loop.run()
         self._hierarchy.remove()
 

@@ -32,9 +32,6 @@ ENDED = 9
 # How a process ended, as waitid(2) has it: CLD_EXITED and a code, CLD_KILLED or CLD_DUMPED and a signal.
 RUNNING = (0, 0)
 
-# A supervisor's exit status when it refuses to start for a reason that trying again will not mend.
-EXIT_REFUSED = 78
-
 _FORMAT = struct.Struct("<B19sii")
 SIZE = _FORMAT.size
 

@@ -123,13 +123,24 @@ class Shutdown:
     """End all jobs, then the supervisor; only its own user may. Answer: `Done`, when no job is left."""
 
 
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """Execute the code that is on disk now, in place, jobs untouched; only the supervisor's own user may.
+
+    Answer: `Done` right before, or why the new code was refused.
+    """
+
+
 # Answers.
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
+    """The supervisor's version, of the protocol and of its program, and its host."""
+
     protocol: int
     host: HostInfo
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +214,7 @@ REQUESTS: tuple[type[Any], ...] = (
     FollowLog,
     UnfollowLog,
     Shutdown,
+    Upgrade,
 )
 ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, Done, Failed)
 EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew)

@@ -1,0 +1,74 @@
+"""An upgrade in place: same process, same children, new code.
+
+The code that is on disk now proves in a child that it starts and can read the present state. Then this process
+executes it; the keeper, which holds what must outlive us, hands everything back as after a death, except that the
+jobs are our children still. Jobs notice nothing, clients a connection that has to be made again.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+
+from jobworker.supervisor.loop import Loop
+
+_PATIENCE = 30.0
+
+
+def command(settings_path: str) -> list[str]:
+    """The command line of this program, as it is on disk now."""
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+    return [sys.executable, "-I", "-S", "-E", program, "--settings", settings_path]
+
+
+class Proof:
+    """A child that runs the new code over the present state, without touching it.
+
+    Args:
+        done: called with what is wrong, or with None if nothing is.
+    """
+
+    def __init__(self, loop: Loop, settings_path: str, done: Callable[[str | None], None]) -> None:
+        self._loop = loop
+        self._done = done
+        self._said = b""
+        self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        redirect = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, writing, 2)]
+        arguments = [*command(settings_path), "--check", "yes"]
+        pid = os.posix_spawn(arguments[0], arguments, os.environ, file_actions=redirect)
+        os.close(writing)
+        self._pidfd = os.pidfd_open(pid)
+        self._timer = loop.call_after(_PATIENCE, self._give_up)
+        loop.watch(self._reading, select.EPOLLIN, self._on_output)
+        loop.watch(self._pidfd, select.EPOLLIN, self._on_end)
+
+    def _on_output(self) -> None:
+        try:
+            data = os.read(self._reading, 4096)
+        except BlockingIOError:
+            return
+        # The last of it is what tells: a traceback ends with the error.
+        self._said = (self._said + data)[-4096:]
+        if not data:
+            self._loop.forget(self._reading)
+
+    def _give_up(self) -> None:
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _on_end(self) -> None:
+        ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        if ended is None:
+            return
+        self._on_output()
+        self._timer.cancel()
+        for fd in (self._reading, self._pidfd):
+            self._loop.forget(fd)
+            os.close(fd)
+        if ended.si_code == os.CLD_EXITED and ended.si_status == 0:
+            self._done(None)
+        else:
+            lines = self._said.decode("utf-8", "replace").strip().splitlines()
+            self._done(lines[-1] if lines else f"it ended with {ended.si_status}")

@@ -1,0 +1,112 @@
+"""New code in place: jobs, bytes and exit codes unharmed, and a version that does not start refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobworker.errors import UpgradeRefused
+from jobworker.jobs import EndReason
+from jobworker.wire import messages
+from support.leftovers import descriptors
+from support.root_side import Link, RootSide, root_side
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def own_side() -> Iterator[RootSide]:
+    """Keeper and supervisor that run a copy of the package, which the test changes."""
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory, own_package=True) as running:
+            yield running
+
+
+def set_version(side: RootSide, version: str) -> None:
+    path = Path(side.package) / "__init__.py"
+    text = path.read_text()
+    path.write_text(text[: text.index("__version__")] + f'__version__ = "{version}"\n')
+    # Another second of modification, or the cached bytecode passes for the new file's.
+    shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
+
+
+def upgrade(side: RootSide, link: Link) -> Link:
+    link.ask(messages.Upgrade())
+    link.drain()
+    link.close()
+    return side.reconnect(subscribe=True)
+
+
+def test_from_one_version_to_the_next_and_back(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    old, pids = link.welcome.version, (own_side.keeper.pid, own_side.supervisor_pid())
+    script = "i=0; while [ $i -lt 400 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
+    records = [link.start("/bin/sh", "-c", script) for _ in range(5)]
+    before = descriptors(pids[0]), descriptors(pids[1])
+    for version in ("9.9.9", old, "10.0.0"):
+        set_version(own_side, version)
+        link = upgrade(own_side, link)
+        assert link.welcome.version == version
+        assert (own_side.keeper.pid, own_side.supervisor_pid()) == pids
+    assert (descriptors(pids[0]), descriptors(pids[1])) == before
+    for record in records:
+        ended = link.wait_ended(record.job_id)
+        assert (ended.end_reason, ended.exit_code, ended.pid) == (EndReason.EXITED, 5, record.pid)
+        assert link.read_log(ended) == "".join(f"{i}\n" for i in range(400)).encode()
+
+
+def test_the_keeper_is_new_as_well(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/sh", "-c", "read x; sleep 1000; exit 3")
+    assert "--resume-fd" not in own_side.keeper_arguments()
+    link = upgrade(own_side, link)
+    own_side.wait_for_keeper("--resume-fd")
+    # It holds what it held: the death of the supervisor costs nothing.
+    os.kill(own_side.supervisor_pid(), 9)
+    link.drain()
+    link.close()
+    link = own_side.reconnect(subscribe=True)
+    assert link.stop(record.job_id).end_reason is EndReason.STOPPED
+    assert own_side.close() == 0
+
+
+@pytest.mark.parametrize("damage", ["syntax", "crash", "missing"])
+def test_a_version_that_does_not_start_is_refused(own_side: RootSide, damage: str) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/sleep", "1000")
+    path = Path(own_side.package) / "supervisor" / "registry.py"
+    good = path.read_text()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text({"syntax": "def (:\n", "crash": "raise RuntimeError('no')\n"}[damage])
+    pid = own_side.supervisor_pid()
+    with pytest.raises(UpgradeRefused) as caught:
+        link.ask(messages.Upgrade())
+    expected = {"syntax": "SyntaxError", "crash": "RuntimeError: no", "missing": "ModuleNotFoundError"}
+    assert expected[damage] in caught.value.problem
+    assert own_side.supervisor_pid() == pid
+    path.write_text(good)
+    assert link.start("/bin/true").started_ns
+    assert link.stop(record.job_id).end_reason is EndReason.STOPPED
+
+
+def test_a_state_from_the_future_is_refused(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.wait_ended(link.start("/bin/true").job_id)
+    path = Path(own_side.state_dir) / "jobs" / record.job_id / "job.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"format": 999, "invented": True}))
+    with pytest.raises(UpgradeRefused, match="written by a later version"):
+        link.ask(messages.Upgrade())
+    assert own_side.close() == 0
+    with pytest.raises(RuntimeError, match="written by a later version"):
+        RootSide(os.path.dirname(own_side.state_dir))
+    assert json.loads(path.read_text())["format"] == 999, "it is left as it was"
