@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jobworker
@@ -203,13 +203,16 @@ class RootSide:
 
     def reconnect(self, **options: bool) -> Link:
         """A connection to the supervisor that comes after one that was killed."""
-        while True:
-            try:
-                return self.link(**options)
-            except (ConnectionError, FileNotFoundError):
-                # Between two supervisors nobody listens, and nothing tells when the next one does.
-                assert self.keeper.poll() is None, self.log()
-                time.sleep(0.002)
+        links: list[Link] = []
+
+        def connected() -> bool:
+            with contextlib.suppress(ConnectionError):
+                links.append(self.link(**options))
+            return bool(links)
+
+        # Between two supervisors nobody listens.
+        self.wait_for(connected)
+        return links[0]
 
     def freeze_keeper(self) -> None:
         """Stop the keeper, so that nobody starts a supervisor or reaps a process until it is let go on."""
@@ -219,22 +222,31 @@ class RootSide:
         self.keeper.send_signal(signal.SIGCONT)
 
     def supervisor_pid(self) -> int:
+        return self._child("jw-supervisor")
+
+    def flusher_pid(self) -> int:
+        return self._child("jw-flusher")
+
+    def _child(self, name: str) -> int:
         with open(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children") as file:
             pids = [int(text) for text in file.read().split()]
         for pid in pids:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if b"supervisor/__main__.py" in file.read():
+            with open(f"/proc/{pid}/comm") as file:
+                if file.read() == f"{name}\n":
                     return pid
-        raise LookupError("no supervisor")
+        raise LookupError(name)
 
     def keeper_arguments(self) -> list[str]:
         with open(f"/proc/{self.keeper.pid}/cmdline") as file:
             return file.read().split("\0")
 
-    def wait_for_keeper(self, argument: str) -> None:
-        """Wait until the keeper has executed itself with this argument; nothing tells when."""
-        while argument not in self.keeper_arguments():
-            assert self.keeper.poll() is None
+    def wait_for(self, state: Callable[[], bool]) -> None:
+        """Wait for a state of the processes that nothing tells of."""
+        while True:
+            with contextlib.suppress(LookupError, FileNotFoundError):
+                if state():
+                    return
+            assert self.keeper.poll() is None, self.log()
             time.sleep(0.002)
 
     def log(self) -> str:

@@ -91,7 +91,11 @@ def test_the_supervisor_may_die(own_agent: Agent) -> None:
 
 
 def supervisor_of(agent: Agent) -> int:
-    (pid,) = [pid for pid in processes_with("supervisor/__main__.py") if pid in processes_with(agent.directory)]
+    def name(pid: int) -> str:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
+
+    (pid,) = [pid for pid in processes_with(agent.directory) if name(pid) == "jw-supervisor"]
     return pid
 
 

@@ -67,7 +67,7 @@ def test_the_keeper_is_new_as_well(own_side: RootSide) -> None:
     record = link.start("/bin/sh", "-c", "read x; sleep 1000; exit 3")
     assert "--resume-fd" not in own_side.keeper_arguments()
     link = upgrade(own_side, link)
-    own_side.wait_for_keeper("--resume-fd")
+    own_side.wait_for(lambda: "--resume-fd" in own_side.keeper_arguments())
     # It holds what it held: the death of the supervisor costs nothing.
     os.kill(own_side.supervisor_pid(), 9)
     link.drain()

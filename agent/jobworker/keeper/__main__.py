@@ -21,6 +21,8 @@ def main(arguments: list[str]) -> int:
     settings = ("--settings", options["--settings"])
     ready_fd = int(options["--ready-fd"]) if "--ready-fd" in options else None
     keeper = Keeper((*python, own, *settings), (*python, supervisor, *settings), ready_fd)
+    with open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write("jw-keeper")
     if "--resume-fd" in options:
         keeper.resume(int(options["--resume-fd"]))
     else:

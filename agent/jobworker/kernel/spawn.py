@@ -74,6 +74,12 @@ class Report:
     errno: int
 
 
+def set_name(name: str) -> None:
+    """What ps and top call this process (proc(5), comm): up to 15 bytes."""
+    with open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write(name)
+
+
 def forget_inherited_signals() -> None:
     """Undo what whoever started the agent has ignored or blocked (nohup, say), since jobs would inherit it."""
     signal.pthread_sigmask(signal.SIG_SETMASK, _NO_SIGNALS)

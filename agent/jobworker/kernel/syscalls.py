@@ -15,12 +15,10 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
-_mount = _libc.mount
-_mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
-_umount = _libc.umount
-_umount.argtypes = (ctypes.c_char_p,)
-
+_NR_FSOPEN = 430
+_NR_FSCONFIG = 431
+_NR_FSMOUNT = 432
 _NR_CLONE3 = 435
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
@@ -35,6 +33,11 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+
+# linux/mount.h
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
+_FSCONFIG_CMD_CREATE = 6
+_MOUNT_ATTR_NOSUID_NODEV_NOEXEC = 0x02 | 0x04 | 0x08
 
 # linux/openat2.h
 RESOLVE_NO_SYMLINKS = 0x04
@@ -112,11 +115,21 @@ def prctl(option: int, value: int) -> None:
     _checked(_prctl(option, value, 0, 0, 0), "prctl")
 
 
-def mount(source: str, target: str, kind: str, flags: int) -> None:
-    """mount(2)."""
-    _checked(_mount(os.fsencode(source), os.fsencode(target), os.fsencode(kind), flags, None), target)
+def detached_mount(kind: str) -> int:
+    """Mount a file system that needs no device, at no place: fsopen, fsconfig, fsmount (Linux 5.2).
 
-
-def umount(target: str) -> None:
-    """umount(2)."""
-    _checked(_umount(os.fsencode(target)), target)
+    Returns:
+        An O_PATH descriptor of its root. Nobody else sees the mount, and it is gone when the last descriptor of
+        something in it is.
+    """
+    nothing, cloexec = ctypes.c_void_p(), ctypes.c_uint(_FSOPEN_CLOEXEC)
+    kind_name = ctypes.c_char_p(os.fsencode(kind))
+    context = _checked(_syscall(ctypes.c_long(_NR_FSOPEN), kind_name, cloexec), kind)
+    try:
+        fd, create = ctypes.c_int(context), ctypes.c_uint(_FSCONFIG_CMD_CREATE)
+        number = ctypes.c_long(_NR_FSCONFIG)
+        _checked(_syscall(number, fd, create, nothing, nothing, ctypes.c_int(0)), kind)
+        number, attributes = ctypes.c_long(_NR_FSMOUNT), ctypes.c_uint(_MOUNT_ATTR_NOSUID_NODEV_NOEXEC)
+        return _checked(_syscall(number, fd, ctypes.c_uint(_FSMOUNT_CLOEXEC), attributes), kind)
+    finally:
+        os.close(context)

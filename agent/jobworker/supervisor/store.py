@@ -57,7 +57,7 @@ class Store:
         self.fd = os.open(self.path, _OPEN_DIR)
         self._lock = self._take_lock()
         os.chmod(self.path, _PASS_THROUGH)
-        self._jobs = self._make_dir("jobs", _PASS_THROUGH)
+        self.jobs_fd = self._make_dir("jobs", _PASS_THROUGH)
         self._boot_id = _read_boot_id()
 
     def _take_lock(self) -> int:
@@ -94,12 +94,12 @@ class Store:
             raise
 
     def _create_job(self, job_id: str, uid: int | None) -> None:
-        os.mkdir(job_id, 0o700, dir_fd=self._jobs)
+        os.mkdir(job_id, 0o700, dir_fd=self.jobs_fd)
         for name in ("work", "logs"):
-            os.mkdir(f"{job_id}/{name}", 0o700, dir_fd=self._jobs)
+            os.mkdir(f"{job_id}/{name}", 0o700, dir_fd=self.jobs_fd)
         if uid is not None:
-            os.chown(f"{job_id}/work", uid, uid, dir_fd=self._jobs, follow_symlinks=False)
-        os.chmod(job_id, _PASS_THROUGH, dir_fd=self._jobs)
+            os.chown(f"{job_id}/work", uid, uid, dir_fd=self.jobs_fd, follow_symlinks=False)
+        os.chmod(job_id, _PASS_THROUGH, dir_fd=self.jobs_fd)
 
     def open_work(self, job_id: str) -> int:
         return self._open_dir(f"{job_id}/work")
@@ -109,7 +109,7 @@ class Store:
 
     def _open_dir(self, path: str) -> int:
         beneath = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-        return syscalls.openat2(self._jobs, path, os.O_RDONLY | os.O_DIRECTORY, beneath)
+        return syscalls.openat2(self.jobs_fd, path, os.O_RDONLY | os.O_DIRECTORY, beneath)
 
     def work_path(self, job_id: str) -> str:
         return f"{self.path}/jobs/{job_id}/work"
@@ -131,27 +131,27 @@ class Store:
         files = (f"{job_id}/job.json", f"{job_id}/job.json.new", *(f"{logs}/{name}" for name in names))
         for path in files:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path, dir_fd=self._jobs)
+                os.unlink(path, dir_fd=self.jobs_fd)
         for path in (logs, f"{job_id}/work", job_id):
             with contextlib.suppress(FileNotFoundError):
-                os.rmdir(path, dir_fd=self._jobs)
+                os.rmdir(path, dir_fd=self.jobs_fd)
 
     def load(self, job_id: str) -> StoredJob:
         """What is stored of a job; see the function `load`."""
-        return load(self._jobs, job_id)
+        return load(self.jobs_fd, job_id)
 
     def is_of_this_boot(self, stored: StoredJob) -> bool:
         return stored.boot_id == self._boot_id
 
     def job_ids(self) -> list[str]:
-        with os.scandir(self._jobs) as entries:
+        with os.scandir(self.jobs_fd) as entries:
             return sorted(entry.name for entry in entries)
 
     def quarantine(self, name: str) -> None:
         """Put a job's directory aside, for a person to look at."""
         fd = self._make_dir("quarantine", 0o700)
         try:
-            os.rename(name, name, src_dir_fd=self._jobs, dst_dir_fd=fd)
+            os.rename(name, name, src_dir_fd=self.jobs_fd, dst_dir_fd=fd)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise

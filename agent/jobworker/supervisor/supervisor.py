@@ -15,6 +15,7 @@ from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeHierarchy
 from jobworker.settings.schema import SOCKET_NAME, Settings
 from jobworker.supervisor import upgrade
+from jobworker.supervisor.flusher import Flusher
 from jobworker.supervisor.job import Job, Surroundings
 from jobworker.supervisor.keeper_link import KeeperLink
 from jobworker.supervisor.launcher import Launcher
@@ -38,6 +39,7 @@ class Supervisor:
         held = self._keeper.take_back()
         self._store = Store(settings.state_dir)
         self._loop = Loop()
+        self._flusher = Flusher(self._loop, self._store.jobs_fd)
         self._hierarchy = _hierarchy(settings, self._store, self._log)
         around = Surroundings(
             loop=self._loop,
@@ -60,9 +62,11 @@ class Supervisor:
     def _changed(self, job: Job) -> None:
         self._registry.changed(job)
         self._server.job_changed(job)
+        self._flusher.changed(job.record.job_id)
 
     def _grew(self, job: Job) -> None:
         self._server.log_grew(job)
+        self._flusher.changed(job.record.job_id)
 
     def _process_ended(self, job_id: str, end: tuple[int, int]) -> None:
         if job := self._registry.running.get(job_id):
@@ -90,6 +94,7 @@ class Supervisor:
 
     def run(self, ready_fd: int | None) -> None:
         """Serve until told to end; all jobs have ended then."""
+        spawn.set_name("jw-supervisor")
         spawn.forget_inherited_signals()
         self._loop.on_signal(signal.SIGUSR2, lambda: self._upgrade(lambda _: None))
         # A terminal that goes away is nothing to the agent.

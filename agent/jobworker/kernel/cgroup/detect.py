@@ -1,7 +1,7 @@
 """Which cgroups this host has, and where the agent may make its own.
 
 Told by mountinfo (proc_pid_mountinfo(5)): a cgroup2 file system with the controllers is v2; v1 controllers
-beside a cgroup2 without them are hybrid; v1 controllers alone are v1, and a cgroup2 is mounted beside them.
+beside a cgroup2 without them are hybrid; v1 controllers alone are v1, and the agent mounts a cgroup2 for itself.
 """
 
 from __future__ import annotations
@@ -49,13 +49,12 @@ def mounts(mountinfo: str = "/proc/self/mountinfo") -> Mounts:
     return Mounts(v2, v1)
 
 
-def hierarchy(instance: str, parent: str, state_dir: str) -> Hierarchy:
+def hierarchy(instance: str, parent: str) -> Hierarchy:
     """The hierarchy in which this agent's jobs live; the same one again for the same arguments.
 
     Args:
         instance: the agent's name among those on this host.
         parent: the cgroup to make it below, from the mount point; empty to choose one.
-        state_dir: below it a cgroup2 is mounted if the host has none.
 
     Raises:
         NoCgroups: there are none to be had here.
@@ -65,7 +64,7 @@ def hierarchy(instance: str, parent: str, state_dir: str) -> Hierarchy:
         if found.v2 and set(_LIMITING) & set(_read_controllers(found.v2)):
             return _v2(found.v2, instance, parent)
         if found.v1:
-            return _v1(found, instance, parent, state_dir)
+            return _v1(found, instance, parent)
     except OSError as error:
         raise NoCgroups(_why_not(error)) from None
     raise NoCgroups("the host has no cgroup file system mounted; see cgroups(7)")
@@ -122,15 +121,9 @@ def _leave_for_leaf(path: str) -> None:
     own.close()
 
 
-def _v1(found: Mounts, instance: str, parent: str, state_dir: str) -> V1Hierarchy:
+def _v1(found: Mounts, instance: str, parent: str) -> V1Hierarchy:
     path = f"{parent or '/jobworker'}/{instance}"
-    own_mount = os.path.join(state_dir, "cgroup2")
-    if found.v2 is None:
-        os.makedirs(own_mount, mode=0o700, exist_ok=True)
-        syscalls.mount("cgroup2", own_mount, "cgroup2", 0)
-    # An earlier life of this agent may have mounted it.
-    holder_mount = found.v2 or own_mount
-    holder_top = CgroupDir.open(holder_mount)
+    holder_top = CgroupDir.open(found.v2) if found.v2 else _mount_own()
     holder = make_chain(holder_top, path)
     bases, tops = {}, []
     for controller, point in found.v1.items():
@@ -139,7 +132,16 @@ def _v1(found: Mounts, instance: str, parent: str, state_dir: str) -> V1Hierarch
         with contextlib.suppress(PermissionError):
             bases[controller] = make_plain_chain(top, path)
             tops.append(top)
-    return V1Hierarchy(holder, bases, (*tops, holder_top), own_mount if holder_mount == own_mount else None)
+    return V1Hierarchy("hybrid" if found.v2 else "v1", holder, bases, (*tops, holder_top))
+
+
+def _mount_own() -> CgroupDir:
+    """A cgroup2 without controllers, at no place: seen, it would make the host a hybrid to the next agent."""
+    root = syscalls.detached_mount("cgroup2")
+    try:
+        return CgroupDir(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root), "cgroup2:")
+    finally:
+        os.close(root)
 
 
 def make_plain_chain(top: CgroupDir, path: str) -> CgroupDir:

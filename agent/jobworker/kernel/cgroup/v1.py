@@ -12,7 +12,6 @@ import select
 from collections.abc import Callable
 
 from jobworker.jobs import Limits, Usage
-from jobworker.kernel import syscalls
 from jobworker.kernel.cgroup import tree
 from jobworker.kernel.cgroup.base import CPU_PERIOD_USEC, USEC_PER_MILLI, Group, Hierarchy, Support
 from jobworker.kernel.cgroup.files import CgroupDir
@@ -103,21 +102,16 @@ class V1Hierarchy(Hierarchy):
     """Groups below the same path in each controller's hierarchy.
 
     Args:
+        mode: `hybrid` or `v1`.
         holder: the base in the v2 hierarchy.
         bases: by controller, the base in its hierarchy.
-        tops: the mount points that the bases are below.
-        own_mount: where the v2 hierarchy was mounted for the agent alone; None if it is the host's.
+        tops: the roots of these hierarchies, the v2 one's last.
     """
 
     def __init__(
-        self,
-        holder: CgroupDir,
-        bases: dict[str, CgroupDir],
-        tops: tuple[CgroupDir, ...],
-        own_mount: str | None,
+        self, mode: str, holder: CgroupDir, bases: dict[str, CgroupDir], tops: tuple[CgroupDir, ...]
     ) -> None:
-        self.mode = "v1" if own_mount else "hybrid"
-        self._own_mount = own_mount
+        self.mode = mode
         self._holder = holder
         self._bases = bases
         self._tops = tops
@@ -165,6 +159,3 @@ class V1Hierarchy(Hierarchy):
         for top, base in zip(self._tops, (*self._bases.values(), self._holder), strict=True):
             remove_chain(top, base)
             top.close()
-        if self._own_mount:
-            with contextlib.suppress(OSError):
-                syscalls.umount(self._own_mount)

@@ -116,11 +116,11 @@ class V2Hierarchy(Hierarchy):
 
 def remove_chain(top: CgroupDir, base: CgroupDir) -> None:
     """Remove `base` and its ancestors up to, but without, `top`, as far as they are empty."""
-    path = base.path
+    path = os.path.relpath(base.path, top.path)
     base.close()
     with contextlib.suppress(OSError):
-        while path != top.path:
-            os.rmdir(path)
+        while path:
+            os.rmdir(path, dir_fd=top.fd)
             path = os.path.dirname(path)
 
 

@@ -1,0 +1,113 @@
+"""Bringing the jobs' files to the disk, in a process of its own.
+
+An fsync can take seconds on a busy disk, and the pump must not wait for it. The supervisor says through a pipe
+which jobs have changed, once a second; a helper, forked from it, flushes their records and logs. What has been
+there for two seconds survives a power cut. When the disk is slower than that, the jobs wait for their turn here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+from jobworker.kernel import spawn, syscalls
+from jobworker.supervisor.loop import Loop
+
+_PERIOD = 1.0
+# One write to the pipe is one line of ids, of a size that the kernel takes whole or not at all (pipe(7)).
+_IDS_AT_ONCE = 200
+_FIRST_FREE_FD = 2
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Flusher:
+    """Collects what has changed and tells the helper; starts another helper when there is none any more."""
+
+    def __init__(self, loop: Loop, jobs_fd: int) -> None:
+        self._loop = loop
+        self._jobs_fd = jobs_fd
+        self._changed: dict[str, None] = {}
+        self._pipe = _start_helper(jobs_fd)
+
+    def changed(self, job_id: str) -> None:
+        """Flush what is there of this job, within about a second."""
+        if not self._changed:
+            self._loop.call_after(_PERIOD, self._tell)
+        self._changed[job_id] = None
+
+    def _tell(self) -> None:
+        try:
+            while self._changed:
+                ids = list(self._changed)[:_IDS_AT_ONCE]
+                os.write(self._pipe, (" ".join(ids) + "\n").encode("ascii"))
+                for job_id in ids:
+                    del self._changed[job_id]
+        except BlockingIOError:
+            # The disk does not keep up; a job that changes again meanwhile is still one job.
+            self._loop.call_after(_PERIOD, self._tell)
+        except BrokenPipeError:
+            os.close(self._pipe)
+            self._pipe = _start_helper(self._jobs_fd)
+            self._loop.call_after(_PERIOD, self._tell)
+
+
+def _start_helper(jobs_fd: int) -> int:
+    """Fork the helper; the pipe to tell it. It ends when the pipe closes."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writing, False)
+    child = os.fork()
+    if child == 0:
+        # Twice, so that the helper is the keeper's to reap, also when this process executes another program.
+        if os.fork() == 0:
+            _help(reading, jobs_fd)
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(reading)
+    return writing
+
+
+def _help(reading: int, jobs_fd: int) -> None:
+    """The helper's life. Never returns."""
+    status = 1
+    try:
+        spawn.set_name("jw-flusher")
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(signum, signal.SIG_IGN)
+        os.dup2(jobs_fd, 0)
+        os.dup2(reading, 1)
+        syscalls.close_range(_FIRST_FREE_FD + 1)
+        with open(1, "rb", closefd=False) as lines:
+            for line in lines:
+                for job_id in line.decode("ascii").split():
+                    _flush_job(job_id)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _flush_job(job_id: str) -> None:
+    # A job that is being removed, a disk that is failing: what can't be flushed is not lost by that.
+    with contextlib.suppress(OSError):
+        directory = os.open(job_id, _OPEN_DIR, dir_fd=0)
+        try:
+            _flush(directory, "job.json")
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        logs = os.open(f"{job_id}/logs", _OPEN_DIR, dir_fd=0)
+        try:
+            # Those that are on the disk already cost next to nothing.
+            for name in os.listdir(logs):
+                _flush(logs, name)
+            os.fsync(logs)
+        finally:
+            os.close(logs)
+
+
+def _flush(directory: int, name: str) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
