@@ -59,6 +59,17 @@ class JobAlreadyEnded(JobWorkerError):
 
 
 @dataclass(eq=False)
+class IdempotencyConflict(JobWorkerError):
+    """The key has been used before, for something else."""
+
+    key: str
+    job_id: str
+
+    def __str__(self) -> str:
+        return f"idempotency key {self.key!r} was used for another request (job {self.job_id}); take a new key"
+
+
+@dataclass(eq=False)
 class StartFailed(JobWorkerError):
     """The command could not be executed; nothing of the job is left.
 

@@ -28,6 +28,7 @@ MAX_SPEC_BYTES = 256 * 1024
 MAX_ARGS = 8_192
 MAX_ENV = 1_024
 MAX_LABELS = 32
+MAX_KEY = 128
 MAX_LABEL_KEY, MAX_LABEL_VALUE = 63, 255
 MAX_TIMEOUT_MS = 366 * 24 * 3600 * 1000
 MAX_GRACE_MS = 3600 * 1000
@@ -278,6 +279,31 @@ def _check_string(field: str, text: str, extra: int = 0) -> None:
     if size > MAX_STRING_BYTES:
         problem = f"has {size} bytes, more than the {MAX_STRING_BYTES} that Linux takes"
         raise InvalidField(field, f"{problem}; put the data into a file")
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """What makes a repeated start safe.
+
+    Attributes:
+        key: the client's; empty for none.
+        digest: of the specification, the same for the same one, by a function that nobody can invert.
+    """
+
+    key: str = ""
+    digest: str = ""
+
+    def check(self) -> None:
+        """Check the key.
+
+        Raises:
+            InvalidField: it is not one.
+        """
+        if len(self.key) > MAX_KEY or not self.key.isprintable():
+            problem = f"must be printable and at most {MAX_KEY} characters"
+            raise InvalidField("idempotency_key", problem, "deploy-2041-step-3")
+        if len(self.digest) > MAX_KEY:
+            raise InvalidField("idempotency_key", "has a digest that is none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import pytest
 
 from support import scripted
 from support.agent import DEADLINE, Agent, running_agent
+from support.signals import interruptible
 
 SCRIPT_OF_BYTES = "import os\nfor i in range(2000):\n os.write(1 + i % 2, bytes([i % 256]) * (i % 97 + 1))\n"
 
@@ -29,7 +30,9 @@ def written(parity: int | None) -> bytes:
 def running(agent: Agent, *args: str) -> Iterator[subprocess.Popen[bytes]]:
     command, pipe = agent.command(*args), subprocess.PIPE
     # Unbuffered, for `communicate` knows nothing of what `readline` has read ahead.
-    with subprocess.Popen(command, bufsize=0, stdout=pipe, stderr=pipe) as process:
+    with interruptible():
+        process = subprocess.Popen(command, bufsize=0, stdout=pipe, stderr=pipe)
+    with process:
         try:
             yield process
         finally:

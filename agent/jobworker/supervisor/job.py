@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobworker.jobs import EndReason, JobRecord, Source, State, Usage
+from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
 from jobworker.kernel.cgroup.base import Group
 from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
@@ -68,13 +68,16 @@ class Job:
         record: what is known, as of the last change. Usage and log size are brought up to date by `inspect`.
     """
 
-    def __init__(self, around: Surroundings, record: JobRecord, handles: Handles, started: float) -> None:
+    def __init__(
+        self, around: Surroundings, record: JobRecord, handles: Handles, started: float, idempotency: Idempotency
+    ) -> None:
         self._around = around
         self._group = handles.group
         self._log = handles.log
         self._pidfd = handles.pidfd
         self._pipes = {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR}
         self._started = started
+        self._idempotency = idempotency
         self._stop_reason: EndReason | None = None
         self._end: End | None = None
         self._empty = False
@@ -304,7 +307,7 @@ class Job:
 
     def _save(self) -> None:
         try:
-            self._around.store.save(self.record, self._started, self._stop_reason)
+            self._around.store.save(self.record, self._started, self._stop_reason, self._idempotency)
         except OSError as error:
             self._around.log.error("record not saved", job=self.record.job_id, error=str(error))
             self._around.loop.call_after(_SAVE_AGAIN, self._save)

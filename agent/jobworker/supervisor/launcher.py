@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from jobworker.errors import HostFault, JobWorkerError, StartFailed
-from jobworker.jobs import JobRecord, JobSpec, Limits, LimitStatus, State
+from jobworker.jobs import Idempotency, JobRecord, JobSpec, Limits, LimitStatus, State
 from jobworker.kernel import spawn
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
@@ -47,6 +47,7 @@ class Order:
     spec: JobSpec
     uid: int | None
     limits: Limits
+    idempotency: Idempotency
     report: Callable[[Limits], tuple[LimitStatus, ...]]
 
 
@@ -192,7 +193,7 @@ class _Started:
         )
         self._undo.pop_all()
         os.close(self._report_fd)
-        job = Job(self._around, record, self._handles, started)
+        job = Job(self._around, record, self._handles, started, self._order.idempotency)
         self._answer(job)
         job.begin()
 

@@ -12,7 +12,7 @@ import os
 from dataclasses import replace
 
 from jobworker.errors import InvalidField, ProtocolError
-from jobworker.jobs import EndReason, JobRecord, State, check_job_id
+from jobworker.jobs import EndReason, State, check_job_id
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
 from jobworker.supervisor.job import Handles, Job, Surroundings
@@ -61,17 +61,18 @@ class Recovery:
 
     def _take_over(self, stored: StoredJob) -> None:
         record = stored.record
+        self._registry.keys.remember(record, stored.idempotency)
         if record.state is State.ENDED:
             self._registry.add_ended(record)
             return
         held = self._held.get(record.job_id)
         if held is None or held.pidfd is None or not self._around.store.is_of_this_boot(stored):
-            self._lose(record, "the agent was not there to see its end")
+            self._lose(stored, "the agent was not there to see its end")
             return
         try:
             job = self._adopt(stored, held)
         except OSError as error:
-            self._lose(record, f"it could not be taken over: {error}")
+            self._lose(stored, f"it could not be taken over: {error}")
             return
         del self._held[record.job_id]
         self._registry.add_running(job)
@@ -90,12 +91,13 @@ class Recovery:
             group.close()
             raise
         handles = Handles(group, log, held.pidfd, held.stdout, held.stderr)
-        return Job(self._around, record, handles, stored.started)
+        return Job(self._around, record, handles, stored.started, stored.idempotency)
 
-    def _lose(self, record: JobRecord, detail: str) -> None:
+    def _lose(self, stored: StoredJob, detail: str) -> None:
+        record = stored.record
         self._sweep(record.job_id)
         lost = replace(record, state=State.ENDED, end_reason=EndReason.LOST, detail=detail, output_ended=True)
-        self._around.store.save(lost)
+        self._around.store.save(lost, stored.started, stored.stop_reason, stored.idempotency)
         self._registry.add_ended(lost)
         self._around.log.warning("job lost", job=record.job_id, detail=detail)
 

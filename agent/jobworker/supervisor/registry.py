@@ -31,10 +31,11 @@ from jobworker.jobs import (
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor.job import DEFAULT_GRACE, Job
+from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import Launcher, Order
 from jobworker.supervisor.output import open_segment
 from jobworker.supervisor.store import Store
-from jobworker.wire.messages import HostInfo, LimitSupport, StopJob
+from jobworker.wire.messages import HostInfo, LimitSupport, StartJob, StopJob
 
 Ended = Callable[[JobRecord], None]
 Started = Callable[[JobRecord | JobWorkerError], None]
@@ -57,7 +58,8 @@ class Registry:
         self._user_per_job = os.geteuid() == 0
         self._uids = itertools.cycle(range(settings.first_uid, settings.first_uid + settings.uid_count))
         self._used_uids: set[int] = set()
-        self._launching = 0
+        self._launching: dict[str, list[Started]] = {}
+        self.keys = Keys()
         self._when_idle: list[Callable[[], None]] = []
         self._when_settled: Callable[[], None] | None = None
         self._closed = False
@@ -83,50 +85,60 @@ class Registry:
 
     # Starting.
 
-    def start(self, principal: str, spec: JobSpec, started: Started) -> None:
+    def start(self, request: StartJob, started: Started) -> None:
         """Start a job; `started` gets its record once the command was executed.
 
         Raises:
             JobWorkerError: why it can't be started.
         """
+        spec, idempotency = request.spec, request.idempotency
         spec.check()
+        idempotency.check()
+        if known := self.keys.find(request.principal, idempotency):
+            self._started_before(known, started)
+            return
         self._admit()
         limits = self._effective(spec)
         settable = replace(limits, **{_FIELDS[name]: None for name in self._unsupported})
         uid = self._allocate_uid()
         order = Order(
-            record=self._new_record(principal, spec, os.geteuid() if uid is None else uid),
+            record=self._new_record(request.principal, spec, os.geteuid() if uid is None else uid),
             spec=spec,
             uid=uid,
             limits=settable,
+            idempotency=idempotency,
             report=lambda actual: self._status(limits, actual),
         )
-        self._launching += 1
+        self._launching[order.record.job_id] = [started]
+        self.keys.remember(order.record, idempotency)
         try:
-            self._launcher.launch(order, lambda outcome: self._launched(outcome, uid, started))
-        except JobWorkerError:
-            self._not_launched(uid)
-            raise
+            self._launcher.launch(order, lambda outcome: self._launched(order, outcome))
+        except JobWorkerError as error:
+            self._launched(order, error)
 
-    def _launched(self, outcome: Job | JobWorkerError, uid: int | None, started: Started) -> None:
-        if isinstance(outcome, Job):
-            self._launching -= 1
-            self.add_running(outcome)
-            started(outcome.record)
-            self._tell_settled()
+    def _started_before(self, job_id: str, started: Started) -> None:
+        if waiting := self._launching.get(job_id):
+            waiting.append(started)
         else:
-            self._not_launched(uid)
-            started(outcome)
+            started(self.inspect(job_id))
 
-    def _not_launched(self, uid: int | None) -> None:
-        self._launching -= 1
-        if uid is not None:
-            self._used_uids.discard(uid)
+    def _launched(self, order: Order, outcome: Job | JobWorkerError) -> None:
+        waiting = self._launching.pop(order.record.job_id)
+        answer: JobRecord | JobWorkerError
+        if isinstance(outcome, Job):
+            self.add_running(outcome)
+            answer = outcome.record
+        else:
+            self.keys.forget(order.record, order.idempotency)
+            self._used_uids.discard(order.uid or 0)
+            answer = outcome
+        for started in waiting:
+            started(answer)
         self._tell_settled()
         self._tell_idle()
 
     def _admit(self) -> None:
-        active = len(self.running) + self._launching
+        active = len(self.running) + len(self._launching)
         if self._closed or active >= self._settings.max_active:
             maximum = 0 if self._closed else self._settings.max_active
             raise CapExceeded("the number of active jobs", maximum, _RETRY_SECONDS)
@@ -255,7 +267,7 @@ class Registry:
 
     @property
     def active(self) -> int:
-        return len(self.running) + self._launching
+        return len(self.running) + len(self._launching)
 
     def pause(self, settled: Callable[[], None]) -> None:
         """Take no more jobs, and call back once no job is being launched: each runs or is not there."""

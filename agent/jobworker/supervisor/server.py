@@ -257,7 +257,7 @@ class Server:
                 self.log.info("job started", job=outcome.job_id, principal=outcome.principal, uid=outcome.uid)
                 reply(messages.JobReply(outcome), ())
 
-        self._registry.start(request.principal, request.spec, started)
+        self._registry.start(request, started)
 
     def stop_job(self, _: Connection, request: messages.StopJob, reply: Reply) -> None:
         check_job_id(request.job_id)

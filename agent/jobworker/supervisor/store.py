@@ -17,11 +17,11 @@ import errno
 import fcntl
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jobworker import codec
 from jobworker.errors import HostFault, ProtocolError
-from jobworker.jobs import EndReason, JobRecord, check_job_id, new_job_id
+from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_job_id
 from jobworker.kernel import syscalls
 
 FORMAT = 1
@@ -39,6 +39,7 @@ class StoredJob:
         boot_id: of the host when this was written; another one means that nothing of it runs any more.
         started: on the monotonic clock of that boot, in seconds.
         stop_reason: why the job is being stopped, once it is.
+        idempotency: what the job was started with.
     """
 
     format: int
@@ -46,6 +47,7 @@ class StoredJob:
     record: JobRecord
     started: float
     stop_reason: EndReason | None
+    idempotency: Idempotency = field(default_factory=Idempotency)
 
 
 class Store:
@@ -117,8 +119,10 @@ class Store:
     def log_path(self, job_id: str) -> str:
         return f"{self.path}/jobs/{job_id}/logs/job_{job_id}.log"
 
-    def save(self, record: JobRecord, started: float = 0.0, stop_reason: EndReason | None = None) -> None:
-        stored = StoredJob(FORMAT, self._boot_id, record, started, stop_reason)
+    def save(
+        self, record: JobRecord, started: float, stop_reason: EndReason | None, idempotency: Idempotency
+    ) -> None:
+        stored = StoredJob(FORMAT, self._boot_id, record, started, stop_reason, idempotency)
         fd = self._open_dir(record.job_id)
         try:
             _write_file(fd, "job.json", codec.dumps(stored))

@@ -7,10 +7,10 @@ own specification holds; logs are handed over as descriptors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from jobworker.jobs import Enforcement, JobRecord, JobSpec
+from jobworker.jobs import Enforcement, Idempotency, JobRecord, JobSpec
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
 PROTOCOL = 1
@@ -66,10 +66,11 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class StartJob:
-    """Answer: `JobReply` after exec succeeded."""
+    """Answer: `JobReply` after exec succeeded, or of the job that the same key has started before."""
 
     principal: str
     spec: JobSpec
+    idempotency: Idempotency = field(default_factory=Idempotency)
 
 
 @dataclass(frozen=True, slots=True)

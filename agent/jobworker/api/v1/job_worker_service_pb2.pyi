@@ -100,12 +100,18 @@ class StartRequest(_message.Message):
     BEST_EFFORT_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     command: _builtins.str
     """A path, or a name that is looked up in the PATH of `env`, or in the host's default path without one."""
     workdir: _builtins.str
     """An absolute directory to start in, entered with the job's own rights. Empty: a fresh one of the job's own."""
     best_effort: _builtins.bool
     """Start even though a limit that was asked for cannot be enforced on this host."""
+    idempotency_key: _builtins.str
+    """A key of the client's own, up to 128 printable characters, that makes a repeated Start safe: the same client's
+    same key and request get the job that the first one made, whatever became of it, for as long as the agent
+    keeps its record. Empty: each Start makes a job.
+    """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What follows the command's own name. Up to 8,192 arguments of up to 131,071 bytes."""
@@ -137,10 +143,11 @@ class StartRequest(_message.Message):
         best_effort: _builtins.bool = ...,
         timeout: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "env", b"env", "labels", b"labels", "limits", b"limits", "timeout", b"timeout", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "timeout", b"timeout", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,35 @@
+"""Idempotency keys: which job a client's key has started, so that a repeated start does not make a second one."""
+
+from __future__ import annotations
+
+from jobworker.errors import IdempotencyConflict
+from jobworker.jobs import Idempotency, JobRecord
+
+
+class Keys:
+    """What is known by principal and key, for as long as the job's record is."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def remember(self, record: JobRecord, idempotency: Idempotency) -> None:
+        if idempotency.key:
+            self._known[record.principal, idempotency.key] = (record.job_id, idempotency.digest)
+
+    def forget(self, record: JobRecord, idempotency: Idempotency) -> None:
+        """The job was not started after all."""
+        self._known.pop((record.principal, idempotency.key), None)
+
+    def find(self, principal: str, idempotency: Idempotency) -> str | None:
+        """The id of the job that this key has started; None for a new key or none.
+
+        Raises:
+            IdempotencyConflict: the key was used for another specification.
+        """
+        known = self._known.get((principal, idempotency.key)) if idempotency.key else None
+        if known is None:
+            return None
+        job_id, digest = known
+        if digest != idempotency.digest:
+            raise IdempotencyConflict(idempotency.key, job_id)
+        return job_id

@@ -1,0 +1,91 @@
+"""A start that is asked for again makes no second job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from jobworker.errors import IdempotencyConflict, InvalidField, StartFailed
+from jobworker.jobs import Idempotency, JobSpec
+from jobworker.wire import messages
+from support.agent import Agent
+from support.root_side import Link, RootSide
+
+pytestmark = pytest.mark.root
+
+SPEC = JobSpec("/bin/sh", ("-c", "sleep 0.2; echo once"))
+
+
+def request(key: str, digest: str = "d1", principal: str = "p1", spec: JobSpec = SPEC) -> messages.StartJob:
+    return messages.StartJob(principal, spec, Idempotency(key, digest))
+
+
+def test_the_same_key_gets_the_same_job(link: Link) -> None:
+    first = link.ask(request("a")).record
+    assert link.ask(request("a")).record.job_id == first.job_id
+    link.wait_ended(first.job_id)
+    again = link.ask(request("a")).record
+    assert (again.job_id, again.exit_code) == (first.job_id, 0)
+
+
+def test_also_while_it_is_being_started(link: Link) -> None:
+    numbers = [link.send(request("b")) for _ in range(5)]
+    assert len({link.answer(number).message.record.job_id for number in numbers}) == 1
+
+
+def test_another_request_under_the_same_key_is_refused(link: Link) -> None:
+    first = link.ask(request("c")).record
+    with pytest.raises(IdempotencyConflict, match=first.job_id):
+        link.ask(request("c", digest="d2"))
+
+
+def test_a_key_is_the_client_s_own(link: Link) -> None:
+    ids = {link.ask(request("d", principal=name)).record.job_id for name in ("p1", "p2")}
+    assert len(ids) == 2
+
+
+def test_no_key_makes_a_job_each_time(link: Link) -> None:
+    assert len({link.ask(request("", digest="")).record.job_id for _ in range(2)}) == 2
+
+
+def test_a_start_that_failed_may_be_tried_again(link: Link) -> None:
+    for _ in range(2):
+        with pytest.raises(StartFailed):
+            link.ask(request("e", spec=replace(SPEC, command="/no/such/file")))
+    assert link.ask(request("e", digest="d2")).record.job_id
+
+
+@pytest.mark.parametrize("key", ["a\nb", "x" * 129, "\x00"])
+def test_what_is_not_a_key_is_refused(link: Link, key: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        link.ask(request(key))
+    assert caught.value.field == "idempotency_key"
+
+
+def test_it_is_remembered_over_a_death(side: RootSide) -> None:
+    link = side.link(subscribe=True)
+    running = link.ask(request("f", spec=JobSpec("/bin/sleep", ("1000",)))).record
+    ended = link.wait_ended(link.ask(request("g")).record.job_id)
+    os.kill(side.supervisor_pid(), signal.SIGKILL)
+    link.drain()
+    link = side.reconnect(subscribe=True)
+    assert link.ask(request("f")).record.job_id == running.job_id
+    assert link.ask(request("g")).record == ended
+    with pytest.raises(IdempotencyConflict):
+        link.ask(request("g", digest="d2"))
+    link.stop(running.job_id, force=True)
+
+
+def test_by_the_command_line(agent: Agent) -> None:
+    def start(*words: str) -> subprocess.CompletedProcess[bytes]:
+        return agent.cli("start", "--idempotency-key", "deploy-7", *words)
+
+    first, second = start("--env", "TOKEN=1", "true"), start("--env", "TOKEN=1", "true")
+    assert first.stdout == second.stdout != b""
+    other = start("--env", "TOKEN=2", "true")
+    assert other.returncode == 1
+    assert b"'deploy-7' was used for another request" in other.stderr
