@@ -1,0 +1,108 @@
+"""The gateway as a whole: what it is made of, and its life from the first to the last call."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import sys
+
+import structlog
+from grpc import aio
+
+from jobworker.errors import AgentUnavailable
+from jobworker.gateway import credentials, server
+from jobworker.gateway.certificates import PeerReader
+from jobworker.gateway.follow import Feeds
+from jobworker.gateway.gate import Gate
+from jobworker.gateway.health import Health
+from jobworker.gateway.link import SupervisorLink
+from jobworker.gateway.mirror import Mirror
+from jobworker.gateway.output import Output
+from jobworker.gateway.segments import Segments
+from jobworker.gateway.servicer import JobWorker
+from jobworker.gateway.streams import OpenStreams
+from jobworker.settings.schema import Settings
+
+# So long calls may take to end by themselves when the gateway stops.
+_GRACE_SECONDS = 5.0
+_MAX_SEGMENTS = 4_096
+
+_log = structlog.get_logger()
+
+
+async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: all of them; what is for jobs is ignored.
+        ready_fd: gets the line HOST:PORT once calls are taken, and is closed.
+        while_stdin: end as well when standard input does, a pipe whose other end dies with who started this.
+
+    Raises:
+        PkiProblem: the certificates are not to be served with.
+        InvalidField: the address cannot be had.
+    """
+    own = credentials.load(settings.tls)
+    credentials.check_listen(settings.listen, own, settings.tls)
+    stop = _asked_to_stop(while_stdin=while_stdin)
+    link, streams = SupervisorLink(settings.socket_path), OpenStreams()
+    grpc_server = _assemble(settings, own, link, streams)
+    address = server.bind(grpc_server, settings.listen, own)
+    await grpc_server.start()
+    _log.info("serving", address=address, dev_certificates=own.dev)
+    _report(ready_fd, address)
+    async with asyncio.TaskGroup() as tasks:
+        keeping = tasks.create_task(link.run())
+        # Should the server end by itself, so does the gateway, to be started again.
+        tasks.create_task(grpc_server.wait_for_termination())
+        await stop.wait()
+        await _drain(grpc_server, streams)
+        keeping.cancel()
+
+
+def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def stdin_ended() -> None:
+        # It stays readable.
+        loop.remove_reader(sys.stdin.fileno())
+        stop.set()
+
+    if while_stdin:
+        loop.add_reader(sys.stdin.fileno(), stdin_ended)
+    return stop
+
+
+def _assemble(
+    settings: Settings, own: credentials.Credentials, link: SupervisorLink, streams: OpenStreams
+) -> aio.Server:
+    mirror, health, feeds = Mirror(), Health(), Feeds(link)
+    link.listen(mirror.apply, feeds.apply, health.apply)
+    files_per_segment = 2
+    output = Output(Segments(link, min(_raise_file_limit() // 2 // files_per_segment, _MAX_SEGMENTS)))
+    jobs = JobWorker(link, mirror, feeds, output, own.expires_ns)
+    return server.make(Gate(PeerReader(settings.tls.role_oid), streams), jobs, health)
+
+
+def _raise_file_limit() -> int:
+    """Take as many open files as this process may have; how many that is. Connections get the other half."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _report(ready_fd: int | None, address: str) -> None:
+    if ready_fd is not None:
+        with open(ready_fd, "w", encoding="ascii") as ready:
+            ready.write(f"{address}\n")
+
+
+async def _drain(grpc_server: aio.Server, streams: OpenStreams) -> None:
+    """End streams so that clients know where to go on, then let the other calls finish."""
+    _log.info("stopping")
+    streams.end_all(AgentUnavailable("the gateway is stopping"))
+    await grpc_server.stop(_GRACE_SECONDS)
+    _log.info("stopped")

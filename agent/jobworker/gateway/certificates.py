@@ -1,0 +1,145 @@
+"""Who a peer is, from its certificate.
+
+TLS has checked the chain, and that the peer holds the key. It accepts more than this agent does (weak keys, no
+purpose, no role), and it does not look again: a session that was resumed from a ticket may be older than its
+certificate's end. So everything is checked here, on every call.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from jobworker.errors import Unauthenticated
+from jobworker.identity import Principal, Role, check_user_uri, decode_role
+
+# The policy for keys, of clients and of the agent itself.
+MINIMUM_RSA_BITS = 4096
+_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+
+E = TypeVar("E", bound=x509.ExtensionType)
+
+_TLS_VERSION = b"TLSv1.3"
+_CACHED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An authenticated peer.
+
+    Attributes:
+        not_before, not_after: its certificate's dates, in seconds of Unix time.
+    """
+
+    principal: Principal
+    not_before: float
+    not_after: float
+
+    def check_dates(self, now: float) -> None:
+        """Compare the certificate's dates with a time in seconds of Unix time.
+
+        Raises:
+            Unauthenticated: the certificate is not valid then.
+        """
+        if now < self.not_before:
+            raise Unauthenticated(f"the certificate is valid from {_utc(self.not_before)} on only")
+        if now > self.not_after:
+            raise Unauthenticated(f"the certificate expired at {_utc(self.not_after)}")
+
+
+def _utc(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+class PeerReader:
+    """Reads peers' certificates; those that are good are kept, up to a bound."""
+
+    def __init__(self, role_oid: str) -> None:
+        self._read = functools.lru_cache(_CACHED)(functools.partial(read_peer, role_oid=role_oid))
+
+    def identify(self, auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
+        """The peer of a connection, by grpc's authentication context.
+
+        Raises:
+            Unauthenticated: it did not prove to be anyone that this agent knows.
+        """
+        if tuple(auth_context.get("ssl_tls_version", ())) != (_TLS_VERSION,):
+            raise Unauthenticated("the connection is not TLS 1.3")
+        pem = tuple(auth_context.get("x509_pem_cert", ()))
+        if len(pem) != 1:
+            raise Unauthenticated("no client certificate")
+        peer = self._read(pem[0])
+        peer.check_dates(time.time())
+        return peer
+
+
+def read_peer(pem: bytes, role_oid: str) -> Peer:
+    """What a certificate says of its bearer, whatever the time.
+
+    Raises:
+        Unauthenticated: it is not a client certificate by this agent's rules.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        check_strength(certificate)
+        return Peer(
+            principal=_principal(certificate, x509.ObjectIdentifier(role_oid)),
+            not_before=certificate.not_valid_before_utc.timestamp(),
+            not_after=certificate.not_valid_after_utc.timestamp(),
+        )
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm):
+        raise Unauthenticated("the certificate cannot be read") from None
+
+
+def check_strength(certificate: x509.Certificate) -> None:
+    """Check key and signature against the policy.
+
+    Raises:
+        Unauthenticated: either is too weak.
+    """
+    key = certificate.public_key()
+    if not isinstance(key, rsa.RSAPublicKey) or key.key_size < MINIMUM_RSA_BITS:
+        raise Unauthenticated(f"the certificate's key is not RSA with {MINIMUM_RSA_BITS} bits or more")
+    if not isinstance(certificate.signature_hash_algorithm, _HASHES):
+        raise Unauthenticated("the certificate's signature is not made with SHA-256 or better")
+
+
+def _principal(certificate: x509.Certificate, role_oid: x509.ObjectIdentifier) -> Principal:
+    usage = _value(certificate, x509.ExtendedKeyUsage)
+    if usage is None or ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
+        raise Unauthenticated("the certificate is not meant for clients: it lacks the usage clientAuth")
+    names = _value(certificate, x509.SubjectAlternativeName)
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
+    if len(uris) != 1:
+        raise Unauthenticated(f"the certificate holds {len(uris)} URIs in place of one")
+    role = _role(certificate, role_oid)
+    return Principal(check_user_uri(uris[0]), role, f"{certificate.serial_number:x}")
+
+
+def _value(certificate: x509.Certificate, kind: type[E]) -> E | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _role(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> Role:
+    found = [extension for extension in certificate.extensions if extension.oid == oid]
+    if not found:
+        raise Unauthenticated(f"the certificate carries no role (extension {oid.dotted_string})")
+    (extension,) = found  # cryptography refuses a certificate that has an extension twice
+    if extension.critical:
+        raise Unauthenticated("the certificate's role extension is marked critical, which it must not be")
+    if not isinstance(extension.value, x509.UnrecognizedExtension):
+        raise Unauthenticated(f"the role's OID {oid.dotted_string} belongs to another extension")
+    return decode_role(extension.value.value)

@@ -1,0 +1,152 @@
+"""The gate in front of every call: who is it, may they, what do they ask; and how it ended, in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from grpc import aio
+
+from jobworker.errors import AgentUnavailable, HostFault, InvalidField, PermissionDenied, Unauthenticated
+from jobworker.gateway import access, requests, status
+from jobworker.gateway.certificates import Peer, PeerReader
+from jobworker.gateway.streams import OpenStreams
+
+_REQUEST_SECONDS = 10.0
+
+_log = structlog.get_logger()
+
+Context = aio.ServicerContext[Any, Any]
+# grpc's stubs know handlers that are not coroutines only.
+Handler = Any
+Work = Callable[[Peer], Awaitable[bytes]]
+
+
+class Gate(aio.ServerInterceptor):
+    """Authenticates and authorises each call before its request is read, and logs each decision.
+
+    Nothing passes beside it: methods that do not exist and those of other services are judged as well.
+    """
+
+    def __init__(self, peers: PeerReader, streams: OpenStreams) -> None:
+        self._peers = peers
+        self._streams = streams
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        call = _Method(self, handler_call_details.method, handler or _NOT_SERVED)
+        # As if the client streamed: grpc then leaves reading the request, of which there is one, to the call.
+        if call.handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(call.stream, response_serializer=requests.encode)
+        return grpc.stream_unary_rpc_method_handler(call.unary)
+
+    async def guard(self, method: str, context: Context, work: Work) -> bytes:
+        """Do the work of a call if the caller may have it done, and turn what goes wrong into a status."""
+        decision = _Decision(method, context.peer(), time.monotonic())
+        try:
+            decision.peer = self._peers.identify(context.auth_context())
+            access.authorise(method, decision.peer.principal)
+            access.CALLER.set(decision.peer.principal)
+            result = await work(decision.peer)
+        except aio.AbortError:
+            decision.log(context.code().name)
+            raise
+        except (asyncio.CancelledError, aio.BaseError):
+            # The client is gone, or the server is stopping and its patience is over.
+            decision.log("CANCELLED")
+            raise
+        except Exception as error:  # noqa: BLE001 - the top loop of a call
+            return await _refuse(context, decision, error)
+        decision.log("OK")
+        return result
+
+    def hold(self, peer: Peer) -> AbstractAsyncContextManager[None]:
+        return self._streams.hold(peer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """One method as grpc calls it."""
+
+    gate: Gate
+    name: str
+    handler: Handler
+
+    async def unary(self, _requests: object, context: Context) -> bytes:
+        async def work(_peer: Peer) -> bytes:
+            request = await self._receive(context)
+            return requests.encode(await self.handler.unary_unary(request, context))
+
+        return await self.gate.guard(self.name, context, work)
+
+    async def stream(self, _requests: object, context: Context) -> None:
+        async def work(peer: Peer) -> bytes:
+            async with self.gate.hold(peer):
+                request = await self._receive(context)
+                await self.handler.unary_stream(request, context)
+            return b""
+
+        await self.gate.guard(self.name, context, work)
+
+    async def _receive(self, context: Context) -> Any:
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                data = await context.read()
+        except TimeoutError:
+            raise InvalidField("request", f"did not arrive within {_REQUEST_SECONDS:.0f} s") from None
+        if not isinstance(data, bytes):
+            raise InvalidField("request", "is missing")
+        return requests.parse(data, self.handler.request_deserializer)
+
+
+async def _not_served(_request: object, _context: Context) -> NoReturn:
+    raise NotImplementedError
+
+
+# Stands for methods that do not exist: no rule of the table leads to it.
+_NOT_SERVED: Handler = grpc.unary_unary_rpc_method_handler(_not_served)
+
+
+@dataclass(slots=True)
+class _Decision:
+    """What the log tells of a call. Nothing of what the request holds: arguments may be secret."""
+
+    method: str
+    address: str
+    started: float
+    peer: Peer | None = None
+
+    def log(self, code: str, **more: str) -> None:
+        principal = self.peer.principal if self.peer else None
+        write = _log.info if code in ("OK", "CANCELLED") else _log.warning
+        write(
+            "call",
+            method=self.method[:120],
+            code=code,
+            principal=principal.uri if principal else "",
+            serial=principal.serial if principal else "",
+            peer=self.address,
+            ms=round((time.monotonic() - self.started) * 1000, 3),
+            **more,
+        )
+
+
+async def _refuse(context: Context, decision: _Decision, error: Exception) -> NoReturn:
+    rule, answer = status.rule_of(error), status.answer(error)
+    if not rule.public:
+        _log.error("internal error", method=decision.method[:120], exc_info=error)
+    # Of other errors the text may quote the request.
+    telling = isinstance(error, Unauthenticated | PermissionDenied | AgentUnavailable | HostFault)
+    decision.log(answer.code.name, reason=rule.reason, **({"detail": str(error)} if telling else {}))
+    trailers = (*context.trailing_metadata(), *answer.trailers)
+    await context.abort(answer.code, answer.message, trailers)

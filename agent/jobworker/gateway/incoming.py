@@ -1,0 +1,184 @@
+"""Requests of the contract as the agent's own types, checked; errors name fields as the contract does."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import signal
+
+from google.protobuf.duration_pb2 import Duration
+
+from jobworker import codec, jobs
+from jobworker.api.v1 import job_pb2
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.errors import InvalidField
+from jobworker.gateway.known import Wanted
+from jobworker.gateway.order import Position
+from jobworker.wire.messages import StartJob, StopJob
+
+_NANOS = 1_000_000_000
+DEFAULT_GRACE_MS = 10_000
+DEFAULT_PAGE, MAX_PAGE = 100, 1_000
+
+_STATES = {job_pb2.JobState.Value(f"JOB_STATE_{state.value}"): state for state in jobs.State}
+_SOURCES = {
+    pb.OUTPUT_SOURCE_UNSPECIFIED: None,
+    pb.OUTPUT_SOURCE_STDOUT: jobs.Source.STDOUT,
+    pb.OUTPUT_SOURCE_STDERR: jobs.Source.STDERR,
+}
+_MAX_PRINCIPAL = 400
+_MAX_TOKEN = 80
+_TOKEN = re.compile(r"([0-9]{1,19}):([0-9a-z-]{19})")
+
+
+def start(principal: str, request: pb.StartRequest) -> StartJob:
+    """What to run for whom.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    made = spec(request)
+    key = request.idempotency_key
+    # Of the whole specification, the environment's values included: those must not be stored to be compared.
+    idempotency = jobs.Idempotency(key, hashlib.sha256(codec.dumps(made)).hexdigest() if key else "")
+    idempotency.check()
+    return StartJob(principal, made, idempotency)
+
+
+def spec(request: pb.StartRequest) -> jobs.JobSpec:
+    """What to run.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    made = jobs.JobSpec(
+        command=request.command,
+        args=tuple(request.args),
+        env=tuple(sorted(request.env.items())),
+        workdir=request.workdir,
+        limits=_limits(request.limits),
+        timeout_ms=_timeout(request),
+        labels=tuple(sorted(request.labels.items())),
+        best_effort=request.best_effort,
+    )
+    made.check()
+    return made
+
+
+def _limits(limits: job_pb2.Limits) -> jobs.Limits:
+    return jobs.Limits(
+        cpu_millis=jobs.parse_cpu(limits.cpu) if limits.cpu else None,
+        memory_bytes=jobs.parse_size(limits.memory) if limits.memory else None,
+        pids=limits.pids or None,
+    )
+
+
+def _timeout(request: pb.StartRequest) -> int:
+    if not request.HasField("timeout"):
+        return 0
+    millis = _milliseconds(request.timeout, "timeout", jobs.MAX_TIMEOUT_MS)
+    if millis == 0:
+        raise InvalidField("timeout", "is no time at all; leave it out for none", "30s")
+    return millis
+
+
+def _milliseconds(duration: Duration, field: str, maximum: int) -> int:
+    """A duration, rounded up, so that a short one does not become none."""
+    nanos = duration.seconds * _NANOS + duration.nanos
+    if abs(duration.nanos) >= _NANOS or not 0 <= nanos <= maximum * 1_000_000:
+        raise InvalidField(field, f"is not between 0 and {maximum // 1000} seconds", "30s")
+    return -(-nanos // 1_000_000)
+
+
+def stop(request: pb.StopRequest) -> StopJob:
+    """How to stop which job.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    grace_ms = DEFAULT_GRACE_MS
+    if request.HasField("grace"):
+        grace_ms = _milliseconds(request.grace, "grace", jobs.MAX_GRACE_MS)
+    return StopJob(
+        job_id=jobs.check_job_id(request.job_id),
+        signal=_signal(request.signal or "TERM"),
+        grace_ms=grace_ms,
+        force=request.force,
+        wait=False,
+    )
+
+
+def _signal(name: str) -> int:
+    number = signal.Signals.__members__.get(f"SIG{name.upper().removeprefix('SIG')}")
+    if number is None:
+        raise InvalidField("signal", f"{name!r:.40} is not a signal's name", "TERM")
+    return number
+
+
+def source(request: pb.StreamRequest) -> jobs.Source | None:
+    """Whose output; None for both.
+
+    Raises:
+        InvalidField: this agent knows no such source.
+    """
+    if request.source not in _SOURCES:
+        raise InvalidField("source", f"{request.source} is not a source that this agent knows", "STDOUT")
+    return _SOURCES[request.source]
+
+
+def wanted(request: pb.ListRequest) -> Wanted:
+    """Which jobs to list.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    if len(request.labels) > jobs.MAX_LABELS:
+        raise InvalidField("labels", f"has {len(request.labels)} entries, more than {jobs.MAX_LABELS}")
+    if len(request.principal) > _MAX_PRINCIPAL:
+        raise InvalidField("principal", f"has more than {_MAX_PRINCIPAL} characters")
+    return Wanted(
+        states=frozenset(_state(number) for number in request.states),
+        labels=tuple(request.labels.items()),
+        principal=request.principal,
+        id_prefix=jobs.check_job_id_prefix(request.id_prefix) if request.id_prefix else "",
+    )
+
+
+def _state(number: job_pb2.JobState.ValueType) -> jobs.State:
+    if number not in _STATES:
+        raise InvalidField("states", f"{number} is not a state that this agent knows", "RUNNING")
+    return _STATES[number]
+
+
+def page_size(request: pb.ListRequest) -> int:
+    return min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+
+
+def page_token(position: Position) -> str:
+    """Where a page ended, as clients give it back. Jobs that come and go do not move it."""
+    created_ns, job_id = position
+    return base64.urlsafe_b64encode(f"{created_ns}:{job_id}".encode()).decode()
+
+
+def position(token: str) -> Position | None:
+    """Where the page before ended; None for the first page.
+
+    Raises:
+        InvalidField: it is not a token of `page_token`.
+    """
+    if not token:
+        return None
+    if len(token) > _MAX_TOKEN:
+        raise InvalidField("page_token", "is too long to be one of this agent")
+    try:
+        text = base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        text = ""
+    match = _TOKEN.fullmatch(text)
+    found = (int(match[1]), match[2]) if match else None
+    # There is one way to write a position.
+    if found is None or page_token(found) != token:
+        raise InvalidField("page_token", "is not a next_page_token of this agent")
+    return found

@@ -1,0 +1,95 @@
+"""The agent's own types as messages of the contract."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from jobworker import jobs
+from jobworker.api.v1 import job_pb2
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.wire.messages import LimitSupport
+
+_STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.value}") for state in jobs.State}
+_REASONS: dict[jobs.EndReason | None, job_pb2.EndReason.ValueType] = {
+    None: job_pb2.END_REASON_UNSPECIFIED,
+    **{reason: job_pb2.EndReason.Value(f"END_REASON_{reason.value}") for reason in jobs.EndReason},
+}
+_ENFORCEMENTS = {kind: job_pb2.Enforcement.Value(f"ENFORCEMENT_{kind.value}") for kind in jobs.Enforcement}
+
+
+def job(record: jobs.JobRecord) -> job_pb2.Job:
+    """A job as clients see it."""
+    return job_pb2.Job(
+        id=record.job_id,
+        state=_STATES[record.state],
+        end_reason=_REASONS[record.end_reason],
+        exit_code=record.exit_code,
+        signal=record.signal,
+        detail=_text(record.detail),
+        pid=record.pid,
+        uid=record.uid,
+        created_at=timestamp(record.created_ns),
+        started_at=timestamp(record.started_ns),
+        ended_at=timestamp(record.ended_ns),
+        command=_text(record.command),
+        args=[_text(arg) for arg in record.args],
+        env_names=[_text(name) for name in record.env_names],
+        workdir=_text(record.workdir),
+        principal=record.principal,
+        labels=dict(record.labels),
+        timeout=_duration(record.timeout_ms * 1000) if record.timeout_ms else None,
+        limits=[_limit(status) for status in record.limits],
+        usage=_usage(record.usage),
+        log_path=_text(record.log_path),
+        log_bytes=record.log_bytes,
+        output_ended=record.output_ended,
+        stuck=record.stuck,
+        lost_bytes=record.lost_bytes,
+    )
+
+
+def _limit(status: jobs.LimitStatus) -> job_pb2.LimitStatus:
+    return job_pb2.LimitStatus(
+        name=status.name,
+        requested=status.requested,
+        value=status.value,
+        enforcement=_ENFORCEMENTS[status.enforcement],
+        detail=_text(status.detail),
+    )
+
+
+def _usage(usage: jobs.Usage) -> job_pb2.Usage:
+    return job_pb2.Usage(
+        cpu_time=_duration(usage.cpu_usec),
+        memory_peak_bytes=usage.memory_peak_bytes,
+        oom_kills=usage.oom_kills,
+        throttled_time=_duration(usage.throttled_usec),
+    )
+
+
+def limit_support(support: LimitSupport) -> pb.LimitSupport:
+    """What the host makes of one kind of limit."""
+    return pb.LimitSupport(
+        name=support.name,
+        enforcement=_ENFORCEMENTS[support.enforcement],
+        detail=_text(support.detail),
+        default_value=support.default,
+        maximum=support.maximum,
+    )
+
+
+def timestamp(nanoseconds: int) -> Timestamp | None:
+    """Nanoseconds of Unix time; None for 0, which is not yet."""
+    if not nanoseconds:
+        return None
+    return Timestamp(seconds=nanoseconds // 1_000_000_000, nanos=nanoseconds % 1_000_000_000)
+
+
+def _duration(microseconds: int) -> Duration:
+    return Duration(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)
+
+
+def _text(text: str) -> str:
+    """Text that may stem from bytes that are not UTF-8, such as a path, as a message can hold it."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,0 +1,152 @@
+"""A job's output as the messages of a stream: read once, encoded once, sent to any number of followers."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.errors import HostFault, InvalidField, OutputDropped
+from jobworker.gateway.segments import Segment, Segments
+from jobworker.jobs import Source
+
+# Larger chunks gain little speed and make a stalled follower hold more.
+CHUNK_BYTES = 256 * 1024
+_CACHED_PIECES = 64
+
+_SOURCES = {
+    None: pb.OUTPUT_SOURCE_UNSPECIFIED,
+    Source.STDOUT: pb.OUTPUT_SOURCE_STDOUT,
+    Source.STDERR: pb.OUTPUT_SOURCE_STDERR,
+}
+
+
+class Extent(Protocol):
+    """How far a job's log goes."""
+
+    @property
+    def output_ended(self) -> bool: ...
+
+    async def beyond(self, offset: int) -> int:
+        """Wait for output behind this offset; where the log ends then. No more than `offset`: it has ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What is there at one moment."""
+
+    log_bytes: int
+    output_ended: bool
+
+    async def beyond(self, _offset: int) -> int:
+        return self.log_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Which log to read, and whose output of it (None: all)."""
+
+    job_id: str
+    segment_bytes: int
+    source: Source | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One message of a stream, encoded; empty where there is nothing to send.
+
+    Attributes:
+        stop: the offset to go on at.
+    """
+
+    message: bytes
+    stop: int
+
+
+class Output:
+    """Reads logs for all streams."""
+
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+        self._readers: Counter[str] = Counter()
+        # Followers of one job are mostly at the same place. Keyed by job, source, start and end.
+        self._pieces: OrderedDict[tuple[str, Source | None, int, int], Piece] = OrderedDict()
+
+    async def pieces(self, log: Log, offset: int, extent: Extent) -> AsyncGenerator[Piece, None]:
+        """The messages of a stream from an offset on, the last of which is its `OutputEnd`.
+
+        Raises:
+            InvalidField: the output ends before the offset.
+            JobWorkerError: the log can't be read.
+        """
+        with self._reading(log.job_id):
+            while (end := await extent.beyond(offset)) > offset:
+                piece = await self._piece(log, offset, end)
+                offset = piece.stop
+                yield piece
+        if end < offset:
+            raise InvalidField(
+                "offset", f"{offset} is beyond the end of the output; there is 0 to {end}", str(end)
+            )
+        ending = pb.OutputEnd(offset=offset, output_ended=extent.output_ended)
+        yield Piece(pb.StreamResponse(end=ending).SerializeToString(), offset)
+
+    @contextmanager
+    def _reading(self, job_id: str) -> Iterator[None]:
+        self._readers[job_id] += 1
+        try:
+            yield
+        finally:
+            self._readers[job_id] -= 1
+            if not self._readers[job_id]:
+                del self._readers[job_id]
+                self._forget(job_id)
+
+    def _forget(self, job_id: str) -> None:
+        self._segments.forget(job_id)
+        for key in [key for key in self._pieces if key[0] == job_id]:
+            del self._pieces[key]
+
+    async def _piece(self, log: Log, offset: int, end: int) -> Piece:
+        number = offset // log.segment_bytes
+        # Chunks end on a grid, so that followers who started apart come to share them.
+        grid = (offset // CHUNK_BYTES + 1) * CHUNK_BYTES
+        end = min(end, (number + 1) * log.segment_bytes)
+        try:
+            segment = await self._segments.get(log.job_id, number)
+            return self._read(segment, log, offset, end if log.source else min(end, grid))
+        except OutputDropped as error:
+            return _gap(offset, end, error.reason)
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "UNKNOWN")
+            raise HostFault("reading a log", name, error.strerror or "") from None
+
+    def _read(self, segment: Segment, log: Log, offset: int, end: int) -> Piece:
+        key = (log.job_id, log.source, offset, end)
+        piece = self._pieces.get(key)
+        if piece is None:
+            piece = self._pieces[key] = _chunk(segment, log.source, offset, end)
+            if len(self._pieces) > _CACHED_PIECES:
+                self._pieces.popitem(last=False)
+        return piece
+
+
+def _chunk(segment: Segment, source: Source | None, offset: int, end: int) -> Piece:
+    start, stop = segment.run(offset, end, source) if source else (offset, end)
+    if start == stop:
+        return Piece(b"", stop)
+    data = segment.read(start, min(stop - start, CHUNK_BYTES))
+    if not data:
+        return _gap(start, stop, "the log is shorter than it was")
+    chunk = pb.OutputChunk(offset=start, data=data, source=_SOURCES[source])
+    return Piece(pb.StreamResponse(chunk=chunk).SerializeToString(), start + len(data))
+
+
+def _gap(offset: int, end: int, reason: str) -> Piece:
+    gap = pb.OutputGap(offset=offset, length=end - offset, reason=reason)
+    return Piece(pb.StreamResponse(gap=gap).SerializeToString(), end)

@@ -1,0 +1,59 @@
+"""The gRPC server: mutual TLS, and bounds on what a peer may use."""
+
+from __future__ import annotations
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped] # has no types
+
+from jobworker.api.v1 import job_worker_service_pb2_grpc as api
+from jobworker.errors import InvalidField
+from jobworker.gateway.credentials import Credentials
+from jobworker.gateway.gate import Gate
+from jobworker.gateway.health import Health
+from jobworker.gateway.servicer import JobWorker
+
+# More than streams may be open, so that room for Stop is left always.
+_MAX_CALLS = 4_096
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Else a second gateway would take half of the connections.
+    ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_allowed_incoming_connections", 4_096),
+    ("grpc.max_concurrent_streams", 1_024),
+    # A job's strings hold 256 KiB together.
+    ("grpc.max_receive_message_length", 1024 * 1024),
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # Dead peers are found; peers may look for a dead agent every ten seconds and no more often.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_connection_idle_ms", 3_600_000),
+)
+
+
+def make(gate: Gate, jobs: JobWorker, health: Health) -> aio.Server:
+    """A server with these services behind the gate; it is not bound yet."""
+    server = aio.server(interceptors=(gate,), options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS)
+    api.add_JobWorkerServiceServicer_to_server(jobs, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    return server
+
+
+def bind(server: aio.Server, listen: str, credentials: Credentials) -> str:
+    """Listen on HOST:PORT; the address with the port that was taken.
+
+    Raises:
+        InvalidField: the address cannot be had.
+    """
+    pair = (credentials.key, credentials.cert)
+    tls = grpc.ssl_server_credentials([pair], credentials.ca, require_client_auth=True)
+    try:
+        port = server.add_secure_port(listen, tls)
+    except RuntimeError:
+        problem = f"{listen} cannot be had: it is in use, or not an address of this host"
+        raise InvalidField("listen", problem, "127.0.0.1:7443") from None
+    return f"{listen.rpartition(':')[0]}:{port}"

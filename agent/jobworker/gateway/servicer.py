@@ -1,0 +1,140 @@
+"""The calls of the contract, behind the gate: each asks the mirror, the supervisor or the logs."""
+
+# ruff: noqa: N802 - the contract names its calls like this
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+from jobworker import __version__, jobs
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.api.v1 import job_worker_service_pb2_grpc as api
+from jobworker.errors import JobAlreadyEnded
+from jobworker.gateway import incoming, outgoing
+from jobworker.gateway.access import CALLER
+from jobworker.gateway.follow import Feeds
+from jobworker.gateway.gate import Context
+from jobworker.gateway.known import Known
+from jobworker.gateway.link import SupervisorLink
+from jobworker.gateway.mirror import Mirror
+from jobworker.gateway.output import Extent, Fixed, Log, Output
+from jobworker.jobs import EndReason, State
+from jobworker.wire.messages import InspectJob, JobReply
+
+# In a stream's trailers: where to go on.
+RESUME_OFFSET = "jobworker-resume-offset"
+
+# By default a client takes messages of up to 4 MiB; a single job may have 400 KiB.
+_MAX_PAGE_BYTES = 2 * 1024 * 1024
+
+
+class JobWorker(api.JobWorkerServiceServicer):
+    """Every call of the service."""
+
+    def __init__(
+        self, link: SupervisorLink, mirror: Mirror, feeds: Feeds, output: Output, expires_ns: int
+    ) -> None:
+        self._link = link
+        self._mirror = mirror
+        self._feeds = feeds
+        self._output = output
+        self._expires_ns = expires_ns
+
+    async def Start(self, request: pb.StartRequest, _context: Context) -> pb.StartResponse:
+        message = incoming.start(CALLER.get().uri, request)
+        reply, _ = await self._link.ask(message, JobReply, repeatable=bool(request.idempotency_key))
+        return pb.StartResponse(job=outgoing.job(reply.record))
+
+    async def Stop(self, request: pb.StopRequest, _context: Context) -> pb.StopResponse:
+        message, called_ns = incoming.stop(request), time.time_ns()
+        try:
+            await self._link.ask(message, JobReply, repeatable=True)
+        except JobAlreadyEnded:
+            # Asked again after the supervisor was away, it may find its own first attempt done.
+            job = await self._mirror.find(message.job_id)
+            if job.end_reason is not EndReason.STOPPED or job.ended_ns < called_ns:
+                raise
+        # Here and not in the supervisor: a wait outlives its restart, and holds none of its few places.
+        reached = _always if request.no_wait else _is_stopped
+        return pb.StopResponse(job=(await self._mirror.wait_for(message.job_id, reached)).job())
+
+    async def Query(self, request: pb.QueryRequest, _context: Context) -> pb.QueryResponse:
+        job = await self._mirror.find(jobs.check_job_id(request.job_id))
+        if job.state is not State.ENDED:
+            job = await self._fresh(job.job_id)
+        return pb.QueryResponse(job=job.job())
+
+    async def _fresh(self, job_id: str) -> Known:
+        """A job as it is now: the mirror takes in each answer before who asked gets it."""
+        await self._link.ask(InspectJob(job_id), JobReply, repeatable=True)
+        return await self._mirror.find(job_id)
+
+    async def List(self, request: pb.ListRequest, _context: Context) -> pb.ListResponse:
+        wanted, size = incoming.wanted(request), incoming.page_size(request)
+        before = incoming.position(request.page_token)
+        await self._mirror.current()
+        found = self._mirror.page(wanted, before, size + 1)
+        response, room = pb.ListResponse(), _MAX_PAGE_BYTES
+        for job in found[:size]:
+            job.write_to(response.jobs.add())
+            room -= len(job.message)
+            if room < 0:
+                break
+        if len(response.jobs) < len(found):
+            response.next_page_token = incoming.page_token(found[len(response.jobs) - 1].position)
+        return response
+
+    async def GetAgentInfo(self, _request: pb.GetAgentInfoRequest, _context: Context) -> pb.GetAgentInfoResponse:
+        host, system = await self._mirror.host(), os.uname()
+        return pb.GetAgentInfoResponse(
+            version=__version__,
+            hostname=system.nodename,
+            kernel=system.release,
+            cgroup_mode=host.cgroup_mode,
+            limits=[outgoing.limit_support(support) for support in host.limits],
+            cpus=host.cpus,
+            memory_bytes=host.memory_bytes,
+            active_jobs=self._mirror.active(),
+            max_active_jobs=host.max_active_jobs,
+            certificate_expires_at=outgoing.timestamp(self._expires_ns),
+            user_per_job=host.user_per_job,
+        )
+
+    async def Stream(self, request: pb.StreamRequest, context: Context) -> None:  # type: ignore[override] # writes
+        source = incoming.source(request)
+        job = await self._mirror.find(jobs.check_job_id(request.job_id))
+        log, offset = Log(job.job_id, job.segment_bytes, source), request.offset
+        try:
+            async with (
+                self._extent(job, follow=request.follow) as extent,
+                aclosing(self._output.pieces(log, offset, extent)) as pieces,
+            ):
+                async for piece in pieces:
+                    # Before the write: a piece that is under way when the stream is ended still arrives.
+                    offset = piece.stop
+                    await (context.write(piece.message) if piece.message else asyncio.sleep(0))
+        finally:
+            context.set_trailing_metadata(((RESUME_OFFSET, str(offset)),))
+
+    @asynccontextmanager
+    async def _extent(self, job: Known, *, follow: bool) -> AsyncIterator[Extent]:
+        """How far the job's log goes: from now on, or now."""
+        if follow and not job.output_ended:
+            async with self._feeds.follow(job.job_id) as feed:
+                yield feed
+        else:
+            now = job if job.output_ended else await self._fresh(job.job_id)
+            yield Fixed(now.log_bytes, output_ended=now.output_ended)
+
+
+def _is_stopped(job: Known) -> bool:
+    """Nothing more will come of a stop."""
+    return job.state is State.ENDED or job.stuck
+
+
+def _always(_job: Known) -> bool:
+    return True

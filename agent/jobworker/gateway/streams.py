@@ -1,0 +1,85 @@
+"""The calls that stay open: ended when their certificate is, and when the gateway stops."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from jobworker.errors import CapExceeded, JobWorkerError, Unauthenticated
+from jobworker.gateway.certificates import Peer
+
+MAX_STREAMS = 2_000
+
+# Certificates end by the wall clock, which may be set, and timers run by the monotonic one: so look again.
+_LOOK_SECONDS = 4.0
+_RETRY_SECONDS = 5
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    peer: Peer
+    ending: asyncio.Timeout
+    reason: JobWorkerError | None = None
+
+    def end(self, reason: JobWorkerError) -> None:
+        if self.reason is None:
+            self.reason = reason
+            self.ending.reschedule(asyncio.get_running_loop().time())
+
+
+@dataclass(slots=True)
+class OpenStreams:
+    """All streams that are open, up to a maximum."""
+
+    maximum: int = MAX_STREAMS
+    _streams: set[_Stream] = field(default_factory=set)
+    _timer: asyncio.TimerHandle | None = None
+    _closing: JobWorkerError | None = None
+
+    @asynccontextmanager
+    async def hold(self, peer: Peer) -> AsyncIterator[None]:
+        """Run a stream; it is interrupted when it has to end.
+
+        Raises:
+            CapExceeded: too many are open.
+            Unauthenticated: the peer's certificate has ended meanwhile.
+            JobWorkerError: what `end_all` was given.
+        """
+        if self._closing:
+            raise self._closing
+        if len(self._streams) >= self.maximum:
+            raise CapExceeded("open streams", self.maximum, _RETRY_SECONDS)
+        stream = _Stream(peer, asyncio.timeout(None))
+        try:
+            # Not by cancelling the call's task: grpc then leaves the client without a status.
+            async with stream.ending:
+                self._streams.add(stream)
+                if self._timer is None:
+                    self._look()
+                yield
+        except TimeoutError:
+            if stream.reason is None:
+                raise
+            raise stream.reason from None
+        finally:
+            self._streams.discard(stream)
+
+    def end_all(self, reason: JobWorkerError) -> None:
+        """End every stream with this error, those to come included."""
+        self._closing = reason
+        for stream in self._streams:
+            stream.end(reason)
+
+    def _look(self) -> None:
+        """End the streams whose certificates have ended, and come back while any is open."""
+        self._timer = None
+        for stream in self._streams:
+            try:
+                stream.peer.check_dates(time.time())
+            except Unauthenticated as error:
+                stream.end(error)
+        if self._streams:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)

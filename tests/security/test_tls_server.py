@@ -1,0 +1,255 @@
+"""The gateway's end of TLS: 1.3 only, as seen by openssl; its own files; certificates that end while in use."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped] # has no types
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.settings import schema
+from support import certs, gateway
+from support.certs import SERVER_AUTH, Recipe, make
+from support.scripted_supervisor import ScriptedSupervisor, job_id, record
+
+OLD_VERSIONS = ("-tls1", "-tls1_1", "-tls1_2")
+SERVER = Recipe("localhost", uris=(), hosts=("localhost", "127.0.0.1"), usage=SERVER_AUTH, roles=())
+
+
+def openssl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["openssl", *arguments]
+    return subprocess.run(
+        command, input="", capture_output=True, text=True, errors="replace", timeout=60, check=False
+    )
+
+
+def tls12_suites() -> list[str]:
+    listed = openssl("ciphers", "-s", "-tls1_2", "ALL:COMPLEMENTOFALL:@SECLEVEL=0").stdout.strip()
+    return [suite for suite in listed.split(":") if not suite.startswith("TLS_")]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
+    with gateway.gateway(tmp_path_factory.mktemp("gateway")) as started:
+        yield started
+
+
+def s_client(running: gateway.Gateway, *options: str) -> str:
+    """What openssl says of a connection with the writer's certificate."""
+    files = certs.dev_pki().files("writer")
+    pair = ("-CAfile", files.ca, "-cert", files.cert, "-key", files.key)
+    said = openssl("s_client", "-connect", running.address, "-alpn", "h2", *pair, *options)
+    return said.stdout + said.stderr
+
+
+def negotiated(said: str) -> str | None:
+    found = re.search(r"^New, (TLSv[\d.]+), Cipher is (?!\(NONE\))", said, re.MULTILINE)
+    return found[1] if found else None
+
+
+def test_tls_1_3_is_spoken(running: gateway.Gateway) -> None:
+    said = s_client(running, "-tls1_3")
+    assert negotiated(said) == "TLSv1.3"
+    assert "Verify return code: 0" in said
+
+
+@pytest.mark.parametrize("version", OLD_VERSIONS)
+def test_older_versions_are_refused(running: gateway.Gateway, version: str) -> None:
+    assert negotiated(s_client(running, version, "-cipher", "ALL:COMPLEMENTOFALL:@SECLEVEL=0")) is None
+
+
+@pytest.mark.parametrize("suite", tls12_suites())
+def test_every_suite_of_tls_1_2_is_refused(running: gateway.Gateway, suite: str) -> None:
+    said = s_client(running, "-tls1_2", "-cipher", f"{suite}:@SECLEVEL=0")
+    assert negotiated(said) is None
+    assert "CONNECTED(" in said, "openssl has tried"
+    assert "no peer certificate available" in said
+
+
+def test_there_are_suites_to_refuse() -> None:
+    assert len(tls12_suites()) > 50
+
+
+def test_openssl_can_speak_tls_1_2_to_others() -> None:
+    """Else the refusals above would prove nothing."""
+    files = certs.dev_pki().files("server")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", files.cert, "-key", files.key, "-quiet"],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while negotiated(openssl("s_client", "-connect", f"127.0.0.1:{port}", "-tls1_2").stdout) != "TLSv1.2":
+            assert time.monotonic() < deadline
+    finally:
+        server.kill()
+        server.communicate()
+
+
+# What the gateway does not start with.
+
+
+def settings(tmp_path: Path, **changes: Any) -> schema.Settings:
+    own = certs.dev_pki().files("server")
+    return gateway.settings(str(tmp_path), replace(own, **changes))
+
+
+def one_sentence(said: str) -> str:
+    (line,) = said.splitlines()
+    assert line.startswith("jobworker gateway: ")
+    return line
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o602, 0o601])
+def test_a_key_that_others_can_use(tmp_path: Path, mode: int) -> None:
+    key = certs.dev_pki().copy(tmp_path / "pki").path("server.key")
+    os.chmod(key, mode)
+    if os.geteuid() == 0 and mode == 0o640:
+        os.chown(key, 0, os.getegid() + 12_345)
+    said = one_sentence(gateway.refusal(tmp_path, settings(tmp_path, key=key)))
+    assert key in said
+    assert f"mode {mode:04o}" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_key_of_another_user(tmp_path: Path) -> None:
+    key = certs.dev_pki().copy(tmp_path / "pki").path("server.key")
+    os.chown(key, 12_345, -1)
+    assert "belongs to another user" in one_sentence(gateway.refusal(tmp_path, settings(tmp_path, key=key)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root owns files of root")
+def test_a_key_that_root_lends_to_the_group(tmp_path: Path) -> None:
+    key = certs.dev_pki().copy(tmp_path / "pki").path("server.key")
+    os.chmod(key, 0o640)
+    with gateway.gateway(tmp_path, settings(tmp_path, key=key)) as started:
+        assert started.address
+
+
+def test_a_key_of_another_certificate(tmp_path: Path) -> None:
+    key = certs.dev_pki().path("writer.key")
+    assert "is not the key of the certificate" in one_sentence(
+        gateway.refusal(tmp_path, settings(tmp_path, key=key))
+    )
+
+
+@pytest.mark.parametrize("file", ["ca", "cert", "key"])
+def test_a_file_that_is_not_there(tmp_path: Path, file: str) -> None:
+    path = str(tmp_path / "missing.pem")
+    said = one_sentence(gateway.refusal(tmp_path, settings(tmp_path, **{file: path})))
+    assert f"{path}: cannot be read: No such file or directory" in said
+
+
+@pytest.mark.parametrize("file", ["ca", "cert", "key"])
+def test_a_file_that_holds_something_else(tmp_path: Path, file: str) -> None:
+    path = tmp_path / "other.pem"
+    path.write_text("nothing of interest\n")
+    path.chmod(0o600)
+    assert f"{path}: holds no" in one_sentence(gateway.refusal(tmp_path, settings(tmp_path, **{file: str(path)})))
+
+
+@pytest.mark.parametrize("key", ["rsa2048", "p256"])
+def test_a_key_that_is_too_weak(tmp_path: Path, key: str) -> None:
+    files = make(replace(SERVER, key=key), certs.dev_pki().pair("ca")).save(tmp_path, "weak")
+    said = one_sentence(gateway.refusal(tmp_path, gateway.settings(str(tmp_path), files)))
+    assert "not RSA with 4096 bits" in said
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.org:0"])
+def test_development_certificates_stay_off_the_network(tmp_path: Path, listen: str) -> None:
+    said = one_sentence(gateway.refusal(tmp_path, replace(settings(tmp_path), listen=listen)))
+    assert "development CA" in said
+
+
+def test_an_address_that_is_in_use(tmp_path: Path, running: gateway.Gateway) -> None:
+    """No second gateway may take half of the connections of the first."""
+    said = gateway.refusal(tmp_path, replace(settings(tmp_path), listen=running.address))
+    assert f"{running.address} cannot be had" in one_sentence(said)
+
+
+def test_settings_that_are_none(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "jobworker.gateway", "--settings", str(tmp_path / "none")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 1
+    assert "none" in one_sentence(said.stderr)
+
+
+# Certificates that end while they are in use.
+
+
+@pytest.fixture
+def short_lived(tmp_path: Path) -> certs.Files:
+    ca = certs.dev_pki().pair("ca")
+    return make(Recipe(end=timedelta(seconds=3)), ca).save(tmp_path, "short")
+
+
+def test_a_stream_ends_with_its_certificate(tmp_path: Path, short_lived: certs.Files) -> None:
+    expiry = time.time() + 3
+    supervisor = ScriptedSupervisor(str(tmp_path))
+    supervisor.records = [record(1)]
+    try:
+        with gateway.gateway(tmp_path) as running, running.stub(short_lived) as stub:
+            call = stub.Stream(pb.StreamRequest(job_id=job_id(1), follow=True, offset=0))
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            assert time.time() < expiry + 5
+            assert (gateway.code(caught.value), gateway.reason(caught.value)) == (
+                "UNAUTHENTICATED",
+                "UNAUTHENTICATED",
+            )
+            assert "expired" in str(caught.value)
+            assert dict(call.trailing_metadata())["jobworker-resume-offset"] == "0"
+    finally:
+        supervisor.close()
+
+
+def test_so_does_a_watch_of_the_health(running: gateway.Gateway, short_lived: certs.Files) -> None:
+    with running.channel(short_lived) as channel:
+        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(call).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+        assert gateway.code(caught.value) == "UNAUTHENTICATED"
+
+
+def test_a_connection_is_of_no_use_behind_its_certificate(
+    running: gateway.Gateway, short_lived: certs.Files
+) -> None:
+    """It stays open, and its session could be resumed: TLS does not look at the date again."""
+    with running.channel(short_lived) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        codes = set()
+        deadline = time.monotonic() + 20
+        while "UNAUTHENTICATED" not in codes and time.monotonic() < deadline:
+            try:
+                health.Check(health_pb2.HealthCheckRequest())
+                codes.add("OK")
+            except grpc.RpcError as error:
+                codes.add(gateway.code(error))
+        assert codes == {"OK", "UNAUTHENTICATED"}
+
+
+def test_silent_connections_are_let_go(running: gateway.Gateway) -> None:
+    """A peer that never begins its handshake is cut off by the server."""
+    host, _, port = running.address.rpartition(":")
+    with socket.create_connection((host, int(port))) as silent:
+        silent.settimeout(40)
+        assert silent.recv(1) == b""

@@ -1,0 +1,150 @@
+"""A virtual machine that the tests run in, and look at from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import testinfra  # type: ignore[import-untyped]
+from testinfra.host import Host  # type: ignore[import-untyped]
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+RESULTS = os.path.join(ROOT, "build", "vms")
+HOME = "/opt/jobworker-tests"
+BIN = f"{HOME}/venv/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a machine is there for.
+
+    Attributes:
+        mode: what the agent calls its cgroups.
+        mounts: type of the file system on /sys/fs/cgroup, and how many cgroup2 are mounted once it has booted.
+        python: version of its own interpreter.
+    """
+
+    mode: str
+    mounts: tuple[str, int]
+    python: str
+
+
+KINDS = {
+    "v1": Kind("v1", ("tmpfs", 0), "3.11"),
+    "v2": Kind("v2", ("cgroup2fs", 1), "3.11"),
+    "v2-next": Kind("v2", ("cgroup2fs", 1), "3.13"),
+}
+
+
+class Guest:
+    """One running machine.
+
+    Attributes:
+        root, user: how testinfra reaches it, as root and as an ordinary user.
+    """
+
+    def __init__(self, name: str, ssh_config: str, wheels: str) -> None:
+        self.name = name
+        self.kind = KINDS[name]
+        self._ssh = ("ssh", "-F", ssh_config, name)
+        self._wheels = os.path.join(wheels, self.kind.python)
+        self.user: Host = testinfra.get_host(f"ssh://{name}", ssh_config=ssh_config, timeout=300)
+        self.root: Host = testinfra.get_host(f"ssh://{name}", ssh_config=ssh_config, timeout=300, sudo=True)
+
+    def assert_mode(self) -> None:
+        """Whatever is tested in here would prove nothing if the machine had other cgroups than it should."""
+        assert self.user.check_output("stat -fc %T /sys/fs/cgroup") == self.kind.mounts[0]
+        # The mounts of init: an agent that runs may have its own.
+        found = self.root.run("grep -c ' - cgroup2 ' /proc/1/mountinfo").stdout.strip()
+        assert int(found) == self.kind.mounts[1]
+
+    def deploy(self) -> None:
+        """Copy the working tree, and install jobworker and what its tests need into a virtual environment."""
+        self.root.check_output(f"install -d -o vagrant {HOME} {HOME}/wheels")
+        self.user.check_output(f"rm -rf {HOME}/tree; mkdir {HOME}/tree")
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+        ).stdout
+        names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
+        self._copy(f"{HOME}/tree", ROOT, [name for name in names if os.path.exists(os.path.join(ROOT, name))])
+        self._copy(f"{HOME}/wheels", self._wheels, os.listdir(self._wheels))
+        self.user.check_output(
+            f"set -e; cd {HOME}; pip() {{ python3 -m pip --python {BIN}/python install --quiet --no-compile "
+            '--no-index --find-links wheels --disable-pip-version-check "$@"; }; '
+            "cmp -s wheels/recipe installed || { "
+            f"rm -rf {HOME}/venv; python3 -m venv --without-pip venv; "
+            "pip jobworker pytest pytest-timeout hypothesis; cp wheels/recipe installed; }; "
+            "pip --no-deps --force-reinstall jobworker"
+        )
+
+    def _copy(self, target: str, source: str, names: list[str]) -> None:
+        packed = subprocess.run(
+            ["tar", "-C", source, "-c", "--null", "--files-from=-"],
+            input=b"\0".join(os.fsencode(name) for name in names),
+            capture_output=True,
+            check=True,
+        ).stdout
+        subprocess.run([*self._ssh, f"tar -xC {target}"], input=packed, check=True)
+
+    def run_suite(self, *tests: str, name: str) -> int:
+        """Run tests of the copied tree in there as root; pytest's exit status.
+
+        What they say and their JUnit report are found in build/vms.
+        """
+        report = f"{HOME}/{name}.xml"
+        # Software emulation is ten times slower.
+        pytest = f"{BIN}/python -m pytest -p no:cacheprovider --timeout=1200 --junitxml={report}"
+        command = f"cd {HOME}/tree && sudo {pytest} {shlex.join(tests)}"
+        stem = os.path.join(RESULTS, f"{self.name}-{name}")
+        with open(f"{stem}.txt", "wb") as log:
+            status = subprocess.run([*self._ssh, command], stdout=log, stderr=log, check=False)
+        with open(f"{stem}.xml", "wb") as file:
+            subprocess.run([*self._ssh, f"cat {report}"], stdout=file, check=True)
+        return status.returncode
+
+    @contextlib.contextmanager
+    def agent(self, *prefix: str) -> Iterator[GuestAgent]:
+        """A running `worker-agent dev`, started behind the words of `prefix`, such as `sudo`."""
+        directory: str = self.user.check_output(f"mktemp -d {HOME}/agent-XXXXXX")
+        self.user.check_output(f"chmod 755 {directory}")
+        words = [*prefix, "sh", "-c", 'echo $$; exec "$@"', "sh"]
+        words += [f"{BIN}/worker-agent", "dev", "--dir", f"{directory}/dev", "--listen", "127.0.0.1:0"]
+        call = [*self._ssh, shlex.join(words)]
+        with subprocess.Popen(call, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as ssh:
+            assert ssh.stdout
+            pid = int(ssh.stdout.readline())
+            said = ssh.stdout.readline().decode().split()
+            assert said[:1] == ["ready"], said
+            try:
+                yield GuestAgent(self.root, f"{directory}/dev", said[1])
+            finally:
+                self.root.check_output(f"kill -TERM {pid}")
+                status = ssh.wait(600)
+        assert status == 0
+        # Something of the agent's that is still mounted would not go.
+        self.root.check_output(f"rm -r {directory}")
+
+
+class GuestAgent:
+    """A `worker-agent dev` inside a guest, called by a `worker-client` beside it."""
+
+    def __init__(self, host: Host, directory: str, addr: str) -> None:
+        self._host = host
+        self._call = f"{BIN}/worker-client --addr {addr} --ca {directory}/pki/ca.pem "
+        self._call += f"--cert {directory}/pki/writer.pem --key {directory}/pki/writer.key "
+
+    def cli(self, *words: str) -> str:
+        """The output of a call that has to succeed."""
+        output: str = self._host.check_output(self._call + shlex.join(words))
+        return output
+
+    def asked(self, *words: str) -> dict[str, Any]:
+        """The object that a call prints as JSON."""
+        answer: dict[str, Any] = json.loads(self.cli(*words, "--format", "json"))
+        return answer

@@ -1,0 +1,118 @@
+"""Open streams: how many there may be, and what ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from jobworker.errors import AgentUnavailable, CapExceeded, JobWorkerError, Unauthenticated
+from jobworker.gateway import streams as streams_module
+from jobworker.gateway.certificates import Peer
+from jobworker.gateway.streams import OpenStreams
+from jobworker.identity import Principal, Role
+
+
+def peer(seconds: float = 3600) -> Peer:
+    now = time.time()
+    return Peer(Principal("spiffe://test/user/a", Role.READER, "1"), now - 1, now + seconds)
+
+
+async def stay(streams: OpenStreams, who: Peer) -> None:
+    async with streams.hold(who):
+        await asyncio.Event().wait()
+
+
+def outcome(scenario: Callable[[], Coroutine[Any, Any, None]]) -> JobWorkerError:
+    with pytest.raises(JobWorkerError) as caught:
+        asyncio.run(asyncio.wait_for(scenario(), 20))
+    return caught.value
+
+
+def test_a_stream_that_ends_makes_room_for_another() -> None:
+    async def scenario() -> None:
+        streams = OpenStreams(maximum=1)
+        for _ in range(3):
+            async with streams.hold(peer()):
+                pass
+
+    asyncio.run(scenario())
+
+
+def test_there_is_a_maximum() -> None:
+    async def scenario() -> None:
+        streams = OpenStreams(maximum=1)
+        async with streams.hold(peer()), streams.hold(peer()):
+            pytest.fail("one too many")
+
+    error = outcome(scenario)
+    assert isinstance(error, CapExceeded)
+    assert error.maximum == 1
+
+
+def test_a_stream_ends_with_the_certificate_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams_module, "_LOOK_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        streams = OpenStreams()
+        other = asyncio.create_task(stay(streams, peer()))
+        try:
+            await stay(streams, peer(0.05))
+        finally:
+            assert not other.done()
+            other.cancel()
+
+    assert isinstance(outcome(scenario), Unauthenticated)
+
+
+def test_the_clock_may_be_set_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams_module, "_LOOK_SECONDS", 0.01)
+    later = time.time() + 10_000
+
+    async def scenario() -> None:
+        streams = OpenStreams()
+        staying = asyncio.create_task(stay(streams, peer(3600)))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(time, "time", lambda: later)
+        await staying
+
+    assert isinstance(outcome(scenario), Unauthenticated)
+
+
+def test_all_end_when_the_gateway_does_and_none_begins() -> None:
+    async def scenario() -> None:
+        streams = OpenStreams()
+        staying = [asyncio.create_task(stay(streams, peer())) for _ in range(3)]
+        await asyncio.sleep(0)
+        streams.end_all(AgentUnavailable("stopping"))
+        ended = await asyncio.gather(*staying, return_exceptions=True)
+        assert [type(error) for error in ended] == [AgentUnavailable] * 3
+        await stay(streams, peer())
+
+    assert isinstance(outcome(scenario), AgentUnavailable)
+
+
+def test_a_time_out_of_the_work_itself_is_its_own() -> None:
+    async def scenario() -> None:
+        async with OpenStreams().hold(peer()):
+            raise TimeoutError("of the work")
+
+    with pytest.raises(TimeoutError, match="of the work"):
+        asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_is_cancelled() -> None:
+    async def scenario() -> None:
+        streams = OpenStreams(maximum=1)
+        staying = asyncio.create_task(stay(streams, peer()))
+        await asyncio.sleep(0)
+        staying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await staying
+        async with streams.hold(peer()):
+            pass
+
+    asyncio.run(scenario())
