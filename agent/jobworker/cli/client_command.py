@@ -1,0 +1,88 @@
+"""What all commands of worker-client share: the connection, and how they fail."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobworker import client
+from jobworker.cli import client_options
+from jobworker.cli.terminal import inline
+from jobworker.client import context
+from jobworker.client.failures import AmbiguousId, CallFailed, SettingsMissing
+from jobworker.errors import InvalidField, JobWorkerError
+
+if TYPE_CHECKING:
+    from jobworker.client.rpc.client import Client
+
+FAILED, BAD_INPUT, NOT_ALLOWED = 1, 2, 4
+# As if the signal had ended the process, which is what its caller expects: 128 + SIGPIPE.
+NOBODY_READS = 141
+
+_CODES = {"INVALID_ARGUMENT": BAD_INPUT, "PERMISSION_DENIED": NOT_ALLOWED, "UNAUTHENTICATED": NOT_ALLOWED}
+
+
+class ClientCommand(click.Command):
+    """A command that takes the options of every command, and tells its failure in one sentence.
+
+    The function behind it returns the exit code, `None` for 0.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(client_options.shared_options())
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        client_options.write_options(self, ctx, formatter)
+
+    def invoke(self, ctx: click.Context) -> int:
+        try:
+            status = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_stdout()
+            return NOBODY_READS
+        except OSError as error:
+            complain(f"the output cannot be written: {error.strerror}")
+            _drop_stdout()
+            return self.exit_code(error)
+        except JobWorkerError as error:
+            complain(str(error))
+            return self.exit_code(error)
+        return status or 0
+
+    def exit_code(self, error: Exception) -> int:
+        """The exit code for a failure."""
+        if isinstance(error, InvalidField | SettingsMissing | AmbiguousId):
+            return BAD_INPUT
+        return _CODES.get(error.code, FAILED) if isinstance(error, CallFailed) else FAILED
+
+
+def connect() -> Client:
+    """The agent that options, environment and context file name.
+
+    Raises:
+        JobWorkerError: they do not name one, or not in a way that works.
+    """
+    ctx = click.get_current_context()
+    flags = {name: client_options.value(ctx, name) for name in client_options.CONNECTION}
+    endpoint = context.endpoint(flags, os.environ, client_options.value(ctx, "context"))
+    # Errors are told once, by this program.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    return client.connect(endpoint)
+
+
+def as_json() -> bool:
+    return client_options.value(click.get_current_context(), "format") == "json"
+
+
+def complain(sentence: str) -> None:
+    click.echo(f"worker-client: {inline(sentence)}", err=True)
+
+
+def _drop_stdout() -> None:
+    """Let the interpreter's own flush at exit succeed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,90 @@
+"""`worker-client stop`, `query` and `list`."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import click
+
+from jobworker import jobs
+from jobworker.cli import client_json, client_text
+from jobworker.cli.client_command import ClientCommand, as_json, connect
+from jobworker.cli.client_spec import labels_of
+
+if TYPE_CHECKING:
+    from jobworker.api.v1.job_pb2 import Job
+
+_STOP_HELP = """Stop a job and all of its processes.
+
+The job gets a signal and time to end by itself; then all that is left of it is killed. This command returns
+when no process of the job is left. ID is a job's id, or the beginning of it: four characters or more.
+
+\b
+worker-client stop k7f3
+worker-client stop k7f3 --signal INT --grace 1m
+worker-client stop k7f3 --force
+"""
+
+_QUERY_HELP = """Show everything that is known of a job.
+
+ID is a job's id, or the beginning of it: four characters or more.
+
+\b
+worker-client query k7f3
+worker-client query k7f3 --format json | jq .exit_code
+"""
+
+_LIST_HELP = """List the jobs of the host, newest first. Also called `ps`.
+
+\b
+worker-client list
+worker-client list --state running --state stopping
+worker-client list --label team=build --limit 10 --format json
+"""
+
+_STATES = click.Choice([state.value for state in jobs.State], case_sensitive=False)
+
+
+@click.command("stop", cls=ClientCommand, help=_STOP_HELP)
+@click.option("--grace", metavar="TIME", default="10s", help="Time to end by itself: 10s by default.")
+@click.option("--signal", metavar="NAME", default="", help="The first signal: TERM by default.")
+@click.option("--force", is_flag=True, help="Kill at once, without a signal before.")
+@click.option("--no-wait", is_flag=True, help="Return as soon as the stop is under way.")
+@click.argument("job_id", metavar="ID")
+def stop(job_id: str, grace: str, signal: str, *, force: bool, no_wait: bool) -> None:
+    grace_ms = jobs.parse_duration(grace, "--grace")
+    with connect() as client:
+        whole = client.resolve(job_id)
+        job = client.stop(whole, signal=signal, grace_ms=grace_ms, force=force, wait=not no_wait)
+    click.echo(_json(job) if as_json() else f"{job.id}  {client_text.status(job)}")
+
+
+@click.command("query", cls=ClientCommand, help=_QUERY_HELP)
+@click.argument("job_id", metavar="ID")
+def query(job_id: str) -> None:
+    with connect() as client:
+        job = client.query(client.resolve(job_id))
+    click.echo(_json(job) if as_json() else client_text.job(job, time.time()))
+
+
+@click.command("list", cls=ClientCommand, help=_LIST_HELP)
+@click.option("--state", multiple=True, type=_STATES, help="Only jobs in this state. Repeatable.")
+@click.option("--label", metavar="KEY=VALUE", multiple=True, help="Only jobs with this label. Repeatable.")
+@click.option("--principal", metavar="URI", default="", help="Only jobs that this client started.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the newest N.")
+def list_jobs(state: tuple[str, ...], label: tuple[str, ...], principal: str, limit: int | None) -> None:
+    with connect() as client:
+        states = tuple(jobs.State(each) for each in state)
+        found = client.list_jobs(states=states, labels=labels_of(label), principal=principal)
+        newest = islice(found, limit)
+        if as_json():
+            for job in newest:
+                click.echo(_json(job))
+        else:
+            click.echo(client_text.table(newest, time.time()))
+
+
+def _json(job: Job) -> str:
+    return client_json.line(client_json.job(job))

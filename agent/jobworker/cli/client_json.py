@@ -1,0 +1,110 @@
+"""Jobs and agents as plain data for `--format json`: numbers in base units, times in RFC 3339 and UTC."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
+    from google.protobuf.message import Message
+
+    from jobworker.api.v1.job_pb2 import Job, LimitStatus, Usage
+    from jobworker.api.v1.job_worker_service_pb2 import GetAgentInfoResponse
+
+
+def line(value: dict[str, Any]) -> str:
+    """One object on one line, in ASCII."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def job(message: Job) -> dict[str, Any]:
+    return {
+        "id": message.id,
+        "state": enum_name(message, "state"),
+        "end_reason": enum_name(message, "end_reason"),
+        "exit_code": message.exit_code if message.HasField("exit_code") else None,
+        "signal": message.signal if message.HasField("signal") else None,
+        "detail": message.detail,
+        "pid": message.pid,
+        "uid": message.uid,
+        "created_at": time(message, "created_at"),
+        "started_at": time(message, "started_at"),
+        "ended_at": time(message, "ended_at"),
+        "command": message.command,
+        "args": list(message.args),
+        "env_names": list(message.env_names),
+        "workdir": message.workdir,
+        "principal": message.principal,
+        "labels": dict(message.labels),
+        "timeout_seconds": seconds(message.timeout) if message.HasField("timeout") else None,
+        "limits": {limit.name: _limit(limit) for limit in message.limits},
+        "usage": _usage(message.usage),
+        "log_path": message.log_path,
+        "log_bytes": message.log_bytes,
+        "lost_bytes": message.lost_bytes,
+        "output_ended": message.output_ended,
+        "stuck": message.stuck,
+    }
+
+
+def agent(message: GetAgentInfoResponse) -> dict[str, Any]:
+    return {
+        "version": message.version,
+        "hostname": message.hostname,
+        "kernel": message.kernel,
+        "cgroup_mode": message.cgroup_mode,
+        "cpus": message.cpus,
+        "memory_bytes": message.memory_bytes,
+        "active_jobs": message.active_jobs,
+        "max_active_jobs": message.max_active_jobs,
+        "user_per_job": message.user_per_job,
+        "certificate_expires_at": time(message, "certificate_expires_at"),
+        "limits": {
+            limit.name: {
+                "enforcement": enum_name(limit, "enforcement"),
+                "detail": limit.detail,
+                "default": limit.default_value,
+                "maximum": limit.maximum,
+            }
+            for limit in message.limits
+        },
+    }
+
+
+def enum_name(message: Message, field: str) -> str | None:
+    """The value's name without its type's prefix; `None` for unspecified, the number of one unknown here."""
+    number = getattr(message, field)
+    enum_type = message.DESCRIPTOR.fields_by_name[field].enum_type
+    if number == 0 or enum_type is None:
+        return None
+    names = enum_type.values_by_number
+    prefix = names[0].name.removesuffix("UNSPECIFIED")
+    return names[number].name.removeprefix(prefix) if number in names else str(number)
+
+
+def time(message: Message, field: str) -> str | None:
+    text: str = getattr(message, field).ToJsonString()
+    return text if message.HasField(field) else None
+
+
+def seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _limit(limit: LimitStatus) -> dict[str, Any]:
+    return {
+        "requested": limit.requested,
+        "value": limit.value,
+        "enforcement": enum_name(limit, "enforcement"),
+        "detail": limit.detail,
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "cpu_seconds": seconds(usage.cpu_time),
+        "memory_peak_bytes": usage.memory_peak_bytes,
+        "oom_kills": usage.oom_kills,
+        "throttled_seconds": seconds(usage.throttled_time),
+    }

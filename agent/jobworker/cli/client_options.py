@@ -1,0 +1,64 @@
+"""The options that worker-client takes everywhere: before the command's name as well as behind it.
+
+What stands behind it counts. Values are kept in click's `ctx.meta`, which a command shares with its parents.
+Imports click and nothing else, because `worker-client --help` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+CONNECTION = ("addr", "ca", "cert", "key", "server_name")
+_META = "jobworker."
+
+
+class SharedOption(click.Option):
+    """An option of every command; its value goes into the context instead of the command's arguments."""
+
+    def __init__(self, flag: str, **attributes: Any) -> None:
+        super().__init__([flag], expose_value=False, callback=_remember, **attributes)
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta[f"{_META}{param.name}"] = value
+
+
+def value(ctx: click.Context, name: str) -> str:
+    """What was given for an option; empty for nothing."""
+    given: str = ctx.meta.get(f"{_META}{name}", "")
+    return given
+
+
+def shared_options() -> list[click.Parameter]:
+    return [
+        SharedOption("--addr", metavar="HOST:PORT", help="The agent. [JOBWORKER_ADDR]"),
+        SharedOption("--ca", metavar="FILE", help="CA certificates to check the agent with. [JOBWORKER_CA]"),
+        SharedOption("--cert", metavar="FILE", help="Your certificate. [JOBWORKER_CERT]"),
+        SharedOption("--key", metavar="FILE", help="Its private key. [JOBWORKER_KEY]"),
+        SharedOption(
+            "--server-name",
+            metavar="NAME",
+            help="The name in the agent's certificate, if it is not its host. [JOBWORKER_SERVER_NAME]",
+        ),
+        SharedOption(
+            "--context",
+            metavar="NAME",
+            help="A context of ~/.config/jobworker/config.yaml. [JOBWORKER_CONFIG]",
+        ),
+        SharedOption("--format", type=click.Choice(["text", "json"]), help="What to print; text by default."),
+    ]
+
+
+def write_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """A command's options for its help text, its own first."""
+    params = command.get_params(ctx)
+    shared = [param for param in params if isinstance(param, SharedOption)]
+    own = [param for param in params if isinstance(param, click.Option) and param not in shared]
+    for title, options in (("Options", own), ("Options of every command", shared)):
+        records = [record for option in options if (record := option.get_help_record(ctx))]
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)

@@ -1,0 +1,189 @@
+"""Jobs and agents as text for people.
+
+Much of that text comes from others: it goes through `inline`, so that nobody's job takes over the terminal.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from jobworker.cli import client_json
+from jobworker.cli.terminal import inline
+
+if TYPE_CHECKING:
+    from jobworker.api.v1.job_pb2 import Job, LimitStatus
+    from jobworker.api.v1.job_worker_service_pb2 import GetAgentInfoResponse, LimitSupport
+
+Pairs = Iterable[tuple[str, str]]
+
+_COMMAND_WIDTH = 60
+_AGES = ((86_400, "d"), (3_600, "h"), (60, "m"))
+_SIZES = ((1024**4, "T"), (1024**3, "G"), (1024**2, "M"), (1024, "K"))
+
+
+def job(message: Job, now: float) -> str:
+    """Everything known of a job as labelled lines; what there is nothing to say of is left out.
+
+    Args:
+        message: the job.
+        now: Unix time in seconds.
+    """
+    return labelled((*_what(message), *_life(message, now), *_limits(message), *_output(message)))
+
+
+def table(jobs: Iterable[Job], now: float) -> str:
+    """One line for each job."""
+    rows = [("ID", "STATE", "AGE", "BY", "COMMAND")]
+    rows += [
+        (
+            each.id,
+            status(each),
+            age(now - each.created_at.seconds),
+            each.principal.rpartition("/")[2],
+            _cut(command(each)),
+        )
+        for each in jobs
+    ]
+    return _aligned(rows)
+
+
+def agent(message: GetAgentInfoResponse) -> str:
+    jobs = f"{message.active_jobs} active, at most {message.max_active_jobs}"
+    users = "a user of its own for each job" if message.user_per_job else "all jobs share the agent's user"
+    lines = (
+        ("agent", message.version),
+        ("host", f"{message.hostname}, Linux {message.kernel}"),
+        ("capacity", f"{message.cpus} CPUs, {size(message.memory_bytes)} memory"),
+        ("jobs", jobs),
+        ("users", users),
+        ("cgroups", message.cgroup_mode),
+        *_under("limits", [_support(limit) for limit in message.limits]),
+        ("certificate", f"until {client_json.time(message, 'certificate_expires_at') or 'not told'}"),
+    )
+    return labelled(lines)
+
+
+def labelled(pairs: Pairs) -> str:
+    return _aligned([pair for pair in pairs if pair[1]])
+
+
+def status(message: Job) -> str:
+    """State and end in a word or two: `RUNNING`, `EXITED 1`, `SIGNALED KILL`, `OOM_KILLED`."""
+    reason = client_json.enum_name(message, "end_reason")
+    match reason:
+        case None:
+            state = client_json.enum_name(message, "state") or "unknown"
+            return f"{state} stuck" if message.stuck else state
+        case "EXITED":
+            return f"EXITED {message.exit_code}"
+        case "SIGNALED":
+            return f"SIGNALED {signal_name(message.signal)}"
+        case _:
+            return reason
+
+
+def command(message: Job) -> str:
+    """The command line, quoted as a shell would need it."""
+    return shlex.join((message.command, *message.args))
+
+
+def signal_name(number: int) -> str:
+    """`KILL` for 9; the number itself where it has no name."""
+    known = number in tuple(signal.Signals)
+    return signal.Signals(number).name.removeprefix("SIG") if known else str(number)
+
+
+def age(seconds: float) -> str:
+    """`12s`, `5m`, `3h`, `2d`; 0 s for what a slower clock puts into the future."""
+    for unit, letter in _AGES:
+        if seconds >= unit:
+            return f"{int(seconds // unit)}{letter}"
+    return f"{max(0, int(seconds))}s"
+
+
+def size(count: int) -> str:
+    """`3.4M` for bytes, in powers of 1024."""
+    for unit, letter in _SIZES:
+        if count >= unit:
+            return f"{count / unit:.1f}".removesuffix(".0") + letter
+    return f"{count} bytes"
+
+
+def _what(message: Job) -> Pairs:
+    yield "id", message.id
+    yield "state", status(message)
+    yield "detail", message.detail
+    yield "command", command(message)
+    yield "directory", message.workdir
+    yield "environment", ", ".join(message.env_names)
+    yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(message.labels.items()))
+    yield "started by", message.principal
+    yield "process", f"{message.pid}, user id {message.uid}" if message.pid else ""
+
+
+def _life(message: Job, now: float) -> Pairs:
+    for label, field in (("created", "created_at"), ("started", "started_at"), ("ended", "ended_at")):
+        told = client_json.time(message, field)
+        yield label, f"{told} ({age(now - getattr(message, field).seconds)} ago)" if told else ""
+    limit = f"{client_json.seconds(message.timeout):g} s" if message.HasField("timeout") else ""
+    yield "timeout", limit
+    if message.HasField("exit_code"):
+        yield "exit code", str(message.exit_code)
+    if message.HasField("signal"):
+        yield "signal", f"{message.signal} ({signal_name(message.signal)})"
+
+
+def _limits(message: Job) -> Pairs:
+    yield from _under("limits", [_limit(limit) for limit in message.limits])
+    usage = message.usage
+    throttled = client_json.seconds(usage.throttled_time)
+    yield "cpu used", f"{client_json.seconds(usage.cpu_time):.3f} s, held back for {throttled:.3f} s"
+    yield "memory peak", f"{size(usage.memory_peak_bytes)}, {usage.oom_kills} killed for want of it"
+
+
+def _output(message: Job) -> Pairs:
+    end = "complete" if message.output_ended else "still growing"
+    lost = f", {message.lost_bytes} bytes lost" if message.lost_bytes else ""
+    yield "output", f"{message.log_bytes} bytes, {end}{lost}"
+    yield "log", message.log_path
+
+
+def _limit(limit: LimitStatus) -> str:
+    kept = limit.value if limit.value != limit.requested else ""
+    parts = (limit.name, limit.requested, f"(kept at {kept})" if kept else "", *_enforced(limit))
+    return " ".join(part for part in parts if part)
+
+
+def _support(limit: LimitSupport) -> str:
+    default = f"default {limit.default_value}" if limit.default_value else "no default"
+    return " ".join((limit.name, f"{default}, at most {limit.maximum}", *_enforced(limit)))
+
+
+def _enforced(limit: LimitStatus | LimitSupport) -> tuple[str, ...]:
+    word = client_json.enum_name(limit, "enforcement") or "unknown"
+    return (f"{word}: {limit.detail}" if limit.detail else word,)
+
+
+def _under(label: str, lines: Iterable[str]) -> Pairs:
+    """Several lines under one label."""
+    for line in lines:
+        yield label, line
+        label = ""
+
+
+def _cut(text: str) -> str:
+    shown = inline(text)
+    return shown if len(shown) <= _COMMAND_WIDTH else f"{shown[: _COMMAND_WIDTH - 1]}…"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as columns; the last one is as wide as it likes."""
+    cells = [[inline(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
+    return "\n".join(
+        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[-1]])
+        for row in cells
+    )

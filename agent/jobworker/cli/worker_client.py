@@ -1,0 +1,109 @@
+"""`worker-client`: the command line of an agent's clients.
+
+Commands are imported when they are called, so that `worker-client --help` needs click and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import click
+
+from jobworker.cli.client_options import shared_options, write_options
+
+# A shell's exit codes for what a signal has ended.
+BY_SIGNAL = 128
+INTERRUPTED = BY_SIGNAL + signal.SIGINT
+
+
+class _Entry(NamedTuple):
+    module: str
+    function: str
+    help: str
+
+
+COMMANDS = {
+    "start": _Entry("client_start", "start", "Start a job and print its id."),
+    "run": _Entry("client_run", "run", "Start a job, follow its output, exit with its exit code."),
+    "stop": _Entry("client_jobs", "stop", "Stop a job and all of its processes."),
+    "query": _Entry("client_jobs", "query", "Show everything that is known of a job."),
+    "stream": _Entry("client_stream", "stream", "Write a job's output; also called logs."),
+    "list": _Entry("client_jobs", "list_jobs", "List the jobs of the host; also called ps."),
+    "info": _Entry("client_info", "info", "Show what the agent is, and what it can enforce."),
+    "version": _Entry("client_info", "version", "Print the version of this client."),
+}
+_ALIASES = {"logs": "stream", "ps": "list"}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - likewise
+        entry = COMMANDS.get(_ALIASES.get(cmd_name, cmd_name))
+        if entry is None:
+            return None
+        module = importlib.import_module(f"jobworker.cli.{entry.module}")
+        return cast("click.Command", getattr(module, entry.function))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+        write_options(self, ctx, formatter)
+
+
+_HELP = """Run commands on a host through its jobworker agent.
+
+\b
+worker-client run --cpu 50% --memory 256M -- make all
+worker-client start sleep 1000
+worker-client list
+
+Where the agent is, and who you are, comes from the options below, from the environment variables named with
+them, or from a context file. Every command has a --help of its own.
+
+\b
+Exit codes: 0 done, 1 failed, 2 not understood, 4 not allowed, 130 interrupted.
+`run` has its own; its help tells them.
+"""
+
+
+@click.group(cls=_Commands, params=shared_options(), no_args_is_help=False, help=_HELP)
+def cli() -> None:
+    pass
+
+
+def main() -> None:
+    _open_standard_streams()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        return cli.main(list(args) or ["--help"], prog_name="worker-client", standalone_mode=False) or 0
+    except click.UsageError as error:
+        return _usage_error(error)
+    except click.Abort:
+        return INTERRUPTED
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where the caller has closed one, lest a connection gets its number and then the output."""
+    names = {1: "stdout", 2: "stderr"}
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= max(names):
+        if fd in names:
+            setattr(sys, names[fd], os.fdopen(fd, "w"))
+    os.close(fd)
+
+
+def _usage_error(error: click.UsageError) -> int:
+    command = error.ctx.command_path if error.ctx else "worker-client"
+    sentence = error.format_message().rstrip(".")
+    click.echo(f"worker-client: {sentence}; see `{command} --help`", err=True)
+    return error.exit_code

@@ -1,0 +1,142 @@
+"""Where the settings of a connection come from.
+
+A flag stands above an environment variable, and that above the current context of the context file. A context
+that is asked for by its name stands above the environment, too: who says `--context staging` must not reach
+the host that a forgotten JOBWORKER_ADDR names. The file is read only where flags and environment leave
+something open:
+
+    current: staging
+    contexts:
+      staging:
+        addr: staging.example.org:7443
+        ca: certs/ca.pem         # relative to this file
+        cert: ~/certs/writer.pem
+        key: ~/certs/writer.key
+        server_name: agent       # may be left out
+"""
+
+from __future__ import annotations
+
+import os
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any
+
+from jobworker.client.endpoint import Endpoint, check_addr
+from jobworker.client.failures import SettingsMissing
+from jobworker.errors import InvalidField
+
+REQUIRED = ("addr", "ca", "cert", "key")
+NAMES = (*REQUIRED, "server_name")
+_TOP = ("current", "contexts")
+_FILES = ("ca", "cert", "key")
+
+# A thousand contexts take a quarter of it.
+_MAX_FILE = 1024 * 1024
+_EXAMPLE = "`contexts: {lab: {addr: '127.0.0.1:7443', ca: ca.pem, cert: me.pem, key: me.key}}`"
+
+
+def endpoint(flags: Mapping[str, str | None], environ: Mapping[str, str], context: str = "") -> Endpoint:
+    """The endpoint that these settings name together.
+
+    Args:
+        flags: by the names of the settings; what was not given is `None`, empty or left out.
+        environ: the process's environment.
+        context: the context that was asked for by name.
+
+    Raises:
+        SettingsMissing: something is named nowhere.
+        InvalidField: the context file or the address is not right.
+    """
+    given = {name: value for name in NAMES if (value := flags.get(name))}
+    variables = {name: value for name in NAMES if (value := environ.get(f"JOBWORKER_{name.upper()}"))}
+    path = config_path(environ)
+    layers = [given, variables]
+    if context:
+        layers.insert(1, _context(path, context, must_exist=True))
+    elif not ChainMap(*layers).keys() >= set(REQUIRED):
+        layers.append(_context(path, "", must_exist=bool(environ.get("JOBWORKER_CONFIG"))))
+    found = ChainMap(*layers)
+    missing = tuple(name for name in REQUIRED if name not in found)
+    if missing:
+        raise SettingsMissing(missing, path, context)
+    check_addr(found["addr"])
+    return Endpoint(**found)
+
+
+def config_path(environ: Mapping[str, str]) -> str:
+    """The context file: JOBWORKER_CONFIG, or `jobworker/config.yaml` in the user's configuration."""
+    home = environ.get("XDG_CONFIG_HOME", "")
+    # The base directory specification: a relative path is to be ignored.
+    base = home if os.path.isabs(home) else os.path.expanduser("~/.config")
+    return environ.get("JOBWORKER_CONFIG") or os.path.join(base, "jobworker", "config.yaml")
+
+
+def _context(path: str, name: str, *, must_exist: bool) -> dict[str, str]:
+    """The settings of a context, the current one for no name; nothing where there is none."""
+    file = _mapping(f"{path}: ", _load(path, must_exist=must_exist), _TOP)
+    contexts = {
+        str(key): _settings(path, f"contexts.{key}.", value)
+        for key, value in _mapping(f"{path}: contexts.", file.get("contexts")).items()
+    }
+    chosen = name or _text(f"{path}: current", file.get("current"))
+    if chosen and chosen not in contexts:
+        known = ", ".join(contexts) or "none"
+        raise InvalidField(f"{path}: contexts", f"{chosen!r:.80} is not among them; there are: {known:.200}")
+    return contexts.get(chosen, {})
+
+
+def _settings(path: str, where: str, value: Any) -> dict[str, str]:
+    """One context, its files as paths from the folder of the context file."""
+    settings = _mapping(f"{path}: {where}", value, NAMES)
+    texts = {key: _text(f"{path}: {where}{key}", each) for key, each in settings.items()}
+    folder = os.path.dirname(path)
+    return {
+        key: os.path.join(folder, os.path.expanduser(text)) if key in _FILES else text
+        for key, text in texts.items()
+        if text
+    }
+
+
+def _load(path: str, *, must_exist: bool) -> Any:
+    """The file as plain data; `None` where it does not exist and need not."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_FILE + 1)
+    except FileNotFoundError:
+        if not must_exist:
+            return None
+        raise InvalidField(path, "does not exist", _EXAMPLE) from None
+    except OSError as error:
+        raise InvalidField(path, f"cannot be read: {error.strerror}") from None
+    if len(data) > _MAX_FILE:
+        raise InvalidField(path, f"is larger than {_MAX_FILE} bytes")
+    return _parse(path, data)
+
+
+def _parse(path: str, data: bytes) -> Any:
+    import yaml  # noqa: PLC0415 - most commands have no need of it
+
+    try:
+        return yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise InvalidField(path, f"is not YAML: {problem:.200}") from None
+
+
+def _mapping(where: str, value: Any, known: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The value as a mapping with none but the known keys, if any are named; `None` is an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidField(where.rstrip(".: "), "is not a mapping", _EXAMPLE)
+    for key in value:
+        if known and key not in known:
+            raise InvalidField(f"{where}{key!s:.80}", f"is not known here; known are {', '.join(known)}")
+    return value
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str | None):
+        raise InvalidField(where, f"{value!r:.80} is not text; put it into quotes")
+    return value or ""

@@ -1,0 +1,78 @@
+"""What can go wrong for a client, as types with fields; none of them needs grpc to be imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jobworker.errors import JobWorkerError
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field of a request that the agent refused, as google.rpc.BadRequest has it."""
+
+    field: str
+    problem: str
+
+
+@dataclass(eq=False)
+class CallFailed(JobWorkerError):
+    """A call came back with an error.
+
+    Attributes:
+        code: the gRPC status code's name, e.g. `NOT_FOUND`.
+        message: the agent's own sentence, or grpc's where the agent did not answer.
+        reason: stable and made for programs, e.g. `JOB_NOT_FOUND` (google.rpc.ErrorInfo); empty where the
+            agent did not answer.
+        metadata: the fields of the reason, e.g. `{"job_id": …}`.
+        violations: the fields of the request that are wrong.
+    """
+
+    code: str
+    message: str
+    reason: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    violations: tuple[FieldViolation, ...] = ()
+
+    def __str__(self) -> str:
+        return self.message or f"the agent answered {self.code}"
+
+
+@dataclass(eq=False)
+class AmbiguousId(JobWorkerError):
+    """More than one job's id begins like this.
+
+    Attributes:
+        candidates: ids of some of them.
+    """
+
+    prefix: str
+    candidates: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.prefix} is the beginning of more than one job's id: {', '.join(self.candidates)}"
+
+
+@dataclass(eq=False)
+class SettingsMissing(JobWorkerError):
+    """Where the agent is, or what to prove oneself with, was not said.
+
+    Attributes:
+        names: the settings that are missing, of `addr`, `ca`, `cert`, `key`.
+        path: the context file that would be read.
+        context: the context that was chosen; empty for none.
+    """
+
+    names: tuple[str, ...]
+    path: str
+    context: str = ""
+
+    def __str__(self) -> str:
+        flags = " ".join(f"--{name}" for name in self.names)
+        variables = " ".join(f"JOBWORKER_{name.upper()}" for name in self.names)
+        place = f"context {self.context!r}" if self.context else "a context"
+        return (
+            f"missing: {', '.join(self.names)}; give {flags}, or set {variables}, "
+            f"or put {'it' if len(self.names) == 1 else 'them'} into {place} of {self.path}"
+        )

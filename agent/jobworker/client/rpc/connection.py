@@ -1,0 +1,141 @@
+"""A gRPC channel to one agent, and what its failures mean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
+from jobworker.client import tls
+from jobworker.client.endpoint import Endpoint, check_addr
+from jobworker.client.failures import CallFailed
+from jobworker.client.rpc.backoff import Backoff
+from jobworker.client.rpc.status import failure_of
+from jobworker.errors import JobWorkerError
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.name
+_ONCE = Backoff(attempts=0)
+
+# A page of 100 jobs whose arguments are as long as they may be.
+_MAX_RECEIVE = 32 * 1024 * 1024
+# With the bandwidth probe on, fifty stalled streams let a client grow to 1.6 GB.
+_LOOKAHEAD = 1024 * 1024
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", _LOOKAHEAD),
+    ("grpc.max_receive_message_length", _MAX_RECEIVE),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # Despite its name also the time that a connection has to come about; by default 20 s.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    # The agent is named by its address alone: no proxy, and no call policy from a TXT record.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+)
+
+
+class Connection:
+    """A channel to one agent; several threads may use it."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Prepare the channel; nothing is sent before the first call.
+
+        Raises:
+            InvalidField: the address is not HOST:PORT.
+            TlsProblem: with these files no connection can come about.
+        """
+        options: list[tuple[str, int | str]] = list(_OPTIONS)
+        if endpoint.server_name:
+            options.append(("grpc.ssl_target_name_override", endpoint.server_name))
+        self._endpoint = endpoint
+        self._channel = grpc.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), options)
+        self.stub = JobWorkerServiceStub(self._channel)
+        self._answered = False
+
+    def close(self) -> None:
+        """End the connection, and with it the calls that are under way."""
+        self._channel.close()
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout: float,
+        backoff: Backoff = _ONCE,
+    ) -> Response:
+        """The answer to a request.
+
+        Args:
+            method: of `stub`.
+            request: what to ask.
+            timeout: for everything together, in seconds.
+            backoff: further attempts while the agent is UNAVAILABLE; for idempotent methods only.
+
+        Raises:
+            JobWorkerError: CallFailed, or TlsProblem where the connection never worked.
+        """
+        deadline = time.monotonic() + timeout
+        for pause in backoff.pauses():
+            try:
+                return self._once(method, request, deadline)
+            except CallFailed as failure:
+                if failure.code != _UNAVAILABLE or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+        return self._once(method, request, deadline)
+
+    def _once(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, deadline: float
+    ) -> Response:
+        try:
+            response = method(request, timeout=max(0.0, deadline - time.monotonic()))
+        except (grpc.RpcError, ValueError) as error:
+            raise self._failure(error) from None
+        self._answered = True
+        return response
+
+    def stream(
+        self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request
+    ) -> Iterator[Response]:
+        """The answers to a request, without a deadline; the call ends with the iterator.
+
+        Raises:
+            JobWorkerError: as `call`.
+        """
+        try:
+            responses = method(request)
+            try:
+                for response in responses:
+                    self._answered = True
+                    yield response
+            finally:
+                responses.cancel()
+        except (grpc.RpcError, ValueError) as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: grpc.RpcError | ValueError) -> JobWorkerError:
+        if isinstance(error, ValueError):
+            # So grpc says that another thread has closed the channel.
+            return CallFailed(grpc.StatusCode.CANCELLED.name, "the connection was closed")
+        failure, agent = failure_of(error), f"the agent at {self._endpoint.addr}"
+        if failure.reason:
+            self._answered = True
+            return failure
+        if failure.code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
+            return replace(failure, message=f"{agent} did not answer in time")
+        if failure.code != _UNAVAILABLE:
+            return failure
+        problem = None if self._answered else tls.diagnose(self._endpoint)
+        return problem or replace(failure, message=f"cannot reach {agent}: {failure.message}")

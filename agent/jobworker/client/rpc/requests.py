@@ -1,0 +1,71 @@
+"""Requests of the contract from the vocabulary of jobs."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+
+from jobworker import jobs
+from jobworker.api.v1 import job_pb2
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.errors import InvalidField
+
+_NOT_TEXT = "holds bytes that are not UTF-8, and a request carries text; put them into a file"
+
+
+def start(spec: jobs.JobSpec, idempotency_key: str = "") -> pb.StartRequest:
+    """Ask for this job.
+
+    Raises:
+        InvalidField: no agent would take it.
+    """
+    spec.check()
+    return pb.StartRequest(
+        command=_text("command", spec.command),
+        args=[_text(f"args[{i}]", arg, f"argument {i + 1} ") for i, arg in enumerate(spec.args)],
+        env={_text("env", name): _text(f"env[{name}]", value) for name, value in spec.env},
+        workdir=_text("workdir", spec.workdir),
+        limits=_limits(spec.limits),
+        best_effort=spec.best_effort,
+        timeout=_duration(spec.timeout_ms) if spec.timeout_ms else None,
+        labels=dict(spec.labels),
+        idempotency_key=_text("idempotency_key", idempotency_key),
+    )
+
+
+def stop(job_id: str, signal: str, grace_ms: int, *, force: bool, wait: bool) -> pb.StopRequest:
+    """Ask for this stop.
+
+    Raises:
+        InvalidField: no agent would take it.
+    """
+    if not 0 <= grace_ms <= jobs.MAX_GRACE_MS:
+        raise InvalidField("grace", f"is not between 0 and {jobs.MAX_GRACE_MS // 1000} s", "10s")
+    return pb.StopRequest(
+        job_id=_text("job_id", job_id),
+        signal=_text("signal", signal),
+        grace=_duration(grace_ms),
+        force=force,
+        no_wait=not wait,
+    )
+
+
+def _limits(limits: jobs.Limits) -> job_pb2.Limits:
+    return job_pb2.Limits(
+        cpu="" if limits.cpu_millis is None else jobs.format_cpu(limits.cpu_millis),
+        memory="" if limits.memory_bytes is None else jobs.format_size(limits.memory_bytes),
+        pids=limits.pids or 0,
+    )
+
+
+def _duration(millis: int) -> Duration:
+    duration = Duration()
+    duration.FromMilliseconds(millis)
+    return duration
+
+
+def _text(field: str, text: str, what: str = "") -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidField(field, what + _NOT_TEXT) from None
+    return text

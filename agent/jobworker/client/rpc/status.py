@@ -1,0 +1,45 @@
+"""gRPC's errors as one typed exception."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped] # comes without types
+from grpc_status import rpc_status  # type: ignore[import-untyped] # likewise
+
+from jobworker.client.failures import CallFailed, FieldViolation
+
+
+def failure_of(error: grpc.RpcError) -> CallFailed:
+    """What the agent (google.rpc.Status with ErrorInfo and BadRequest), or grpc itself, says went wrong."""
+    # An error that a call raises is the call itself.
+    call = cast("grpc.Call", error)
+    status = _rich_status(call)
+    info = _detail(status, error_details_pb2.ErrorInfo())
+    bad_request = _detail(status, error_details_pb2.BadRequest())
+    return CallFailed(
+        code=call.code().name,
+        message=call.details() or "",
+        reason=info.reason,
+        metadata=dict(info.metadata),
+        violations=tuple(FieldViolation(v.field, v.description) for v in bad_request.field_violations),
+    )
+
+
+def _rich_status(call: grpc.Call) -> Any:
+    try:
+        return rpc_status.from_call(call) or status_pb2.Status()
+    except (ValueError, DecodeError):
+        # Not a Status, or one that contradicts the plain status: then the plain one is all there is.
+        return status_pb2.Status()
+
+
+def _detail(status: Any, message: Any) -> Any:
+    """The status's detail of this type; the message as it came, empty, where there is none."""
+    for packed in status.details:
+        if packed.Is(message.DESCRIPTOR):
+            packed.Unpack(message)
+            break
+    return message

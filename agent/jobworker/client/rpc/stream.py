@@ -1,0 +1,113 @@
+"""A job's output across broken connections: resumed at the right offset, with no gap and no repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.client.failures import CallFailed
+from jobworker.client.output import Chunk, End, Gap, Item
+from jobworker.client.rpc.backoff import Backoff
+from jobworker.jobs import Source
+
+_SOURCES = {source.value: source for source in Source}
+
+
+class Position:
+    """Where a reader stands in a job's output, whatever the streams it reads from repeat or leave out.
+
+    Attributes:
+        offset: behind the last byte that was given out.
+    """
+
+    def __init__(self, offset: int, *, filtered: bool) -> None:
+        self.offset = offset
+        # With one source only, the offsets that are skipped are the other one's.
+        self._may_skip = filtered
+
+    def accept(self, item: Item) -> Iterator[Item]:
+        """What is new of this item, behind a gap for what is missing before it."""
+        missing = item.offset - self.offset
+        if missing > 0:
+            if not self._may_skip:
+                yield Gap(self.offset, missing, "the agent left it out")
+            self.offset = item.offset
+        if isinstance(item, End):
+            yield item
+        elif item.stop > self.offset:
+            new = _behind(item, self.offset)
+            self.offset = item.stop
+            yield new
+
+
+def _behind(item: Chunk | Gap, offset: int) -> Chunk | Gap:
+    """The part of an item from an offset within it on."""
+    skip = offset - item.offset
+    if isinstance(item, Gap):
+        return Gap(offset, item.length - skip, item.reason)
+    return Chunk(offset, item.data[skip:], item.source) if skip else item
+
+
+def resumed(
+    open_at: Callable[[int], Iterable[pb.StreamResponse]], position: Position, backoff: Backoff
+) -> Generator[Item, None, None]:
+    """The items of a stream that is opened again wherever it breaks.
+
+    Args:
+        open_at: opens the stream at an offset; what it raises as UNAVAILABLE is a break.
+        position: where to begin.
+        backoff: attempts without progress, and their pauses. Progress is output, or a stream that lasted
+            longer than the longest pause.
+
+    Raises:
+        JobWorkerError: what another attempt cannot mend, or the last of too many breaks.
+    """
+    pauses = backoff.pauses()
+    while True:
+        opened, before = time.monotonic(), position.offset
+        broken = yield from _until_broken(open_at(position.offset), position)
+        if not broken:
+            return
+        if position.offset > before or time.monotonic() - opened > backoff.longest:
+            pauses = backoff.pauses()
+        pause = next(pauses, None)
+        if pause is None:
+            raise broken
+        time.sleep(pause)
+
+
+def _until_broken(
+    responses: Iterable[pb.StreamResponse], position: Position
+) -> Generator[Item, None, CallFailed | None]:
+    """The items of one stream; returns how it broke, or `None` after its end."""
+    try:
+        for response in responses:
+            for item in _accepted(response, position):
+                yield item
+                if isinstance(item, End):
+                    return None
+    except CallFailed as failure:
+        if failure.code != "UNAVAILABLE":
+            raise
+        return failure
+    return CallFailed("UNAVAILABLE", "the stream broke off before its end")
+
+
+def _accepted(response: pb.StreamResponse, position: Position) -> Iterator[Item]:
+    item = _item(response)
+    return iter(()) if item is None else position.accept(item)
+
+
+def _item(response: pb.StreamResponse) -> Item | None:
+    """One message as an item; `None` for a kind that this client does not know."""
+    match response.WhichOneof("item"):
+        case "chunk":
+            chunk = response.chunk
+            return Chunk(chunk.offset, chunk.data, _SOURCES.get(chunk.source))
+        case "gap":
+            return Gap(response.gap.offset, response.gap.length, response.gap.reason)
+        case "end":
+            return End(response.end.offset, response.end.output_ended)
+        case _:
+            return None

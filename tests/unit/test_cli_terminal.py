@@ -1,0 +1,89 @@
+"""Nothing that a job writes may take over the terminal it is shown on."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobworker.cli.terminal import TerminalFilter, inline
+
+# A busy machine is no failure.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+# Bytes that make up control sequences, dense enough for them to come about by chance.
+HOSTILE = st.lists(
+    st.sampled_from(
+        [b"\x1b", b"[", b"]", b"0", b";", b"m", b"\x9b", b"\xc2", b"\x07", b"\\", b"\xe2\x82\xac", b"a"]
+    )
+    | st.binary(max_size=3)
+).map(b"".join)
+
+
+def shown(*pieces: bytes) -> bytes:
+    filter_ = TerminalFilter()
+    return b"".join([filter_.feed(piece) for piece in pieces] + [filter_.finish()])
+
+
+@UNHURRIED
+@given(HOSTILE)
+def test_no_control_sequence_but_colours_gets_through(data: bytes) -> None:
+    text = shown(data).decode()
+    assert not CONTROL.search(COLOUR.sub("", text))
+
+
+@UNHURRIED
+@given(HOSTILE, st.lists(st.integers(0, 60)))
+def test_it_does_not_matter_how_the_output_is_cut(data: bytes, cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), max([len(data), *cuts])]
+    assert shown(*(data[a:b] for a, b in pairwise(edges))) == shown(data)
+
+
+@UNHURRIED
+@given(st.text(st.characters(exclude_categories=("Cc", "Cs")) | st.sampled_from("\n\t\r")))
+def test_plain_text_is_unchanged(text: str) -> None:
+    assert shown(text.encode()) == text.encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\x1b]0;title\x07", rb"\x1b]0;title\x07"),
+        (b"\x1b[2J", rb"\x1b[2J"),
+        (b"\x1b[31mred\x1b[m", b"\x1b[31mred\x1b[m\x1b[0m"),
+        (b"\x1b[38:2::1:2:3mx", b"\x1b[38:2::1:2:3mx\x1b[0m"),
+        (b"\x1b[?1m", rb"\x1b[?1m"),
+        (b"\x1b[" + b"1" * 65 + b"m", rb"\x1b[" + b"1" * 65 + b"m"),
+        (b"\xc2\x9b2J", rb"\x9b2J"),
+        (b"\x9b2J", rb"\x9b2J"),
+        (b"\xff\xfe", rb"\xff\xfe"),
+        (b"half \xe2\x82", rb"half \xe2\x82"),
+        (b"half \x1b[3", rb"half \x1b[3"),
+        (b"a\x08b\x00c\x7f", rb"a\x08b\x00c\x7f"),
+    ],
+)
+def test_what_is_written_out(data: bytes, told: bytes) -> None:
+    assert shown(data) == told
+
+
+def test_output_is_not_held_back_longer_than_it_must() -> None:
+    filter_ = TerminalFilter()
+    assert filter_.feed(b"prompt> ") == b"prompt> "
+    assert filter_.feed(b"\x1b[3") == b""
+    assert filter_.feed(b"1m") == b"\x1b[31m"
+    assert filter_.feed(b"\xe2\x82") == b""
+    assert filter_.feed(b"\xac") == "€".encode()
+
+
+@UNHURRIED
+@given(st.text())
+def test_text_within_a_line_stays_on_its_line_and_prints(text: str) -> None:
+    assert inline(text).isprintable()
+
+
+def test_text_within_a_line_is_written_out_readably() -> None:
+    assert inline("a\nb\x1b[0m\u202e\udcff€") == r"a\nb\x1b[0m\u202e\udcff€"

@@ -1,0 +1,269 @@
+"""The client's calls against a real server that misbehaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from jobworker.api.v1 import job_pb2
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.client import Endpoint, connect
+from jobworker.client.failures import AmbiguousId, CallFailed, FieldViolation
+from jobworker.client.rpc.client import Client
+from jobworker.errors import InvalidField, JobNotFound, TlsProblem
+from jobworker.jobs import JobSpec, Limits, State
+from support import certs, scripted
+
+ID = "k7f3-9m2q-x4tz-b1cd"
+OTHER = "k7f3-9m2q-x4tz-b1ce"
+
+
+@pytest.fixture
+def agent() -> Iterator[scripted.ScriptedAgent]:
+    with scripted.scripted_agent() as running:
+        yield running
+
+
+@pytest.fixture
+def client(agent: scripted.ScriptedAgent) -> Iterator[Client]:
+    with connect(agent.endpoint()) as connected:
+        yield connected
+
+
+def test_start_sends_the_whole_specification(agent: scripted.ScriptedAgent, client: Client) -> None:
+    agent.handlers["Start"] = lambda _request, _context: pb.StartResponse(job=job_pb2.Job(id=ID))
+    spec = JobSpec(
+        "make",
+        ("all", "-k"),
+        env=(("A", "1"), ("B", "")),
+        workdir="/srv",
+        limits=Limits(cpu_millis=505, memory_bytes=64 * 1024**2, pids=7),
+        timeout_ms=1500,
+        labels=(("team", "build"),),
+        best_effort=True,
+    )
+    assert client.start(spec).id == ID
+    (request,) = agent.requests
+    assert (request.command, list(request.args)) == ("make", ["all", "-k"])
+    assert dict(request.env) == {"A": "1", "B": ""}
+    assert request.workdir == "/srv"
+    assert (request.limits.cpu, request.limits.memory, request.limits.pids) == ("50.5%", "64M", 7)
+    assert request.timeout.ToMilliseconds() == 1500
+    assert dict(request.labels) == {"team": "build"}
+    assert request.best_effort
+
+
+def test_start_without_wishes_sends_none(agent: scripted.ScriptedAgent, client: Client) -> None:
+    agent.handlers["Start"] = lambda _request, _context: pb.StartResponse()
+    client.start(JobSpec("ls"))
+    assert agent.requests == [pb.StartRequest(command="ls", limits=job_pb2.Limits())]
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "told"),
+    [
+        (JobSpec("ls", ("a", "\udcff")), "args[1]", "argument 2 "),
+        (JobSpec("\udcff"), "command", "UTF-8"),
+        (JobSpec("ls", env=(("A", "\udcff"),)), "env[A]", "UTF-8"),
+        (JobSpec("ls", workdir="/\udcff"), "workdir", "UTF-8"),
+        (JobSpec(""), "command", "empty"),
+        (JobSpec("ls", ("a\0b",)), "args[0]", "NUL"),
+    ],
+)
+def test_what_no_agent_takes_is_not_sent(
+    agent: scripted.ScriptedAgent, client: Client, spec: JobSpec, field: str, told: str
+) -> None:
+    with pytest.raises(InvalidField) as caught:
+        client.start(spec)
+    assert caught.value.field == field
+    assert told in str(caught.value)
+    assert not agent.requests
+
+
+def test_rich_errors_come_with_all_their_fields(agent: scripted.ScriptedAgent, client: Client) -> None:
+    def refuse(_request: pb.StartRequest, context: grpc.ServicerContext) -> None:
+        scripted.fail(context, "FAILED_PRECONDITION", "START_FAILED", "no", step="exec", errno_name="ENOENT")
+
+    agent.handlers["Start"] = refuse
+    with pytest.raises(CallFailed) as caught:
+        client.start(JobSpec("nope"))
+    failure = caught.value
+    assert (failure.code, failure.reason, failure.message) == ("FAILED_PRECONDITION", "START_FAILED", "no")
+    assert failure.metadata == {"step": "exec", "errno_name": "ENOENT"}
+    assert failure.violations == ()
+
+
+def test_field_violations_are_told(agent: scripted.ScriptedAgent, client: Client) -> None:
+    def refuse(_request: pb.StopRequest, context: grpc.ServicerContext) -> None:
+        scripted.refuse_field(context, "signal", "is no signal")
+
+    agent.handlers["Stop"] = refuse
+    with pytest.raises(CallFailed) as caught:
+        client.stop(ID, signal="BOGUS")
+    assert caught.value.violations == (FieldViolation("signal", "is no signal"),)
+
+
+def test_plain_and_contradictory_statuses_are_errors_too(agent: scripted.ScriptedAgent, client: Client) -> None:
+    def contradict(_request: pb.QueryRequest, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff"),))
+        context.abort(grpc.StatusCode.NOT_FOUND, "gone")
+
+    agent.handlers["Query"] = contradict
+    with pytest.raises(CallFailed) as caught:
+        client.query(ID)
+    assert (caught.value.code, caught.value.reason, caught.value.message) == ("NOT_FOUND", "", "gone")
+
+
+def test_reads_are_tried_again_while_the_agent_is_unavailable(
+    agent: scripted.ScriptedAgent, client: Client
+) -> None:
+    def query(request: pb.QueryRequest, context: grpc.ServicerContext) -> pb.QueryResponse:
+        if len(agent.requests) < 3:
+            scripted.fail(context, "UNAVAILABLE", "AGENT_UNAVAILABLE", "restarting")
+        return pb.QueryResponse(job=job_pb2.Job(id=request.job_id))
+
+    agent.handlers["Query"] = query
+    assert client.query(ID).id == ID
+    assert len(agent.requests) == 3
+
+
+def test_start_and_stop_are_not_tried_again(agent: scripted.ScriptedAgent, client: Client) -> None:
+    def refuse(_request: object, context: grpc.ServicerContext) -> None:
+        scripted.fail(context, "UNAVAILABLE", "AGENT_UNAVAILABLE", "restarting")
+
+    agent.handlers["Start"] = agent.handlers["Stop"] = refuse
+    with pytest.raises(CallFailed, match="restarting"):
+        client.start(JobSpec("ls"))
+    with pytest.raises(CallFailed, match="restarting"):
+        client.stop(ID)
+    assert len(agent.requests) == 2
+
+
+def test_stop_waits_for_the_grace_and_more(agent: scripted.ScriptedAgent, client: Client) -> None:
+    remaining: list[float] = []
+
+    def stop(request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopResponse:
+        remaining.append(context.time_remaining())
+        return pb.StopResponse(job=job_pb2.Job(id=request.job_id))
+
+    agent.handlers["Stop"] = stop
+    client.stop(ID, grace_ms=60_000)
+    client.stop(ID, grace_ms=60_000, wait=False)
+    client.stop(ID, grace_ms=60_000, force=True)
+    assert [left > 60 for left in remaining] == [True, False, False]
+    assert [(r.grace.ToMilliseconds(), r.force, r.no_wait) for r in agent.requests] == [
+        (60_000, False, False),
+        (60_000, False, True),
+        (60_000, True, False),
+    ]
+
+
+@pytest.mark.parametrize("grace_ms", [-1, 3_600_001, 10**17])
+def test_stop_refuses_a_grace_that_no_agent_takes(client: Client, grace_ms: int) -> None:
+    with pytest.raises(InvalidField, match="grace"):
+        client.stop(ID, grace_ms=grace_ms)
+
+
+def test_list_fetches_pages_as_they_are_needed(agent: scripted.ScriptedAgent, client: Client) -> None:
+    def page(request: pb.ListRequest, _context: grpc.ServicerContext) -> pb.ListResponse:
+        number = int(request.page_token or 0)
+        return pb.ListResponse(
+            jobs=[job_pb2.Job(pid=number)], next_page_token=str(number + 1) if number < 2 else ""
+        )
+
+    agent.handlers["List"] = page
+    jobs = client.list_jobs(states=[State.ENDED], labels={"a": "b"}, principal="spiffe://x/user/y")
+    assert next(jobs).pid == 0
+    assert len(agent.requests) == 1
+    assert [job.pid for job in jobs] == [1, 2]
+    assert all(list(request.states) == [job_pb2.JOB_STATE_ENDED] for request in agent.requests)
+    assert all(dict(request.labels) == {"a": "b"} for request in agent.requests)
+    assert all(request.principal == "spiffe://x/user/y" for request in agent.requests)
+
+
+def test_a_whole_id_is_not_looked_up(agent: scripted.ScriptedAgent, client: Client) -> None:
+    assert client.resolve(ID) == ID
+    assert not agent.requests
+
+
+@pytest.mark.parametrize("text", ["../x", "k7f", "", "K7F3", "k7f3\n", "k7f3-9m2q-x4tz-b1c!", "k" * 20, "lost"])
+def test_what_cannot_be_an_id_is_not_looked_up(agent: scripted.ScriptedAgent, client: Client, text: str) -> None:
+    with pytest.raises(InvalidField):
+        client.resolve(text)
+    assert not agent.requests
+
+
+def test_a_prefix_stands_for_the_one_job_that_has_it(agent: scripted.ScriptedAgent, client: Client) -> None:
+    found: list[str] = []
+    agent.handlers["List"] = lambda _request, _context: pb.ListResponse(
+        jobs=[job_pb2.Job(id=each) for each in found]
+    )
+    with pytest.raises(JobNotFound):
+        client.resolve("k7f3")
+    found.append(ID)
+    assert client.resolve("k7f3") == ID
+    found.append(OTHER)
+    with pytest.raises(AmbiguousId) as caught:
+        client.resolve("k7f3-9")
+    assert caught.value.candidates == (ID, OTHER)
+    assert [request.id_prefix for request in agent.requests] == ["k7f3", "k7f3", "k7f3-9"]
+
+
+def test_an_agent_that_does_not_answer_is_told(agent: scripted.ScriptedAgent) -> None:
+    over = threading.Event()
+
+    def silence(_request: pb.QueryRequest, context: grpc.ServicerContext) -> pb.QueryResponse:
+        context.add_callback(over.set)
+        over.wait()
+        return pb.QueryResponse()
+
+    agent.handlers["Query"] = silence
+    with connect(agent.endpoint(), timeout=1) as client, pytest.raises(CallFailed, match="did not answer in time"):
+        client.query(ID)
+
+
+def test_agent_info(agent: scripted.ScriptedAgent, client: Client) -> None:
+    agent.handlers["GetAgentInfo"] = lambda _request, _context: pb.GetAgentInfoResponse(version="1.2.3")
+    assert client.agent_info().version == "1.2.3"
+
+
+def test_a_connection_that_never_came_about_is_explained(agent: scripted.ScriptedAgent) -> None:
+    good = agent.endpoint()
+    agent.close()
+    with connect(good) as client, pytest.raises(TlsProblem, match="nobody listens"):
+        client.query(ID)
+
+
+def test_a_client_that_is_not_let_in_is_told_why(agent: scripted.ScriptedAgent, tmp_path: str) -> None:
+    files = certs.odd_clients()["foreign_ca"].save(tmp_path, "foreign")
+    endpoint = Endpoint(agent.endpoint().addr, files.ca, files.cert, files.key)
+    with connect(endpoint) as client, pytest.raises(TlsProblem, match=r"foreign\.pem"):
+        client.query(ID)
+    with connect(endpoint) as client, pytest.raises(TlsProblem, match=r"foreign\.pem"):
+        list(client.stream(ID))
+
+
+def test_a_connection_that_worked_is_not_explained_by_tls(agent: scripted.ScriptedAgent, client: Client) -> None:
+    def refuse(_request: object, context: grpc.ServicerContext) -> None:
+        scripted.fail(context, "NOT_FOUND", "JOB_NOT_FOUND", "no such job")
+
+    agent.handlers["Stop"] = refuse
+    with pytest.raises(CallFailed, match="no such job"):
+        client.stop(ID)
+    agent.close()
+    with pytest.raises(CallFailed) as caught:
+        client.stop(ID)
+    assert caught.value.code == "UNAVAILABLE"
+    assert f"cannot reach the agent at 127.0.0.1:{agent.port}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "addr", ["localhost", "unix:/run/x", "host:0", "host:65536", "xds:///a:1", "a b:1", ":1", ""]
+)
+def test_an_address_is_host_and_port(addr: str) -> None:
+    files = certs.dev_pki().files("writer")
+    with pytest.raises(InvalidField, match="HOST:PORT"):
+        connect(Endpoint(addr, files.ca, files.cert, files.key))

@@ -1,0 +1,218 @@
+"""Streams of output across broken connections: no gap, no repeat, and no endless trying."""
+
+# ruff: noqa: S311 - seeded, so that what fails fails again
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Iterable, Iterator
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.client import connect
+from jobworker.client.failures import CallFailed
+from jobworker.client.output import Chunk, End, Gap, Item
+from jobworker.client.rpc.backoff import Backoff
+from jobworker.client.rpc.stream import Position, resumed
+from jobworker.jobs import Source
+from support import scripted
+
+ID = "k7f3-9m2q-x4tz-b1cd"
+# A busy machine is no failure.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = Backoff(attempts=3, first=0.001, longest=0.002)
+
+
+def data_of(items: Iterable[Item]) -> bytes:
+    return b"".join(item.data for item in items if isinstance(item, Chunk))
+
+
+class Log:
+    """A job's output, served in pieces from any offset, each call ended by what `ends` says next."""
+
+    def __init__(self, data: bytes, piece: int) -> None:
+        self.data = data
+        self._piece = piece
+
+    def serve(self, offset: int) -> Iterator[pb.StreamResponse]:
+        for start in range(offset, len(self.data), self._piece):
+            yield scripted.chunk(start, self.data[start : start + self._piece])
+        yield scripted.end(len(self.data))
+
+
+def test_a_stream_is_resumed_wherever_the_agent_ends_it() -> None:
+    log, chance = Log(random.Random(1).randbytes(300_000), 7_001), random.Random(2)
+
+    def stream(request: pb.StreamRequest, context: grpc.ServicerContext) -> Iterator[pb.StreamResponse]:
+        for response in itertools.islice(log.serve(request.offset), chance.randrange(1, 8)):
+            yield response
+            if response.WhichOneof("item") == "end":
+                return
+        scripted.fail(context, "UNAVAILABLE", "AGENT_UNAVAILABLE", "draining")
+
+    with scripted.scripted_agent() as agent, connect(agent.endpoint()) as client:
+        agent.handlers["Stream"] = stream
+        items = list(client.stream(ID, follow=True))
+        assert data_of(items) == log.data
+        assert items[-1] == End(len(log.data), output_ended=True)
+        assert not any(isinstance(item, Gap) for item in items)
+        assert len(agent.requests) > 5
+        assert all(request.follow and request.job_id == ID for request in agent.requests)
+
+
+def test_a_stream_is_resumed_wherever_the_connection_breaks() -> None:
+    log, chance = Log(random.Random(3).randbytes(1_500_000), 16_384), random.Random(4)
+    budgets = (chance.randrange(30_000, 300_000) for _ in itertools.count())
+    with scripted.scripted_agent() as agent, scripted.breaking_wire(agent.port, budgets) as wire:
+        agent.handlers["Stream"] = lambda request, _context: log.serve(request.offset)
+        with connect(agent.endpoint(wire.port)) as client:
+            items = list(client.stream(ID))
+        assert data_of(items) == log.data
+        assert not any(isinstance(item, Gap) for item in items)
+        assert wire.connections > 5
+
+
+def test_a_call_that_ends_without_an_end_is_resumed() -> None:
+    log = Log(b"0123456789", 3)
+    calls = [itertools.islice(log.serve(0), 2), log.serve(6)]
+    items = list(resumed(lambda _offset: calls.pop(0), Position(0, filtered=False), QUICK))
+    assert data_of(items) == log.data
+
+
+def test_a_stream_that_makes_no_progress_is_given_up() -> None:
+    calls = []
+
+    def open_at(offset: int) -> Iterator[pb.StreamResponse]:
+        calls.append(offset)
+        yield scripted.chunk(0, b"same again")
+        raise CallFailed("UNAVAILABLE", f"break {len(calls)}")
+
+    stream = resumed(open_at, Position(0, filtered=False), QUICK)
+    assert next(stream) == Chunk(0, b"same again")
+    with pytest.raises(CallFailed, match="break 4"):
+        list(stream)
+    assert calls == [0] + [10] * QUICK.attempts
+
+
+def test_progress_resets_the_attempts() -> None:
+    data = bytes(range(100))
+
+    def open_at(offset: int) -> Iterator[pb.StreamResponse]:
+        if offset < len(data):
+            yield scripted.chunk(offset, data[offset : offset + 1])
+            raise CallFailed("UNAVAILABLE", "again")
+        yield scripted.end(len(data))
+
+    items = list(resumed(open_at, Position(0, filtered=False), Backoff(attempts=1, first=0.0001)))
+    assert data_of(items) == data
+
+
+@pytest.mark.parametrize("code", ["NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "DATA_LOSS", "CANCELLED"])
+def test_what_another_attempt_cannot_mend_ends_the_stream(code: str) -> None:
+    calls = []
+
+    def open_at(offset: int) -> Iterator[pb.StreamResponse]:
+        calls.append(offset)
+        yield scripted.chunk(0, b"abc")
+        raise CallFailed(code, "no")
+
+    with pytest.raises(CallFailed, match="no"):
+        list(resumed(open_at, Position(0, filtered=False), QUICK))
+    assert calls == [0]
+
+
+def test_what_the_agent_repeats_is_dropped() -> None:
+    position = Position(0, filtered=False)
+    given_out = [
+        *position.accept(Chunk(0, b"0123", Source.STDOUT)),
+        *position.accept(Chunk(2, b"2345", Source.STDERR)),
+        *position.accept(Chunk(1, b"12")),
+        *position.accept(Gap(4, 4, "expired")),
+    ]
+    assert given_out == [Chunk(0, b"0123", Source.STDOUT), Chunk(4, b"45", Source.STDERR), Gap(6, 2, "expired")]
+
+
+def test_what_the_agent_leaves_out_is_a_gap() -> None:
+    position = Position(10, filtered=False)
+    items = [*position.accept(Chunk(15, b"x")), *position.accept(End(20, output_ended=True))]
+    assert [type(item) for item in items] == [Gap, Chunk, Gap, End]
+    assert (items[0].offset, items[2].offset) == (10, 16)
+    assert [item.length for item in items if isinstance(item, Gap)] == [5, 4]
+
+
+def test_what_the_other_source_wrote_is_no_gap() -> None:
+    position = Position(0, filtered=True)
+    items = [*position.accept(Chunk(15, b"x")), *position.accept(End(20, output_ended=True))]
+    assert items == [Chunk(15, b"x"), End(20, output_ended=True)]
+    assert position.offset == 20
+
+
+PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=30)
+
+
+@UNHURRIED
+@given(data=st.binary(max_size=60), pieces=PIECES)
+def test_whatever_is_sent_comes_out_in_order_and_once(data: bytes, pieces: list[tuple[int, int]]) -> None:
+    position, next_offset = Position(0, filtered=False), 0
+    for start, length in pieces:
+        offset = min(start, len(data))
+        for item in position.accept(Chunk(offset, data[offset : offset + length])):
+            assert item.offset == next_offset
+            assert not isinstance(item, End)
+            next_offset = item.stop
+            if isinstance(item, Chunk):
+                assert item.data == data[item.offset : item.stop]
+                assert item.data
+    assert next_offset == position.offset
+
+
+def test_gaps_sources_and_the_end_come_through() -> None:
+    responses = [
+        scripted.chunk(0, b"out", pb.OUTPUT_SOURCE_STDOUT),
+        scripted.chunk(3, b"err", pb.OUTPUT_SOURCE_STDERR),
+        pb.StreamResponse(gap=pb.OutputGap(offset=6, length=4, reason="expired")),
+        pb.StreamResponse(),
+        scripted.chunk(10, b"both"),
+        scripted.end(14, output_ended=False),
+    ]
+    with scripted.scripted_agent() as agent, connect(agent.endpoint(name="reader")) as client:
+        agent.handlers["Stream"] = lambda _request, _context: iter(responses)
+        items = list(client.stream(ID, source=Source.STDERR))
+        assert items == [
+            Chunk(0, b"out", Source.STDOUT),
+            Chunk(3, b"err", Source.STDERR),
+            Gap(6, 4, "expired"),
+            Chunk(10, b"both"),
+            End(14, output_ended=False),
+        ]
+        (request,) = agent.requests
+        assert request == pb.StreamRequest(job_id=ID, source=pb.OUTPUT_SOURCE_STDERR)
+
+
+def test_leaving_a_stream_ends_the_call() -> None:
+    with scripted.scripted_agent() as agent, connect(agent.endpoint()) as client:
+        gone = threading.Event()
+
+        def stream(_request: pb.StreamRequest, context: grpc.ServicerContext) -> Iterator[pb.StreamResponse]:
+            context.add_callback(gone.set)
+            yield scripted.chunk(0, b"first")
+            assert gone.wait(60)
+
+        agent.handlers["Stream"] = stream
+        items = client.stream(ID, follow=True)
+        assert next(items) == Chunk(0, b"first")
+        items.close()
+        assert gone.wait(60)
+
+
+def test_pauses_grow_up_to_the_longest() -> None:
+    pauses = list(Backoff(attempts=8, first=1, longest=5).pauses())
+    ceilings = [1, 2, 4, 5, 5, 5, 5, 5]
+    assert len(pauses) == 8
+    assert all(top / 2 <= pause <= top for pause, top in zip(pauses, ceilings, strict=True))
