@@ -19,6 +19,7 @@ import jobworker
 from jobworker.jobs import JobRecord, JobSpec, Limits
 from jobworker.settings import schema
 from jobworker.wire import frames, messages, sockets
+from support import seccomp
 
 _ROOT = os.path.dirname(jobworker.__file__)
 DEADLINE = 60
@@ -125,24 +126,27 @@ class Link:
         self.sock.close()
 
 
-def _ignore_signals() -> None:
-    for signum in (signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(signum, signal.SIG_IGN)
-
-
 class RootSide:
     """A running keeper with its supervisor.
 
     Args:
         directory: where it keeps everything.
         as_user: run it as this user, with the system's Python and a copy of the package that the user can read.
+        without_call: the number of a system call that it is to do without.
         own_package: run a copy of the package, `package`, that the test may change.
         jobs: settings.
     """
 
     def __init__(
-        self, directory: str, *, as_user: int | None = None, own_package: bool = False, **jobs: Any
+        self,
+        directory: str,
+        *,
+        as_user: int | None = None,
+        own_package: bool = False,
+        without_call: int | None = None,
+        **jobs: Any,
     ) -> None:
+        self._without_call = without_call
         self._python, self.package = sys.executable if as_user is None else "/usr/bin/python3", _ROOT
         if own_package or as_user is not None:
             leave = shutil.ignore_patterns("__pycache__")
@@ -177,8 +181,7 @@ class RootSide:
                 stderr=log,
                 pass_fds=(writing,),
                 start_new_session=True,
-                # An agent that was started with nohup, say: its jobs are not to notice.
-                preexec_fn=_ignore_signals,
+                preexec_fn=self._before_exec,
                 user=self._as_user,
                 group=self._as_user,
                 extra_groups=None if self._as_user is None else [],
@@ -190,6 +193,13 @@ class RootSide:
             process.wait(DEADLINE)
             raise RuntimeError(self.log())
         return process
+
+    def _before_exec(self) -> None:
+        # An agent that was started with nohup, say: its jobs are not to notice.
+        for signum in (signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(signum, signal.SIG_IGN)
+        if self._without_call is not None:
+            seccomp.take_away(self._without_call)
 
     def link(self, **options: bool) -> Link:
         # The supervisor listens to its own user alone, and who connects is who the kernel says connects.

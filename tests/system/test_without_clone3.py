@@ -1,0 +1,41 @@
+"""Where clone3 is not to be had (an old kernel, a container's filter), jobs are forked and join by themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+
+import pytest
+
+from jobworker.errors import StartFailed
+from jobworker.jobs import EndReason, Limits
+from support.leftovers import cgroups, processes_of
+from support.root_side import root_side
+
+pytestmark = pytest.mark.root
+
+CLONE3 = 435
+
+
+def test_jobs_without_clone3() -> None:
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory, without_call=CLONE3) as side:
+            link = side.link(subscribe=True)
+            ended = link.wait_ended(link.start("/bin/cat", "/proc/self/cgroup").job_id)
+            assert ended.exit_code == 0
+            assert link.read_log(ended).count(ended.job_id.encode()) >= 1
+            limits = Limits(memory_bytes=32 << 20, pids=20)
+            big = link.start("/usr/bin/python3", "-c", "bytearray(200 << 20)", limits=limits)
+            assert link.wait_ended(big.job_id).end_reason is EndReason.OOM_KILLED
+            with pytest.raises(StartFailed):
+                link.start("/no/such/file")
+            tree = link.start(
+                "/bin/sh", "-c", "trap '' TERM; (setsid sleep 1000 &); echo up; sleep 1000; sleep 1000"
+            )
+            link.wait_output(tree.job_id)
+            stopped = link.stop(tree.job_id, grace_ms=100)
+            assert (stopped.end_reason, stopped.signal) == (EndReason.STOPPED, signal.SIGKILL)
+            assert processes_of(tree.uid) == []
+            assert cgroups(tree.job_id) == []
