@@ -62,8 +62,8 @@ def test_a_frame_that_is_too_large_is_refused(side: RootSide) -> None:
     assert alive(side)
 
 
-def test_descriptors_that_come_with_a_frame_are_closed(side: RootSide) -> None:
-    before = len(os.listdir(f"/proc/{side.supervisor_pid()}/fd"))
+def test_descriptors_that_come_with_a_frame_are_closed(side: RootSide, link: Link) -> None:
+    before = side.open_files(link)
     bad = side.link()
     nulls = tuple(os.open("/dev/null", os.O_RDONLY) for _ in range(50))
     for count in (1, 3, 50):
@@ -73,8 +73,7 @@ def test_descriptors_that_come_with_a_frame_are_closed(side: RootSide) -> None:
     with pytest.raises((JobWorkerError, ConnectionResetError)):
         bad.answer(1)
     bad.close()
-    assert alive(side)
-    assert len(os.listdir(f"/proc/{side.supervisor_pid()}/fd")) <= before
+    assert side.open_files(link) == before
 
 
 def test_nothing_is_answered_before_hello(side: RootSide) -> None:

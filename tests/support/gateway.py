@@ -115,7 +115,8 @@ def gateway(directory: str | os.PathLike[str], wanted: schema.Settings | None = 
         assert running.address, running.log()
         yield running
     finally:
-        assert running.stop() == 0, running.log()
+        status = running.stop()
+        assert status == 0, f"exit status {status}\n{running.log()}"
 
 
 def refusal(directory: str | os.PathLike[str], wanted: schema.Settings) -> str:

@@ -16,7 +16,7 @@ from jobworker.errors import (
     StartFailed,
 )
 from jobworker.jobs import EndReason, JobRecord, Limits, State
-from support.leftovers import cgroups, descriptors, processes_of
+from support.leftovers import cgroups, processes_of
 from support.root_side import Link, RootSide
 
 pytestmark = pytest.mark.root
@@ -165,13 +165,13 @@ def test_a_refused_start_leaves_nothing(
     link: Link, side: RootSide, command: tuple[str, ...], spec: dict[str, Any], expected: JobWorkerError
 ) -> None:
     jobs = os.path.join(side.state_dir, "jobs")
-    before = set(os.listdir(jobs)), descriptors(side.supervisor_pid())
+    before = set(os.listdir(jobs)), side.open_files(link)
     with pytest.raises(type(expected)) as caught:
         link.start(*command, **spec)
     told, wanted = vars(caught.value), vars(expected)
     assert {name: told[name] for name, value in wanted.items() if value} == {k: v for k, v in wanted.items() if v}
     assert len(str(caught.value)) < 500
-    assert (set(os.listdir(jobs)), descriptors(side.supervisor_pid())) == before
+    assert (set(os.listdir(jobs)), side.open_files(link)) == before
 
 
 def test_a_script_without_an_interpreter_line(link: Link) -> None:
@@ -196,11 +196,11 @@ def test_unknown_ids(link: Link) -> None:
 
 
 def test_an_ended_job_leaves_its_record_and_log_alone(link: Link, side: RootSide) -> None:
-    before = descriptors(side.supervisor_pid())
+    before = side.open_files(link)
     record, _ = run(link, "sleep 0.01 & echo x > file; exit 1")
     assert cgroups(record.job_id) == []
     assert processes_of(record.uid) == []
-    assert descriptors(side.supervisor_pid()) == before
+    assert side.open_files(link) == before
     with pytest.raises(JobAlreadyEnded, match="EXITED"):
         link.stop(record.job_id)
 

@@ -144,10 +144,10 @@ def test_ended_jobs_and_their_output_are_still_there(own_side: RootSide) -> None
 def test_descriptors_do_not_add_up(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     records = [link.start("/bin/sleep", "1000") for _ in range(10)]
-    before = descriptors(own_side.supervisor_pid()), descriptors(own_side.keeper.pid)
+    before = own_side.open_files(link), descriptors(own_side.keeper.pid)
     for _ in range(3):
         link = kill_supervisor(own_side, link)
-    assert (descriptors(own_side.supervisor_pid()), descriptors(own_side.keeper.pid)) == before
+    assert (own_side.open_files(link), descriptors(own_side.keeper.pid)) == before
     for record in records:
         link.stop(record.job_id, force=True)
     # What the keeper is told is told in order: it has let go of these before it is asked to hold the next.

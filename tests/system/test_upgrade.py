@@ -49,13 +49,13 @@ def test_from_one_version_to_the_next_and_back(own_side: RootSide) -> None:
     old, pids = link.welcome.version, (own_side.keeper.pid, own_side.supervisor_pid())
     script = "i=0; while [ $i -lt 400 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
     records = [link.start("/bin/sh", "-c", script) for _ in range(5)]
-    before = descriptors(pids[0]), descriptors(pids[1])
+    before = descriptors(pids[0]), own_side.open_files(link)
     for version in ("9.9.9", old, "10.0.0"):
         set_version(own_side, version)
         link = upgrade(own_side, link)
         assert link.welcome.version == version
         assert (own_side.keeper.pid, own_side.supervisor_pid()) == pids
-    assert (descriptors(pids[0]), descriptors(pids[1])) == before
+    assert (descriptors(pids[0]), own_side.open_files(link)) == before
     for record in records:
         ended = link.wait_ended(record.job_id)
         assert (ended.end_reason, ended.exit_code, ended.pid) == (EndReason.EXITED, 5, record.pid)

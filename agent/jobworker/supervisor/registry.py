@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from jobworker.errors import (
     CapExceeded,
-    InvalidField,
     JobAlreadyEnded,
     JobNotFound,
     JobWorkerError,
-    LimitUnsupported,
 )
 from jobworker.jobs import (
     EndReason,
-    Enforcement,
     JobRecord,
     JobSpec,
-    Limits,
-    LimitStatus,
     State,
-    format_cpu,
-    format_size,
     new_job_id,
 )
 from jobworker.kernel.cgroup.base import Hierarchy
@@ -33,16 +24,16 @@ from jobworker.settings.schema import JobSettings
 from jobworker.supervisor.job import DEFAULT_GRACE, Job
 from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import Launcher, Order
+from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.output import open_segment
 from jobworker.supervisor.store import Store
-from jobworker.wire.messages import HostInfo, LimitSupport, StartJob, StopJob
+from jobworker.supervisor.users import Users
+from jobworker.wire.messages import HostInfo, StartJob, StopJob
 
 Ended = Callable[[JobRecord], None]
 Started = Callable[[JobRecord | JobWorkerError], None]
 
 _RETRY_SECONDS = 5
-_FORMATS: dict[str, Callable[[int], str]] = {"cpu": format_cpu, "memory": format_size, "pids": str}
-_FIELDS = {"cpu": "cpu_millis", "memory": "memory_bytes", "pids": "pids"}
 
 
 class Registry:
@@ -53,11 +44,8 @@ class Registry:
         self._store = store
         self._hierarchy = hierarchy
         self._launcher = launcher
-        self._unsupported = {kind.limit: kind.reason for kind in hierarchy.support if kind.reason}
-        self._maxima = _maxima(settings)
-        self._user_per_job = os.geteuid() == 0
-        self._uids = itertools.cycle(range(settings.first_uid, settings.first_uid + settings.uid_count))
-        self._used_uids: set[int] = set()
+        self._limits = LimitRules(settings, hierarchy)
+        self._users = Users(settings)
         self._launching: dict[str, list[Started]] = {}
         self.keys = Keys()
         self._when_idle: list[Callable[[], None]] = []
@@ -69,11 +57,11 @@ class Registry:
     # Taking in.
 
     def add_running(self, job: Job) -> None:
-        self._used_uids.add(job.record.uid)
+        self._users.keep(job.record.uid)
         self.running[job.record.job_id] = job
 
     def add_ended(self, record: JobRecord) -> None:
-        self._used_uids.add(record.uid)
+        self._users.keep(record.uid)
         self.running.pop(record.job_id, None)
         self.ended[record.job_id] = record
 
@@ -98,16 +86,14 @@ class Registry:
             self._started_before(known, started)
             return
         self._admit()
-        limits = self._effective(spec)
-        settable = replace(limits, **{_FIELDS[name]: None for name in self._unsupported})
-        uid = self._allocate_uid()
+        limits, uid = self._limits.effective(spec), self._users.take()
         order = Order(
             record=self._new_record(request.principal, spec, os.geteuid() if uid is None else uid),
             spec=spec,
             uid=uid,
-            limits=settable,
+            limits=self._limits.settable(limits),
             idempotency=idempotency,
-            report=lambda actual: self._status(limits, actual),
+            report=lambda actual: self._limits.status(limits, actual),
         )
         self._launching[order.record.job_id] = [started]
         self.keys.remember(order.record, idempotency)
@@ -130,7 +116,7 @@ class Registry:
             answer = outcome.record
         else:
             self.keys.forget(order.record, order.idempotency)
-            self._used_uids.discard(order.uid or 0)
+            self._users.give_back(order.uid)
             answer = outcome
         for started in waiting:
             started(answer)
@@ -142,50 +128,6 @@ class Registry:
         if self._closed or active >= self._settings.max_active:
             maximum = 0 if self._closed else self._settings.max_active
             raise CapExceeded("the number of active jobs", maximum, _RETRY_SECONDS)
-
-    def _effective(self, spec: JobSpec) -> Limits:
-        """The limits asked for with the defaults filled in.
-
-        Raises:
-            InvalidField: one is more than this host allows.
-            LimitUnsupported: one can't be enforced here, and the request does not allow best effort.
-        """
-        for name, field in _FIELDS.items():
-            asked = getattr(spec.limits, field)
-            if asked is None:
-                continue
-            if asked > self._maxima[name]:
-                most = _FORMATS[name](self._maxima[name])
-                raise InvalidField(
-                    f"limits.{name}", f"{_FORMATS[name](asked)} is more than this host allows", most
-                )
-            if name in self._unsupported and not spec.best_effort:
-                raise LimitUnsupported(name, self._unsupported[name])
-        return replace(spec.limits, pids=spec.limits.pids or self._settings.default_pids)
-
-    def _status(self, asked: Limits, actual: Limits) -> tuple[LimitStatus, ...]:
-        return tuple(
-            self._limit_status(name, getattr(asked, field), getattr(actual, field))
-            for name, field in _FIELDS.items()
-            if getattr(asked, field) is not None
-        )
-
-    def _limit_status(self, name: str, asked: int, actual: int | None) -> LimitStatus:
-        show = _FORMATS[name]
-        if name in self._unsupported:
-            return LimitStatus(name, show(asked), "", Enforcement.UNSUPPORTED, self._unsupported[name])
-        if actual is None:
-            return LimitStatus(name, show(asked), "", Enforcement.UNSUPPORTED, "the kernel reports no limit")
-        return LimitStatus(name, show(asked), show(actual), Enforcement.ENFORCED)
-
-    def _allocate_uid(self) -> int | None:
-        if not self._user_per_job:
-            return None
-        for uid in itertools.islice(self._uids, self._settings.uid_count):
-            if uid not in self._used_uids:
-                self._used_uids.add(uid)
-                return uid
-        raise CapExceeded("the number of jobs that have a user id", self._settings.uid_count, _RETRY_SECONDS)
 
     def _new_record(self, principal: str, spec: JobSpec, uid: int) -> JobRecord:
         job_id = new_job_id()
@@ -292,34 +234,11 @@ class Registry:
                 callback()
 
     def host_info(self) -> HostInfo:
-        defaults = {"pids": str(self._settings.default_pids)}
         return HostInfo(
             cgroup_mode=self._hierarchy.mode,
-            limits=tuple(
-                LimitSupport(
-                    name=kind.limit,
-                    enforcement=Enforcement.UNSUPPORTED if kind.reason else Enforcement.ENFORCED,
-                    detail=kind.reason,
-                    default=defaults.get(kind.limit, ""),
-                    maximum=_FORMATS[kind.limit](self._maxima[kind.limit]),
-                )
-                for kind in self._hierarchy.support
-            ),
+            limits=self._limits.support(),
             cpus=os.cpu_count() or 1,
-            memory_bytes=_host_memory(),
+            memory_bytes=host_memory(),
             max_active_jobs=self._settings.max_active,
-            user_per_job=self._user_per_job,
+            user_per_job=self._users.one_per_job,
         )
-
-
-def _maxima(settings: JobSettings) -> dict[str, int]:
-    return {
-        "cpu": settings.max_cpu_millis or (os.cpu_count() or 1) * 1000,
-        "memory": settings.max_memory_bytes or _host_memory(),
-        "pids": settings.max_pids,
-    }
-
-
-def _host_memory() -> int:
-    """In bytes, down to a whole MiB."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20 << 20

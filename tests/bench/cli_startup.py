@@ -1,0 +1,40 @@
+"""The command line, each time a new process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from bench import agents
+from bench.report import Outcome, Table, below
+from bench.scale import Scale
+from bench.stats import median
+
+_HELP_MS = 100.0
+
+
+def measure(scale: Scale) -> Outcome:
+    with agents.running() as agent:
+        commands = {
+            "worker-client --help": [os.path.join(os.path.dirname(sys.executable), "worker-client"), "--help"],
+            "worker-client list": agent.command("list"),
+            "python -c pass": [sys.executable, "-c", "pass"],
+            "python -c 'import grpc'": [sys.executable, "-c", "import grpc"],
+        }
+        samples: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(scale.cold_starts):
+            for name, command in commands.items():
+                begin = time.perf_counter()
+                subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+                samples[name].append((time.perf_counter() - begin) * 1000)
+    floor = median(samples["python -c pass"])
+    rows = tuple(
+        (name, f"{median(times):.0f}", f"{max(times):.0f}", f"{median(times) / floor:.1f}")
+        for name, times in samples.items()
+    )
+    notes = (f"{scale.cold_starts} processes each, interleaved; `list` connects, and prints an empty list.",)
+    figure = below("worker-client --help", median(samples["worker-client --help"]), _HELP_MS, " ms")
+    table = Table("Command line start-up", ("", "p50 ms", "longest ms", "/ python -c pass"), rows, notes)
+    return Outcome((table,), (figure,))

@@ -1,0 +1,70 @@
+"""What the kernel tells of processes."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from dataclasses import dataclass
+
+from support.agent import DEADLINE, Agent
+
+_CPUCLOCK_SCHED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The agent's processes, by pid."""
+
+    keeper: int
+    supervisor: int
+    gateway: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """In KiB. `pss` counts a page that n processes share as 1/n of it."""
+
+    rss: float
+    pss: float
+
+
+def parts(agent: Agent) -> Parts:
+    keeper = _child(agent.process.pid, b"keeper/__main__.py")
+    return Parts(
+        keeper, _child(keeper, b"supervisor/__main__.py"), _child(agent.process.pid, b"jobworker.gateway")
+    )
+
+
+def _child(parent: int, argument: bytes) -> int:
+    with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
+        for pid in map(int, file.read().split()):
+            with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+                if any(part.endswith(argument) for part in cmdline.read().split(b"\0")):
+                    return pid
+    raise LookupError(f"no child of {parent} runs {argument!r}")
+
+
+def memory(pid: int) -> Memory:
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file.readlines()[1:])
+    rss, pss = (float(fields[name].split()[0]) for name in ("Rss", "Pss"))
+    return Memory(rss, pss)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, to the nanosecond: clock_getcpuclockid(3)."""
+    return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process that need not be a child of ours has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not select.select([pidfd], [], [], DEADLINE)[0]:
+            raise TimeoutError(f"process {pid} does not end")
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,96 @@
+"""What the agent says it enforces, beside what the kernel has: the files of the job's cgroup, from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from support.guest import Guest, GuestAgent
+
+pytestmark = pytest.mark.timeout(900)
+
+LIMITS = ("--cpu", "50%", "--memory", "64M", "--pids", "20")
+V2 = {"cpu.max": "50000 100000", "memory.max": str(64 << 20), "memory.swap.max": "0", "pids.max": "20"}
+V1 = {
+    "cpu/cpu.cfs_quota_us": "50000",
+    "cpu/cpu.cfs_period_us": "100000",
+    "memory/memory.limit_in_bytes": str(64 << 20),
+    "pids/pids.max": "20",
+}
+
+
+@pytest.fixture(scope="module")
+def agent(guest: Guest) -> Iterator[GuestAgent]:
+    with guest.agent("sudo") as running:
+        yield running
+
+
+def cgroup_files(guest: Guest, pid: int) -> dict[str, str]:
+    """The limits of the cgroup that the process is in, by name of the file."""
+    lines = guest.root.file(f"/proc/{pid}/cgroup").content_string.splitlines()
+    paths = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
+    if guest.kind.mode == "v2":
+        return {name: read(guest, f"{paths['']}/{name}") for name in V2}
+    return {path: read(guest, f"/{controller}{paths[controller]}/{name}") for path, controller, name in split(V1)}
+
+
+def split(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    for name in names:
+        controller, _, file = name.partition("/")
+        yield name, controller, file
+
+
+def read(guest: Guest, path: str) -> str:
+    text: str = guest.root.file("/sys/fs/cgroup" + path).content_string
+    return text.strip()
+
+
+def test_python_is_the_host_s_own(guest: Guest) -> None:
+    assert guest.user.check_output("python3 -V").startswith(f"Python {guest.kind.python}.")
+
+
+def test_the_agent_names_the_mode_and_enforces_all(guest: Guest, agent: GuestAgent) -> None:
+    info = agent.asked("info")
+    assert info["cgroup_mode"] == guest.kind.mode
+    assert {limit["enforcement"] for limit in info["limits"].values()} == {"ENFORCED"}
+    assert info["user_per_job"] is True
+
+
+def test_limits_stand_in_the_kernel(guest: Guest, agent: GuestAgent) -> None:
+    job_id = agent.cli("start", *LIMITS, "--", "sleep", "1000").strip()
+    job = agent.asked("query", job_id)
+    assert cgroup_files(guest, job["pid"]) == (V2 if guest.kind.mode == "v2" else V1)
+    assert {name: limit["enforcement"] for name, limit in job["limits"].items()} == dict.fromkeys(
+        ("cpu", "memory", "pids"), "ENFORCED"
+    )
+    agent.cli("stop", job_id, "--force")
+    assert not guest.root.file(f"/proc/{job['pid']}").exists
+
+
+def test_a_job_over_its_memory_dies_alone(agent: GuestAgent) -> None:
+    neighbour = agent.cli("start", "--", "sleep", "1000").strip()
+    script = "data = bytearray(256 << 20); print('survived')"
+    job_id = agent.cli("start", "--memory", "64M", "--", "python3", "-c", script).strip()
+    assert agent.cli("stream", job_id, "--follow") == ""
+    assert agent.asked("query", job_id)["end_reason"] == "OOM_KILLED"
+    assert agent.asked("query", neighbour)["state"] == "RUNNING"
+    agent.cli("stop", neighbour, "--force")
+
+
+def cgroups(guest: Guest) -> set[str]:
+    """Every cgroup of an agent, in whatever hierarchy: also in a cgroup2 that the host has not mounted."""
+    look = "mount -t cgroup2 none /mnt && find /sys/fs/cgroup /mnt -type d -path '*jobworker*'"
+    return set(guest.root.check_output("unshare --mount sh -c %s", look).splitlines())
+
+
+def test_a_clean_end_leaves_no_cgroup_and_no_mount(guest: Guest) -> None:
+    before = cgroups(guest), mounts(guest)
+    with guest.agent("sudo") as ending:
+        ending.cli("start", *LIMITS, "--", "sleep", "1000")
+        assert cgroups(guest) > before[0]
+    assert (cgroups(guest), mounts(guest)) == before
+
+
+def mounts(guest: Guest) -> str:
+    return str(guest.root.file("/proc/1/mountinfo").content_string)
