@@ -22,11 +22,10 @@ from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.output import OutputLog
+from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
 
 DEFAULT_GRACE = 10.0
-# A kill that has left something alive (an init-less tree that forks faster than it is found) is repeated.
-_KILL_AGAIN = 1.0
 # A disk that is full may have room again.
 _SAVE_AGAIN = 1.0
 
@@ -78,13 +77,11 @@ class Job:
         self._pipes = {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR}
         self._started = started
         self._idempotency = idempotency
-        self._stop_reason: EndReason | None = None
+        self._stopping: Stopping | None = None
         self._end: End | None = None
         self._empty = False
         self._draining = False
         self._timeout: Timer | None = None
-        self._kill_timer: Timer | None = None
-        self._stuck_timer: Timer | None = None
         self._waiting: list[Callable[[JobRecord], None]] = []
         self.record = record
 
@@ -192,36 +189,16 @@ class Job:
 
     def stop(self, signum: int, grace: float, reason: EndReason, *, force: bool = False) -> None:
         """Signal, and kill after `grace` seconds, or at once; a stop under way can only be hastened."""
-        if self._stop_reason is None:
-            self._stop_reason = reason
+        if self._stopping is None:
+            around = self._around
+            self._stopping = Stopping(around.loop, self._group, reason, around.kill_wait, self._report_stuck)
             self._change(state=State.STOPPING)
             if not force:
-                self._group.signal_all(signum)
-                # A stopped process would not see the signal.
-                self._group.signal_all(signal.SIGCONT)
+                self._stopping.signal(signum)
         if force:
-            self._kill()
-        elif not self._killed():
-            self._kill_after(grace)
-
-    def _killed(self) -> bool:
-        return self._stuck_timer is not None
-
-    def _kill_after(self, grace: float) -> None:
-        deadline = time.monotonic() + grace
-        if self._kill_timer is None or deadline < self._kill_timer.deadline:
-            if self._kill_timer:
-                self._kill_timer.cancel()
-            self._kill_timer = self._around.loop.call_after(grace, self._kill)
-
-    def _kill(self) -> None:
-        loop = self._around.loop
-        if self._kill_timer:
-            self._kill_timer.cancel()
-        self._group.kill()
-        self._kill_timer = loop.call_after(_KILL_AGAIN, self._kill)
-        if not self._killed():
-            self._stuck_timer = loop.call_after(self._around.kill_wait, self._report_stuck)
+            self._stopping.kill()
+        else:
+            self._stopping.kill_after(grace)
 
     def _report_stuck(self) -> None:
         self._change(stuck=True, detail="killed, but a process of the job does not go away")
@@ -250,6 +227,7 @@ class Job:
             end_reason=self._end_reason(usage.oom_kills),
             usage=usage,
             stuck=False,
+            detail="",
             log_bytes=self._log.size,
             lost_bytes=self._log.lost,
             output_ended=True,
@@ -259,9 +237,10 @@ class Job:
         self._answer_waiting()
 
     def _let_go(self) -> None:
-        for timer in (self._timeout, self._kill_timer, self._stuck_timer):
-            if timer:
-                timer.cancel()
+        if self._timeout:
+            self._timeout.cancel()
+        if self._stopping:
+            self._stopping.end()
         self._log.close()
         # On disk by now: nobody needs the status any more.
         self._reap()
@@ -278,8 +257,8 @@ class Job:
 
     def _end_reason(self, oom_kills: int) -> EndReason:
         record = self.record
-        if self._stop_reason:
-            return self._stop_reason
+        if self._stopping:
+            return self._stopping.reason
         if oom_kills and record.exit_code != 0:
             return EndReason.OOM_KILLED
         if record.signal is not None:
@@ -306,8 +285,9 @@ class Job:
         self._around.changed(self)
 
     def _save(self) -> None:
+        reason = self._stopping.reason if self._stopping else None
         try:
-            self._around.store.save(self.record, self._started, self._stop_reason, self._idempotency)
+            self._around.store.save(self.record, self._started, reason, self._idempotency)
         except OSError as error:
             self._around.log.error("record not saved", job=self.record.job_id, error=str(error))
             self._around.loop.call_after(_SAVE_AGAIN, self._save)
