@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from jobworker import tls13
@@ -13,6 +14,10 @@ tls13.require()
 
 from support.agent import Agent, running_agent  # noqa: E402
 from support.root_side import Link, RootSide, root_side  # noqa: E402
+
+# How long an example takes says something about the machine and nothing about the code.
+hypothesis.settings.register_profile("jobworker", deadline=None)
+hypothesis.settings.load_profile("jobworker")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for cgroups and users")
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
 import json
 import types
 import typing
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, cast
 
@@ -79,70 +81,146 @@ def field_types(cls: Any) -> tuple[Any, ...]:
     return tuple(_hints(cls)[field.name] for field in fields(cls))
 
 
-def from_plain(hint: Any, plain: Any, where: str = "") -> Any:
-    """Decode plain data as the type `hint`; `where` is the dotted path for the error's text.
+def from_plain(hint: Any, plain: Any) -> Any:
+    """Decode plain data as the type `hint`.
 
     Raises:
-        ProtocolError: the data does not fit the type.
+        ProtocolError: the data does not fit the type; the error names the field by its dotted path.
     """
-    if is_dataclass(hint):
-        return _dataclass(hint, plain, where)
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        return _tuple(typing.get_args(hint), plain, where)
-    if origin is types.UnionType:
-        return None if plain is None else from_plain(_optional_of(hint), plain, where)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return _enum(hint, plain, where)
-    return _scalar(hint, plain, where)
-
-
-def _dataclass(cls: Any, plain: Any, where: str) -> Any:
-    if type(plain) is not dict:
-        raise ProtocolError(f"{where or cls.__name__}: not an object")
-    hints, values = _hints(cls), {}
-    for field in fields(cls):
-        path = f"{where}.{field.name}" if where else field.name
-        if field.name in plain:
-            values[field.name] = from_plain(hints[field.name], plain[field.name], path)
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise ProtocolError(f"{path}: missing")
-    unknown = plain.keys() - hints.keys()
-    if unknown:
-        raise ProtocolError(f"{where or cls.__name__}: unknown field {min(unknown)!r:.80}")
-    return cls(**values)
-
-
-def _tuple(args: tuple[Any, ...], plain: Any, where: str) -> tuple[Any, ...]:
-    if type(plain) is not list:
-        raise ProtocolError(f"{where}: not a list")
-    if args[-1] is Ellipsis:
-        return tuple(from_plain(args[0], item, f"{where}[{i}]") for i, item in enumerate(plain))
-    if len(plain) != len(args):
-        raise ProtocolError(f"{where}: {len(plain)} items instead of {len(args)}")
-    return tuple(
-        from_plain(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(args, plain, strict=True))
-    )
-
-
-def _optional_of(hint: Any) -> Any:
-    (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-    return inner
-
-
-def _enum(cls: type[enum.Enum], plain: Any, where: str) -> enum.Enum:
     try:
-        return cls(plain)
-    except ValueError:
-        raise ProtocolError(f"{where}: {plain!r:.80} is not a {cls.__name__}") from None
+        return _decoder(hint)(plain)
+    except _Misfit as misfit:
+        raise ProtocolError(misfit.text(getattr(hint, "__name__", str(hint)))) from None
 
 
-def _scalar(hint: Any, plain: Any, where: str) -> Any:
-    if hint is float and type(plain) is int:
-        plain = float(plain)
+class _Misfit(Exception):
+    """What is wrong, and where; the path grows from the inside out, so that only an error costs its making."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.path = ""
+
+    def inside(self, step: str) -> None:
+        self.path = f"{step}.{self.path}" if self.path and self.path[0] != "[" else f"{step}{self.path}"
+
+    def text(self, name: str) -> str:
+        return f"{self.path or name}: {self.problem}"
+
+
+_Decode = Callable[[Any], Any]
+
+
+@functools.cache
+def _decoder(hint: Any) -> _Decode:
+    """The function that decodes a type, made once."""
+    if is_dataclass(hint):
+        return _dataclass_decoder(hint)
+    if typing.get_origin(hint) is tuple:
+        return _tuple_decoder(typing.get_args(hint))
+    if typing.get_origin(hint) is types.UnionType:
+        return _optional_decoder(hint)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _enum_decoder(hint)
+    return _scalar_decoder(hint)
+
+
+def _dataclass_decoder(cls: Any) -> _Decode:
+    decoders = {name: _decoder(hint) for name, hint in _hints(cls).items()}
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+
+    def decode(plain: Any) -> Any:
+        if type(plain) is not dict:
+            raise _Misfit("not an object")
+        values = {}
+        for name, value in plain.items():
+            decode_field = decoders.get(name)
+            if decode_field is None:
+                raise _Misfit(f"unknown field {name!r:.80}")
+            try:
+                values[name] = decode_field(value)
+            except _Misfit as misfit:
+                misfit.inside(name)
+                raise
+        if absent := required - values.keys():
+            missing = _Misfit("missing")
+            missing.inside(min(absent))
+            raise missing
+        return cls(**values)
+
+    return decode
+
+
+def _tuple_decoder(args: tuple[Any, ...]) -> _Decode:
+    if args[-1] is Ellipsis:
+        decode_item = _decoder(args[0])
+
+        def decode_all(plain: Any) -> Any:
+            return tuple(_items(plain, itertools.repeat(decode_item)))
+
+        return decode_all
+    decoders = tuple(map(_decoder, args))
+
+    def decode(plain: Any) -> Any:
+        items = tuple(_items(plain, iter(decoders)))
+        if len(plain) != len(decoders):
+            raise _Misfit(f"{len(plain)} items instead of {len(decoders)}")
+        return items
+
+    return decode
+
+
+def _items(plain: Any, decoders: Iterator[_Decode]) -> Iterator[Any]:
+    if type(plain) is not list:
+        raise _Misfit("not a list")
+    # A fixed number of decoders ends the shorter; the caller counts.
+    for i, (item, decode) in enumerate(zip(plain, decoders, strict=False)):
+        try:
+            yield decode(item)
+        except _Misfit as misfit:
+            misfit.inside(f"[{i}]")
+            raise
+
+
+def _optional_decoder(hint: Any) -> _Decode:
+    (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    decode = _decoder(inner)
+    return lambda plain: None if plain is None else decode(plain)
+
+
+def _enum_decoder(cls: type[enum.Enum]) -> _Decode:
+    members: dict[Any, enum.Enum] = {member.value: member for member in cls}
+
+    def decode(plain: Any) -> enum.Enum:
+        member = members.get(plain) if type(plain) in (str, int) else None
+        if member is None:
+            raise _Misfit(f"{plain!r:.80} is not a {cls.__name__}")
+        return member
+
+    return decode
+
+
+def _scalar_decoder(cls: Any) -> _Decode:
+    def misfit(plain: Any) -> _Misfit:
+        return _Misfit(f"{type(plain).__name__} instead of {cls.__name__}")
+
     # `type is`, not isinstance: a bool must not pass for an integer.
-    if type(plain) is not hint:
-        raise ProtocolError(f"{where}: {type(plain).__name__} instead of {hint.__name__}")
-    if hint is int and not _INT_MIN <= plain <= _INT_MAX:
-        raise ProtocolError(f"{where}: beyond 64 bits")
-    return plain
+    def decode(plain: Any) -> Any:
+        if type(plain) is not cls:
+            raise misfit(plain)
+        return plain
+
+    def decode_int(plain: Any) -> Any:
+        if type(plain) is not int:
+            raise misfit(plain)
+        if not _INT_MIN <= plain <= _INT_MAX:
+            raise _Misfit("beyond 64 bits")
+        return plain
+
+    def decode_float(plain: Any) -> Any:
+        if type(plain) not in (float, int):
+            raise misfit(plain)
+        return float(plain)
+
+    special: dict[Any, _Decode] = {int: decode_int, float: decode_float}
+    return special.get(cls, decode)

@@ -43,11 +43,9 @@ class ClientCommand(click.Command):
             status = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            _drop_stdout()
             return NOBODY_READS
         except OSError as error:
             complain(f"the output cannot be written: {error.strerror}")
-            _drop_stdout()
             return self.exit_code(error)
         except JobWorkerError as error:
             complain(str(error))
@@ -81,8 +79,3 @@ def as_json() -> bool:
 
 def complain(sentence: str) -> None:
     click.echo(f"worker-client: {inline(sentence)}", err=True)
-
-
-def _drop_stdout() -> None:
-    """Let the interpreter's own flush at exit succeed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

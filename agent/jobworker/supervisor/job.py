@@ -85,6 +85,10 @@ class Job:
         self._waiting: list[Callable[[JobRecord], None]] = []
         self.record = record
 
+    def announce(self) -> None:
+        """A new job is there: write its first record, and tell of it."""
+        self._change()
+
     def begin(self, stop_reason: EndReason | None = None) -> None:
         """Watch over the job, newly started or adopted (`stop_reason` if an earlier life was stopping it)."""
         loop = self._around.loop
@@ -96,7 +100,7 @@ class Job:
         if self.record.timeout_ms:
             left = self._started + self.record.timeout_ms / 1000 - time.monotonic()
             self._timeout = loop.call_after(max(0.0, left), self._time_out)
-        self._change(log_bytes=self._log.size)
+        self.record = replace(self.record, log_bytes=self._log.size)
         if stop_reason:
             self.stop(signal.SIGTERM, DEFAULT_GRACE, stop_reason)
         # What happened before we watched makes no event.

@@ -195,6 +195,7 @@ class _Started:
         os.close(self._report_fd)
         job = Job(self._around, record, self._handles, started, self._order.idempotency)
         self._answer(job)
+        job.announce()
         job.begin()
 
     def _fail(self, report: spawn.Report) -> None:
