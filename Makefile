@@ -52,7 +52,20 @@ test: setup ## Run everything that needs no VM; as root the cgroup tests too
 	$(BIN)/pytest
 
 bench: setup ## Measure, with peers side by side; writes docs/benchmarks.md
-	$(BIN)/python -m bench
+	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
+
+.PHONY: vms-up vms-test vms-down vms-ssh
+vms-up: ## Bring up the virtual machines v1, v2 and v2-next, or some of them: M="v1 v2"
+	@vagrant/vms up $(M)
+
+vms-test: setup ## Run the suites in the machines, and look at them from outside: M="v1 v2"
+	@vagrant/vms test $(M)
+
+vms-down: ## Remove the machines and all that runs for them
+	@vagrant/vms down
+
+vms-ssh: ## A shell in one of them: M=v1
+	@vagrant/vms ssh $(M)
 
 lock: setup ## Resolve the dependencies anew and lock them by hash
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

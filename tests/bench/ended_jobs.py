@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from jobworker.jobs import EndReason, Enforcement, JobRecord, LimitStatus, State, Usage, new_job_id
+from jobworker.jobs import EndReason, Enforcement, Idempotency, JobRecord, LimitStatus, State, Usage, new_job_id
 from jobworker.supervisor.store import Store
 
 
@@ -43,7 +43,7 @@ def main(state_dir: str, count: int) -> None:
     for number in range(count):
         job_id = new_job_id()
         store.create_job(job_id, None)
-        store.save(record(store, job_id, number))
+        store.save(record(store, job_id, number), 0.0, None, Idempotency())
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, fields
 
 import grpc
 
 from bench import agents
-from bench.processes import Memory, memory, parts
+from bench.processes import Memory, Parts, memory, parts
 from bench.report import Figure, Outcome, Table, below
 from bench.scale import Scale
 from jobworker.api.v1 import job_worker_service_pb2 as pb
@@ -17,7 +17,7 @@ from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from support.agent import Agent
 
 _ROOT_SIDE_MIB, _JOB_KIB, _GATEWAY_MIB, _STREAM_KIB = 25, 10, 60, 100
-_PARTS = ("keeper", "supervisor", "gateway")
+_PARTS = tuple(field.name for field in fields(Parts))
 
 # By part.
 Snapshot = dict[str, Memory]
@@ -74,7 +74,10 @@ def _at_rest(rest: Snapshot) -> Table:
     rows.append(
         ("all", *(f"{sum(values) / 1024:.1f}" for values in zip(*map(astuple, rest.values()), strict=True)))
     )
-    return Table("Memory at rest", ("", "RSS MiB", "PSS MiB"), tuple(rows))
+    note = (
+        "RSS counts shared pages in full for each: the flusher is a fork of the supervisor, of one memory with it."
+    )
+    return Table("Memory at rest", ("", "RSS MiB", "PSS MiB"), tuple(rows), (note,))
 
 
 def _for_each(each: dict[str, dict[str, float]]) -> Table:

@@ -18,6 +18,7 @@ class Parts:
 
     keeper: int
     supervisor: int
+    flusher: int
     gateway: int
 
 
@@ -30,19 +31,23 @@ class Memory:
 
 
 def parts(agent: Agent) -> Parts:
-    keeper = _child(agent.process.pid, b"keeper/__main__.py")
+    keeper = _child(agent.process.pid, "cmdline", b"keeper/__main__.py")
     return Parts(
-        keeper, _child(keeper, b"supervisor/__main__.py"), _child(agent.process.pid, b"jobworker.gateway")
+        keeper,
+        _child(keeper, "comm", b"jw-supervisor"),
+        _child(keeper, "comm", b"jw-flusher"),
+        _child(agent.process.pid, "cmdline", b"jobworker.gateway"),
     )
 
 
-def _child(parent: int, argument: bytes) -> int:
-    with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
-        for pid in map(int, file.read().split()):
-            with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-                if any(part.endswith(argument) for part in cmdline.read().split(b"\0")):
+def _child(parent: int, file: str, text: bytes) -> int:
+    """The child that has this text in a file of its folder in /proc."""
+    with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as children:
+        for pid in map(int, children.read().split()):
+            with open(f"/proc/{pid}/{file}", "rb") as told:
+                if text in told.read():
                     return pid
-    raise LookupError(f"no child of {parent} runs {argument!r}")
+    raise LookupError(f"no child of {parent} has {text!r} in its {file}")
 
 
 def memory(pid: int) -> Memory:

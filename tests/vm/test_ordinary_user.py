@@ -42,4 +42,4 @@ def test_without_delegation_it_says_what_cannot_be_limited(guest: Guest) -> None
         info = agent.asked("info")
         assert info["cgroup_mode"] == "none"
         assert {limit["enforcement"] for limit in info["limits"].values()} == {"UNSUPPORTED"}
-        assert agent.cli("run", "--", "echo", "fine") == "fine\n"
+        assert agent.cli("run", "--", "echo", "fine") == "fine"

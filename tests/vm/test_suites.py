@@ -6,9 +6,20 @@ import pytest
 
 from support.guest import Guest
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = pytest.mark.timeout(7200)
+
+# What depends on the host. The client's tests start a Python each, which takes many seconds in emulation.
+SUITES = {
+    "unit": (
+        "tests/unit",
+        "--ignore-glob=*/test_cli_*",
+        "--ignore-glob=*/test_client_*",
+        "--ignore-glob=*/test_pki_*",
+    ),
+    "system": ("tests/system",),
+}
 
 
-@pytest.mark.parametrize("suite", ["unit", "system"])
+@pytest.mark.parametrize("suite", SUITES)
 def test_suite(guest: Guest, suite: str) -> None:
-    assert guest.run_suite(f"tests/{suite}", name=suite) == 0, f"see build/vms/{guest.name}-{suite}.txt"
+    assert guest.run_suite(*SUITES[suite], name=suite) == 0, f"see build/vms/{guest.name}-{suite}.txt"

@@ -27,6 +27,7 @@ from jobworker.settings.schema import Settings
 # So long calls may take to end by themselves when the gateway stops.
 _GRACE_SECONDS = 5.0
 _MAX_SEGMENTS = 4_096
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 _log = structlog.get_logger()
 
@@ -63,8 +64,10 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
 
 def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+
+    for number in _STOPPING:
+        # Not with the loop's own handlers, which go with the loop: see `_drain`.
+        signal.signal(number, lambda _number, _frame: loop.call_soon_threadsafe(stop.set))
 
     def stdin_ended() -> None:
         # It stays readable.
@@ -105,4 +108,7 @@ async def _drain(grpc_server: aio.Server, streams: OpenStreams) -> None:
     _log.info("stopping")
     streams.end_all(AgentUnavailable("the gateway is stopping"))
     await grpc_server.stop(_GRACE_SECONDS)
+    # It is done; a second signal must not make it look as if it had been killed.
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     _log.info("stopped")

@@ -91,6 +91,9 @@ class _Method:
 
     async def stream(self, _requests: object, context: Context) -> None:
         async def work(peer: Peer) -> bytes:
+            # Now, and not with the first message: a stream that is ended while that one is under way would
+            # send these a second time with its status, which grpc's core refuses; no status would go out.
+            await context.send_initial_metadata(())
             async with self.gate.hold(peer):
                 request = await self._receive(context)
                 await self.handler.unary_stream(request, context)
