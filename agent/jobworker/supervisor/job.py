@@ -21,7 +21,7 @@ from jobworker.kernel.cgroup.base import Group
 from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
-from jobworker.supervisor.output import OutputLog
+from jobworker.supervisor.output import LONE_BYTES, ROUND_BYTES, OutputLog
 from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
 
@@ -113,7 +113,8 @@ class Job:
 
     def _on_output(self, pipe: int) -> None:
         try:
-            more = self._log.pump(pipe, self._pipes[pipe])
+            limit = LONE_BYTES if self._around.loop.ready == 1 else ROUND_BYTES
+            more = self._log.pump(pipe, self._pipes[pipe], limit)
         except BlockingIOError:
             # Nothing there: with the group gone, nothing will come.
             more = not self._empty

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import select
@@ -18,6 +19,8 @@ from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
 from jobworker.supervisor.job import Handles, Job, Surroundings
 from jobworker.supervisor.output import OutputLog
+
+_PIPE_BYTES = 512 * 1024
 
 _EXEC_HINTS = {
     "ENOENT": "no such file, or the interpreter of its #! line is missing; give a full path, or a PATH in env",
@@ -137,6 +140,9 @@ def _pipe(undo: contextlib.ExitStack, childs: contextlib.ExitStack) -> tuple[int
     undo.callback(os.close, reading)
     childs.callback(os.close, writing)
     os.set_blocking(reading, False)
+    with contextlib.suppress(OSError):
+        # A flood and the pump take turns less often. An ordinary user's pages for pipes are limited.
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return reading, writing
 
 

@@ -43,7 +43,11 @@ class Timer:
 
 
 class Loop:
-    """Runs callbacks until `stop`."""
+    """Runs callbacks until `stop`.
+
+    Attributes:
+        ready: how many descriptors were ready in the present round.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -54,6 +58,7 @@ class Loop:
         self._after_round: Callback | None = None
         self._signals: dict[int, Callback] = {}
         self._running = False
+        self.ready = 0
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         self.watch(self._wakeup_read, select.EPOLLIN, self._on_wakeup)
@@ -98,7 +103,9 @@ class Loop:
     def run(self) -> None:
         self._running = True
         while self._running:
-            for fd, _ in self._epoll.poll(self._timeout()):
+            events = self._epoll.poll(self._timeout())
+            self.ready = len(events)
+            for fd, _ in events:
                 # An earlier callback of this round may have forgotten this one.
                 if callback := self._callbacks.get(fd):
                     callback()

@@ -26,6 +26,8 @@ from jobworker.kernel import syscalls
 
 # Fair between jobs: with more a round, a quiet job's bytes wait for the flood of another.
 ROUND_BYTES = 64 * 1024
+# When nothing else is ready there is nobody to be fair to.
+LONE_BYTES = 1024 * 1024
 
 # Absolute offset, length, source, time in nanoseconds of Unix time.
 INDEX_RECORD = struct.Struct("<QIB3xQ")
@@ -91,8 +93,8 @@ class OutputLog:
     def _open(self, kind: str) -> int:
         return _open_regular(self._directory, f"{self._name}.{kind}", os.O_WRONLY | os.O_CREAT)
 
-    def pump(self, pipe: int, source: Source) -> bool:
-        """Move up to one round's bytes from a pipe to the log; False when the pipe has no writer left.
+    def pump(self, pipe: int, source: Source, limit: int = ROUND_BYTES) -> bool:
+        """Move up to `limit` bytes from a pipe to the log; False when the pipe has no writer left.
 
         Raises:
             BlockingIOError: the pipe is empty.
@@ -103,7 +105,7 @@ class OutputLog:
         try:
             room = self._make_room()
             at = self._segment_bytes - room
-            count = min(ROUND_BYTES, room)
+            count = min(limit, room)
             moved = os.splice(pipe, self._log, count, offset_dst=at, flags=_SPLICE_F_NONBLOCK)
         except BlockingIOError:
             raise
