@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
@@ -34,19 +35,25 @@ def parts(agent: Agent) -> Parts:
     keeper = _child(agent.process.pid, "cmdline", b"keeper/__main__.py")
     return Parts(
         keeper,
-        _child(keeper, "comm", b"jw-supervisor"),
+        supervisor_of(keeper),
         _child(keeper, "comm", b"jw-flusher"),
         _child(agent.process.pid, "cmdline", b"jobworker.gateway"),
     )
 
 
+def supervisor_of(keeper: int) -> int:
+    return _child(keeper, "comm", b"jw-supervisor")
+
+
 def _child(parent: int, file: str, text: bytes) -> int:
     """The child that has this text in a file of its folder in /proc."""
     with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as children:
-        for pid in map(int, children.read().split()):
-            with open(f"/proc/{pid}/{file}", "rb") as told:
-                if text in told.read():
-                    return pid
+        pids = [int(pid) for pid in children.read().split()]
+    for pid in pids:
+        # Others may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/{file}", "rb") as told:
+            if text in told.read():
+                return pid
     raise LookupError(f"no child of {parent} has {text!r} in its {file}")
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from bench import agents
-from bench.processes import wait_for_end
+from bench.processes import supervisor_of, wait_for_end
 from bench.report import Figure, Outcome, Table, below
 from bench.scale import Scale
 from bench.stats import median
@@ -53,7 +53,7 @@ def measure(scale: Scale) -> Outcome:
 
 def _kill(side: RootSide, service: JobWorkerServiceStub, job_id: str) -> float:
     """Milliseconds from SIGKILL to the answer of the next supervisor, as a client sees it."""
-    supervisor = side.supervisor_pid()
+    supervisor = supervisor_of(side.keeper.pid)
     begin = time.perf_counter()
     os.kill(supervisor, signal.SIGKILL)
     wait_for_end(supervisor)

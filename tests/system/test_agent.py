@@ -69,12 +69,8 @@ def test_killed_it_leaves_jobs_running_and_takes_them_over_again(own_agent: Agen
 
 def test_killed_without_jobs_it_leaves_nothing(own_agent: Agent) -> None:
     (keeper,) = [pid for pid in processes_with("keeper/__main__.py") if pid in processes_with(own_agent.directory)]
-    pidfd = os.pidfd_open(keeper)
     own_agent.kill()
-    try:
-        assert select.select([pidfd], [], [], DEADLINE)[0], "the keeper is still there"
-    finally:
-        os.close(pidfd)
+    wait_for_end(keeper)
 
 
 def test_the_supervisor_may_die(own_agent: Agent) -> None:
@@ -164,12 +160,31 @@ def test_a_bad_configuration_is_explained(tmp_path: object) -> None:
     assert (check.returncode, b"jobs.max_cpu" in check.stderr) == (1, True)
 
 
-def test_a_dead_gateway_is_reported(own_agent: Agent) -> None:
-    (gateway,) = [pid for pid in processes_with("jobworker.gateway") if pid in processes_with(own_agent.directory)]
-    os.kill(gateway, signal.SIGKILL)
-    assert own_agent.process.wait(DEADLINE) == 1
-    assert "the gateway has ended unexpectedly" in own_agent.log()
+def test_the_gateway_may_die(own_agent: Agent) -> None:
+    script = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
+    job_id = own_agent.start_job("--", "sh", "-c", script)
+    with subprocess.Popen(own_agent.command("stream", job_id, "--follow"), stdout=subprocess.PIPE) as follower:
+        assert follower.stdout
+        first = follower.stdout.readline()
+        for _ in range(2):
+            os.kill(gateway_of(own_agent), signal.SIGKILL)
+            assert own_agent.cli("query", job_id).returncode == 0, "the call waits for the next gateway"
+        assert first + follower.stdout.read() == "".join(f"{i}\n" for i in range(300)).encode()
+    assert own_agent.close() == 0
     assert processes_with(own_agent.directory) == []
+
+
+def gateway_of(agent: Agent) -> int:
+    (pid,) = [pid for pid in processes_with("jobworker.gateway") if pid in processes_with(agent.directory)]
+    return pid
+
+
+def wait_for_end(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        assert select.select([pidfd], [], [], DEADLINE)[0]
+    finally:
+        os.close(pidfd)
 
 
 @pytest.mark.root

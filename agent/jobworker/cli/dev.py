@@ -59,10 +59,10 @@ def run(directory: str, listen: str, config: str | None) -> int:
         supervisor = _Supervisor(settings, settings_path)
         first.callback(supervisor.end)
         _explain(supervisor.link.welcome.host)
-        gateway, address = _start_gateway(directory, settings_path)
-        last.callback(_end, gateway)
+        gateway = _Gateway(directory, settings, settings_path)
+        last.callback(gateway.end)
         # The one line on standard output, for whoever waits for it.
-        sys.stdout.write(f"ready {address} pki={pki}\n")
+        sys.stdout.write(f"ready {gateway.address} pki={pki}\n")
         sys.stdout.flush()
         return _serve(wakeup, supervisor, gateway)
 
@@ -131,17 +131,6 @@ def _lock(path: str, *, wait: bool = False) -> int | None:
     return fd
 
 
-def _start_gateway(directory: str, settings_path: str) -> tuple[subprocess.Popen[bytes], str]:
-    # The gateway holds a copy of the lock, and ends when the pipe that is its standard input closes: after a
-    # run that was killed, this waits until its gateway has let go of the port.
-    lock = _lock(os.path.join(directory, "gateway.lock"), wait=True)
-    command = (*_GATEWAY, "--settings", settings_path, "--while-stdin")
-    started = _start(command, "gateway", stdin=subprocess.PIPE, keep_fds=() if lock is None else (lock,))
-    if lock is not None:
-        os.close(lock)
-    return started
-
-
 def _start(
     arguments: tuple[str, ...], part: str, *, stdin: int = subprocess.DEVNULL, keep_fds: tuple[int, ...] = ()
 ) -> tuple[subprocess.Popen[bytes], str]:
@@ -207,34 +196,75 @@ class _Supervisor:
             self._keeper.wait(_PATIENCE)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-    try:
-        process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+class _Gateway:
+    """The gateway, which may die and is started again at the same address.
+
+    It holds a copy of a lock, and ends when the pipe that is its standard input closes: after a run that was
+    killed, the next one waits here until that run's gateway has let go of the port.
+    """
+
+    def __init__(self, directory: str, settings: Settings, settings_path: str) -> None:
+        self._lock_path = os.path.join(directory, "gateway.lock")
+        self._command = (*_GATEWAY, "--settings", settings_path, "--while-stdin")
+        self.start()
+        # A port that the kernel has chosen is the one from now on.
+        schema.write(replace(settings, listen=self.address), settings_path)
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            HostFault: it does not come up.
+        """
+        lock = _lock(self._lock_path, wait=True)
+        keep_fds = () if lock is None else (lock,)
+        self._process, self.address = _start(self._command, "gateway", stdin=subprocess.PIPE, keep_fds=keep_fds)
+        for fd in keep_fds:
+            os.close(fd)
+        self._pidfd = os.pidfd_open(self._process.pid)
+
+    def fileno(self) -> int:
+        """Readable once it has ended."""
+        return self._pidfd
+
+    def restart(self) -> None:
+        """After it has died.
+
+        Raises:
+            HostFault: it does not come up again.
+        """
+        self.end()
+        _say("the gateway has died and is started again")
+        self.start()
+
+    def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()
+        os.close(self._pidfd)
 
 
-def _serve(wakeup: int, supervisor: _Supervisor, gateway: subprocess.Popen[bytes]) -> int:
+def _serve(wakeup: int, supervisor: _Supervisor, gateway: _Gateway) -> int:
     """Wait for a signal, or for the end of a part that does not come back."""
-    gateway_fd = os.pidfd_open(gateway.pid)
     try:
         while True:
-            ready = _wait(wakeup, gateway_fd, supervisor.link.fileno())
+            ready = _wait(wakeup, gateway.fileno(), supervisor.link.fileno())
             if wakeup in ready:
                 _say("ending: stopping all jobs")
                 return 0
-            if gateway_fd in ready:
-                _say("worker-agent: the gateway has ended unexpectedly; its log above says why")
-                return 1
-            supervisor.reattach()
-    except OSError as error:
-        _say(f"worker-agent: the supervisor has ended and does not come back ({error}); its log above says why")
+            if gateway.fileno() in ready:
+                gateway.restart()
+            else:
+                supervisor.reattach()
+    except (OSError, JobWorkerError) as error:
+        _say(f"worker-agent: a part of the agent has died and does not come back: {error}")
         return 1
-    finally:
-        os.close(gateway_fd)
 
 
 def _wait(*fds: int) -> set[int]:
