@@ -247,7 +247,8 @@ class RootSide:
         with open(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children") as file:
             pids = [int(text) for text in file.read().split()]
         for pid in pids:
-            with open(f"/proc/{pid}/comm") as file:
+            # One that has just ended is not it.
+            with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/comm") as file:
                 if file.read() == f"{name}\n":
                     return pid
         raise LookupError(name)
