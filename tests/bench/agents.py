@@ -106,3 +106,16 @@ def wait_ended(service: JobWorkerServiceStub, job_id: str) -> job_pb2.Job:
             raise TimeoutError(f"job {job_id} does not end")
         # Nothing that tells of the end leaves the supervisor's speed alone.
         time.sleep(0.005)
+
+
+def seconds_to_list(service: JobWorkerServiceStub) -> float:
+    """How long an agent that has just said it is ready needs until it knows all jobs."""
+    begin = time.monotonic()
+    while True:
+        try:
+            service.List(pb.ListRequest(page_size=1))
+        except grpc.RpcError:
+            if time.monotonic() - begin > DEADLINE:
+                raise
+        else:
+            return time.monotonic() - begin

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -48,8 +49,18 @@ def _facts() -> Iterator[str]:
     yield f"kernel: Linux {platform.release().split('-')[0]}, {platform.machine()}"
     yield f"CPUs: {len(os.sched_getaffinity(0))}"
     yield f"Python {platform.python_version()}, {', '.join(f'{n} {metadata.version(n)}' for n in _LIBRARIES)}"
+    yield f"file system of the agent's state: {_file_system(tempfile.gettempdir())}"
     yield f"user: {'root' if os.geteuid() == 0 else 'not root'}"
     yield from (_version(name, option) for name, option in _PEERS.items() if shutil.which(name))
+
+
+def _file_system(path: str) -> str:
+    """The type of the file system that a directory is on: that of the longest mount point above it."""
+    directory = os.path.join(os.path.realpath(path), "")
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        mounts = [line.split() for line in file]
+    above = [(len(point), kind) for _, point, kind, *_ in mounts if directory.startswith(os.path.join(point, ""))]
+    return max(above)[1]
 
 
 def _version(program: str, option: str) -> str:

@@ -33,7 +33,8 @@ def measure(scale: Scale) -> Outcome:
         before_streams = _snapshot(agent)
         with _idle_streams(service, job.id, scale.followers):
             streaming = _snapshot(agent)
-    with agents.running(scale.ended_jobs) as agent:
+    with agents.running(scale.ended_jobs) as agent, agents.stub(agent) as service:
+        agents.seconds_to_list(service)
         ended = _snapshot(agent)
     each = {
         f"running job (of {scale.quiet_jobs})": _each(before_jobs, before_streams, scale.quiet_jobs),

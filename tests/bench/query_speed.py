@@ -7,15 +7,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 
-import grpc
-
 from bench import agents
 from bench.report import Figure, Outcome, Table, below
 from bench.scale import Scale
 from bench.stats import median, p99
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
-from support.agent import DEADLINE
 
 _FEW = 10
 _REACH = 2.0
@@ -31,7 +28,7 @@ def measure(scale: Scale) -> Outcome:
         synced: dict[int, float] = {}
         for size in sizes:
             service = stack.enter_context(agents.stub(stack.enter_context(agents.running(size))))
-            synced[size] = _seconds_to_list(service)
+            synced[size] = agents.seconds_to_list(service)
             calls |= {(name, size): call for name, call in _calls(service)}
         samples: Samples = {key: [] for key in calls}
         for _ in range(scale.calls):
@@ -40,19 +37,6 @@ def measure(scale: Scale) -> Outcome:
                 call()
                 samples[key].append((time.perf_counter() - begin) * 1000)
     return _outcome(samples, synced)
-
-
-def _seconds_to_list(service: JobWorkerServiceStub) -> float:
-    """How long an agent that has just said it is ready needs until it knows all jobs."""
-    begin = time.monotonic()
-    while True:
-        try:
-            service.List(pb.ListRequest(page_size=1))
-        except grpc.RpcError:
-            if time.monotonic() - begin > DEADLINE:
-                raise
-        else:
-            return time.monotonic() - begin
 
 
 def _calls(service: JobWorkerServiceStub) -> Iterator[tuple[str, Call]]:
