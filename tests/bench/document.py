@@ -26,7 +26,9 @@ figures are medians.
     make bench BENCH="--only start,pump"           # some of it
 
 As root, everything is measured; an ordinary user has no limits and no containers to compare with. The peers are
-Debian's packages task-spooler, crun and runc.
+Debian's packages task-spooler, crun and runc. The containers share the host's programs, have four namespaces (pid,
+mount, ipc, uts) and one limit (pids), as a job has by default. crun refuses a host with cgroup v1 and v2 side by
+side, so there it is started where it cannot see v2.
 """
 
 _LIBRARIES = ("grpcio", "protobuf", "cryptography")
