@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import select
 import shutil
 import signal
@@ -23,6 +24,8 @@ from support import seccomp
 
 _ROOT = os.path.dirname(jobworker.__file__)
 DEADLINE = 60
+# The limit that the agent is started with, and raises for itself.
+OPEN_FILES = 1234
 # Users of one agent's jobs are not those of another's that runs beside it.
 _UID_RANGES = itertools.count(1_910_000_000, 100_000)
 
@@ -182,9 +185,6 @@ class RootSide:
                 pass_fds=(writing,),
                 start_new_session=True,
                 preexec_fn=self._before_exec,
-                user=self._as_user,
-                group=self._as_user,
-                extra_groups=None if self._as_user is None else [],
             )
         os.close(writing)
         with open(reading, "rb") as ready:
@@ -195,9 +195,19 @@ class RootSide:
         return process
 
     def _before_exec(self) -> None:
-        # An agent that was started with nohup, say: its jobs are not to notice.
+        # Oddities of whoever starts an agent, which its jobs are not to notice.
         for signum in (signal.SIGHUP, signal.SIGUSR1):
             signal.signal(signum, signal.SIG_IGN)
+        os.umask(0o077)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("300")
+        if self._as_user is None and os.geteuid() == 0:
+            os.setgroups([0, 4, 27])
+        elif self._as_user is not None:
+            os.setgroups([])
+            os.setresgid(self._as_user, self._as_user, self._as_user)
+            os.setresuid(self._as_user, self._as_user, self._as_user)
         if self._without_call is not None:
             seccomp.take_away(self._without_call)
 

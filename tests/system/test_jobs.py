@@ -17,7 +17,7 @@ from jobworker.errors import (
 )
 from jobworker.jobs import EndReason, JobRecord, Limits, State
 from support.leftovers import cgroups, processes_of
-from support.root_side import Link, RootSide
+from support.root_side import OPEN_FILES, Link, RootSide
 
 pytestmark = pytest.mark.root
 
@@ -67,6 +67,11 @@ def test_signals_are_as_a_program_expects_them(link: Link) -> None:
     blocked, ignored, _ = (int(line.split()[1], 16) for line in output.splitlines())
     # Signals 32 and 33 are the C library's own; no program can name them.
     assert (blocked, ignored & ~(0b11 << 31)) == (0, 0)
+
+
+def test_limits_and_scores_are_not_the_agent_s(link: Link) -> None:
+    _, output = run(link, "ulimit -Sn; cat /proc/self/oom_score_adj")
+    assert output.split() == [str(OPEN_FILES), "0"]
 
 
 def test_own_session_user_and_directory(link: Link, side: RootSide) -> None:

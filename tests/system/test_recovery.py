@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobworker.jobs import EndReason, JobRecord, Limits, State
+from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors, processes_of
 from support.root_side import DEADLINE, Link, RootSide, root_side
 
@@ -175,6 +176,25 @@ def test_a_second_agent_on_the_same_directory_is_refused(own_side: RootSide) -> 
     with pytest.raises(RuntimeError, match="another agent is using"):
         RootSide(os.path.dirname(own_side.state_dir))
     assert own_side.link().inspect is not None
+
+
+def test_the_keeper_may_die(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    script = "i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
+    before = link.start("/bin/sh", "-c", script)
+    link.wait_output(before.job_id)
+    supervisor = own_side.supervisor_pid()
+    own_side.keeper.kill()
+    own_side.keeper.wait(DEADLINE)
+    after = link.start("/bin/sh", "-c", "(setsid sleep 1000 &); echo more; exit 6")
+    ended = link.wait_ended(before.job_id)
+    assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 5)
+    assert link.read_log(ended) == "".join(f"{i}\n" for i in range(100)).encode()
+    assert link.stop(after.job_id).exit_code == 6
+    assert cgroups(after.job_id) == []
+    assert "the keeper is gone" in own_side.log()
+    link.ask(messages.Shutdown())
+    wait_for_end(supervisor)
 
 
 def test_the_end_of_the_agent_ends_its_jobs(own_side: RootSide) -> None:

@@ -70,6 +70,13 @@ def test_exit_code_signal_and_output(link: Link) -> None:
     assert (ended.end_reason, ended.signal) == (EndReason.SIGNALED, signal.SIGSEGV)
 
 
+def test_what_the_service_manager_has_raised_does_not_keep_jobs_from_starting(link: Link) -> None:
+    # Where root has CAP_SYS_RESOURCE, what it sets is the least that this user may set (proc(5), oom_score_adj).
+    ended = link.wait_ended(link.start("/bin/cat", "/proc/self/oom_score_adj").job_id)
+    assert ended.exit_code == 0
+    assert link.read_log(ended) in (b"0\n", b"300\n")
+
+
 def test_the_pid_is_the_command_s(link: Link) -> None:
     record = link.start("/bin/sleep", "1000")
     with open(f"/proc/{record.pid}/cmdline", "rb") as file:

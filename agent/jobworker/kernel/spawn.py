@@ -7,6 +7,7 @@ through a close-on-exec pipe as `<step> <errno>`, and the pipe closes without a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -157,9 +158,11 @@ def _arrange_descriptors(pipes: Pipes) -> int:
 
 
 def _reset_oom_score() -> None:
-    # The agent protects itself from the OOM killer; its jobs are not to inherit that.
+    # The agent protects itself from the OOM killer; its jobs are not to inherit that. What a service manager has
+    # raised for an ordinary user, that user may not lower, and the job keeps it.
     fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(fd, b"0")
+    with contextlib.suppress(PermissionError):
+        os.write(fd, b"0")
     os.close(fd)
 
 
