@@ -356,7 +356,7 @@ class JobRecord:
         segment_bytes: the log's segment n holds the offsets from n times this.
         log_bytes: the offset behind the last byte of output.
         output_ended: no more output will come.
-        lost_bytes: output that could not be written (a full disk, say) and is in the log nowhere.
+        lost_bytes: output that could not be written (a full disk, say): gaps in the log, which the index names.
     """
 
     job_id: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections.abc import Iterator
@@ -11,14 +12,17 @@ import pytest
 
 from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source, State
-from jobworker.supervisor.output import INDEX_RECORD, OutputLog, open_segment
+from jobworker.supervisor.index import GAP, INDEX_RECORD
+from jobworker.supervisor.output import OutputLog, open_segment
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 SEGMENT = 1 << 20
 
 
 def open_log(path: Path) -> OutputLog:
-    return OutputLog(os.open(path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT)
+    log = OutputLog(os.open(path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT)
+    log.open()
+    return log
 
 
 @pytest.fixture
@@ -33,7 +37,9 @@ def feed(log: OutputLog, data: bytes, source: Source = Source.STDOUT) -> None:
     reading, writing = os.pipe2(os.O_NONBLOCK)
     while data:
         data = data[os.write(writing, data[: 1 << 16]) :]
-        log.pump(reading, source)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                log.pump(reading, source)
     os.close(writing)
     while log.pump(reading, source):
         pass
@@ -132,17 +138,95 @@ def test_a_cut_off_rotation_is_finished(tmp_path: Path, log: OutputLog, renamed:
     assert [entry for suffix in (".0", "") for entry in index(tmp_path, suffix)][-1] == (SEGMENT, 1, 1)
 
 
-def test_what_can_t_be_written_is_counted_and_does_not_block(tmp_path: Path, log: OutputLog) -> None:
-    feed(log, b"kept")
+@contextlib.contextmanager
+def no_room_beyond(size: int) -> Iterator[None]:
+    """Files can't grow over this size, as if the disk were full."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
     try:
-        feed(log, b"x" * 100_000)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    assert (log.size, log.lost) == (4, 100_000)
-    feed(log, b" and more")
-    assert (tmp_path / f"job_{ID}.log").read_bytes() == b"kept and more"
+
+
+def gaps(path: Path, *suffixes: str) -> list[tuple[int, int]]:
+    records = [record for suffix in (*suffixes, "") for record in index(path, suffix)]
+    return [(offset, length) for offset, length, source in records if source == GAP]
+
+
+def test_what_can_t_be_written_is_a_gap_and_does_not_block(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"kept")
+    with no_room_beyond(4):
+        feed(log, b"x" * 100_000)
+        assert (log.size, log.lost) == (100_004, 100_000)
+        assert log.failing in ("EFBIG", "ENOSPC")
+    feed(log, b" and more", Source.STDERR)
+    assert (log.size, log.failing) == (100_013, "")
+    assert index(tmp_path) == [(0, 4, 1), (4, 100_000, GAP), (100_004, 9, 2)]
+    content = (tmp_path / f"job_{ID}.log").read_bytes()
+    assert (content[:4], content[100_004:]) == (b"kept", b" and more")
+
+
+def test_a_gap_outlives_the_writer(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"kept")
+    with no_room_beyond(4):
+        feed(log, b"x" * 100)
+    feed(log, b"after")
+    with no_room_beyond(4):
+        # The index has room, in the block that it has already.
+        feed(log, b"y" * 10)
+    log._index.catch_up()
+    again = open_log(tmp_path)
+    assert (again.size, again.lost) == (119, 110)
+    again.close()
+
+
+def test_gaps_run_over_segments(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"a" * 10)
+    with no_room_beyond(10):
+        feed(log, b"x" * (3 * SEGMENT))
+    feed(log, b"after")
+    assert (log.size, log.lost) == (3 * SEGMENT + 15, 3 * SEGMENT)
+    # Whole segments of nothing have no file, and the offsets say where the others belong.
+    assert gaps(tmp_path, ".0") == [(10, SEGMENT - 10), (3 * SEGMENT, 10)]
+    assert index(tmp_path)[-1] == (3 * SEGMENT + 10, 5, 1)
+    again = open_log(tmp_path)
+    assert again.size == log.size
+    feed(again, b"b" * SEGMENT)
+    again.close()
+    assert sorted(path.name for path in tmp_path.glob("*.log*")) == [
+        f"job_{ID}.log",
+        f"job_{ID}.log.0",
+        f"job_{ID}.log.3",
+    ]
+    assert (tmp_path / f"job_{ID}.log").read_bytes() == b"b" * 15
+
+
+def test_nothing_is_written_behind_a_gap_that_the_index_does_not_have(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"kept")
+    os.close(log._index._fd)
+    log._index._fd = os.open("/dev/full", os.O_WRONLY)
+    with no_room_beyond(4):
+        feed(log, b"x" * 100)
+    feed(log, b"y" * 100)
+    assert (tmp_path / f"job_{ID}.log").read_bytes() == b"kept"
+    os.close(log._index._fd)
+    log._index._fd = -1
+    feed(log, b"z")
+    assert (log.size, log.lost) == (205, 200)
+    assert index(tmp_path) == [(0, 4, 1), (4, 200, GAP), (204, 1, 1)]
+
+
+def test_a_directory_that_can_t_be_changed_costs_output_and_nothing_else(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"a" * SEGMENT)
+    blocked = tmp_path / f"job_{ID}.log.0"
+    blocked.mkdir()
+    feed(log, b"x" * 10)
+    assert (log.size, log.lost, log.failing) == (SEGMENT + 10, 10, "EISDIR")
+    blocked.rmdir()
+    feed(log, b"after")
+    assert gaps(tmp_path, ".0") == [(SEGMENT, 10)]
+    assert (tmp_path / f"job_{ID}.log").read_bytes()[10:] == b"after"
 
 
 def plant(path: Path, what: str) -> None:

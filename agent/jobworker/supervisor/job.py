@@ -26,8 +26,9 @@ from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
 
 DEFAULT_GRACE = 10.0
-# A disk that is full may have room again.
+# A disk that is full may have room again; and it is said once in that time that it has or has not.
 _SAVE_AGAIN = 1.0
+_SAY_AGAIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,9 @@ class Job:
         self._empty = False
         self._draining = False
         self._timeout: Timer | None = None
+        self._save_again: Timer | None = None
+        self._said_failing = ""
+        self._said_at = 0.0
         self._waiting: list[Callable[[JobRecord], None]] = []
         self.record = record
 
@@ -121,7 +125,20 @@ class Job:
         if not more:
             self._close_pipe(pipe)
             self._advance()
+        self._say_what_is_lost()
         self._around.grew(self)
+
+    def _say_what_is_lost(self) -> None:
+        failing, now = self._log.failing, time.monotonic()
+        if failing == self._said_failing or now - self._said_at < _SAY_AGAIN or self.record.state is State.ENDED:
+            return
+        self._said_failing, self._said_at = failing, now
+        job_id, lost = self.record.job_id, self._log.lost
+        if failing:
+            self._around.log.error("output is being lost", job=job_id, error=failing)
+        else:
+            self._around.log.warning("output is written again", job=job_id, lost_bytes=lost)
+        self._change(lost_bytes=lost)
 
     def _close_pipe(self, pipe: int) -> None:
         self._around.loop.forget(pipe)
@@ -131,6 +148,10 @@ class Job:
     @property
     def log_bytes(self) -> int:
         return self._log.size
+
+    @property
+    def lost_bytes(self) -> int:
+        return self._log.lost
 
     # The job's processes.
 
@@ -226,6 +247,10 @@ class Job:
         exited: dict[str, Any] = _exit_fields(self._end) if self._end else {}
         self.record = replace(self.record, **exited)
         self._around.loop.forget(self._group.events_fd)
+        if self._timeout:
+            self._timeout.cancel()
+        if self._stopping:
+            self._stopping.end()
         self._change(
             state=State.ENDED,
             ended_ns=time.time_ns(),
@@ -237,17 +262,11 @@ class Job:
             lost_bytes=self._log.lost,
             output_ended=True,
         )
-        self._let_go()
         self._around.grew(self)
         self._answer_waiting()
 
     def _let_go(self) -> None:
-        if self._timeout:
-            self._timeout.cancel()
-        if self._stopping:
-            self._stopping.end()
         self._log.close()
-        # On disk by now: nobody needs the status any more.
         self._reap()
         if self._pidfd is not None:
             self._around.loop.forget(self._pidfd)
@@ -274,8 +293,9 @@ class Job:
 
     def inspect(self) -> JobRecord:
         """The record with usage and log size as of now."""
-        size, lost = self._log.size, self._log.lost
-        return replace(self.record, usage=self._usage(), log_bytes=size, lost_bytes=lost)
+        size, lost, failing = self._log.size, self._log.lost, self._log.failing
+        detail = f"output is being lost: {failing}" if failing else self.record.detail
+        return replace(self.record, usage=self._usage(), log_bytes=size, lost_bytes=lost, detail=detail)
 
     def _usage(self) -> Usage:
         try:
@@ -294,8 +314,18 @@ class Job:
         try:
             self._around.store.save(self.record, self._started, reason, self._idempotency)
         except OSError as error:
-            self._around.log.error("record not saved", job=self.record.job_id, error=str(error))
-            self._around.loop.call_after(_SAVE_AGAIN, self._save)
+            if self._save_again is None:
+                self._around.log.error("record not saved", job=self.record.job_id, error=str(error))
+            elif self._save_again.pending:
+                return
+            self._save_again = self._around.loop.call_after(_SAVE_AGAIN, self._save)
+            return
+        if self._save_again:
+            self._save_again.cancel()
+            self._save_again = None
+        if self.record.state is State.ENDED:
+            # On disk now: nobody needs what holds the exit status any more.
+            self._let_go()
 
 
 def _exit_fields(end: End) -> dict[str, Any]:

@@ -88,6 +88,7 @@ class Launcher:
                 operation = "creating the job's log"
                 log = OutputLog(self._around.store.open_logs(job_id), job_id, order.record.segment_bytes)
                 undo.callback(log.close)
+                log.open()
                 operation = "cloning the job's process"
                 handles, report = self._clone(order, group, log, undo)
             except OSError as error:

@@ -2,11 +2,11 @@
 
 The bytes of both pipes are spliced into one log, in the order in which they are seen. One absolute offset runs
 through the job's life; segment n holds the offsets from n times the segment size, and is closed at exactly
-that size. The open segment is `job_<id>.log`, closed ones have their number behind it. Beside each segment
-an index tells which pipe wrote what and when: `job_<id>.idx`.
+that size. The open segment is `job_<id>.log`, closed ones have their number behind it, and each has its index.
 
 Splice moves the bytes inside the kernel, so that a death of this process between two system calls loses none:
-they are in the pipe or in the file.
+they are in the pipe or in the file. What the disk does not take is thrown away, for no job may hang for want of
+disk: the offset goes on over it, and the index says that it is a gap.
 """
 
 from __future__ import annotations
@@ -16,81 +16,115 @@ import errno
 import os
 import select
 import stat
-import struct
-import time
-from dataclasses import dataclass
 
 from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source
 from jobworker.kernel import syscalls
+from jobworker.supervisor import index
+from jobworker.supervisor.index import GAP, Index
 
 # Fair between jobs: with more a round, a quiet job's bytes wait for the flood of another.
 ROUND_BYTES = 64 * 1024
 # When nothing else is ready there is nobody to be fair to.
 LONE_BYTES = 1024 * 1024
 
-# Absolute offset, length, source, time in nanoseconds of Unix time.
-INDEX_RECORD = struct.Struct("<QIB3xQ")
-# Output of one pipe is one record as long as it comes within this time, so that a job which writes single
-# bytes does not get an index larger than its log.
-_SAME_RECORD_NS = 10_000_000
-_MAX_RECORD_BYTES = 2**31
-
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _SPLICE_F_NONBLOCK = 2
 
 
-@dataclass(slots=True)
-class _Record:
-    """The last record of the index, which may still grow."""
-
-    offset: int
-    length: int
-    source: int
-    time_ns: int
-
-    def pack(self) -> bytes:
-        return INDEX_RECORD.pack(self.offset, self.length, self.source, self.time_ns)
-
-
 class OutputLog:
-    """The log of one job; owns the directory's descriptor and those of the open segment.
+    """The log of one job, new or of an earlier life; owns the descriptors of its directory and open segment.
 
     Attributes:
         size: the absolute offset behind the last byte.
-        lost: bytes that could not be written and were thrown away, since no job may hang for want of disk.
+        lost: how many of the bytes before that are gaps.
+        failing: why output can't be written at the moment, as an errno's name; empty when it can.
     """
 
-    def __init__(self, directory_fd: int, job_id: str, segment_bytes: int) -> None:
+    def __init__(self, directory_fd: int, job_id: str, segment_bytes: int, lost: int = 0) -> None:
         self._directory = directory_fd
         self._name = f"job_{job_id}"
         self._segment_bytes = segment_bytes
-        self._log = self._index = -1
-        self._index_size = 0
-        self._last: _Record | None = None
-        self.lost = 0
+        self._log = -1
+        self.lost = lost
+        self.failing = ""
         try:
             self._segment = self._count_closed()
-            self._open_segment()
+            self.size = self._segment * segment_bytes + self._live_bytes()
+            self._take_over_index()
         except OSError:
-            self.close()
+            os.close(directory_fd)
             raise
-        self.size = self._segment * segment_bytes + os.fstat(self._log).st_size
+        self._index = Index(lambda: self._open_file("idx"), segment_bytes, self._segment)
+
+    # What an earlier life has left.
+
+    def _numbers(self, kind: str) -> list[int]:
+        prefix = f"{self._name}.{kind}."
+        with os.scandir(self._directory) as entries:
+            numbers = [entry.name[len(prefix) :] for entry in entries if entry.name.startswith(prefix)]
+        return [int(number) for number in numbers if number.isdecimal()]
 
     def _count_closed(self) -> int:
-        prefix = f"{self._name}.log."
-        with os.scandir(self._directory) as entries:
-            numbers = [int(e.name[len(prefix) :]) for e in entries if e.name.startswith(prefix)]
-        return max(numbers, default=-1) + 1
+        return max(self._numbers("log"), default=-1) + 1
 
-    def _open_segment(self) -> None:
-        self._index = self._open("idx")
-        self._log = self._open("log")
-        self._last = None
-        # Half a record may be left of an earlier life; the next one takes its place.
-        self._index_size = os.fstat(self._index).st_size // INDEX_RECORD.size * INDEX_RECORD.size
+    def _live_bytes(self) -> int:
+        try:
+            return os.stat(f"{self._name}.log", dir_fd=self._directory, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return 0
 
-    def _open(self, kind: str) -> int:
+    def _take_over_index(self) -> None:
+        """Go on behind all that the index knows: gaps at the end of the log are in no file."""
+        known = self._index_ends()
+        if known is None or known[0].offset % self._segment_bytes:
+            return
+        first, last = known
+        number = first.offset // self._segment_bytes
+        if number < self._segment:
+            # A rotation was cut off after the log's own rename.
+            self._rename("idx", number)
+            return
+        if number > self._segment:
+            # Segments that are gaps as a whole have no file.
+            self._segment, self.size = number, first.offset + self._live_bytes()
+        if last.offset // self._segment_bytes == number and last.end <= self._end_of_segment():
+            self.size = max(self.size, last.end)
+        if self.lost or last.source == GAP:
+            self.lost = self._count_lost()
+
+    def _index_ends(self) -> tuple[index.Record, index.Record] | None:
+        with contextlib.suppress(OSError):
+            fd = _open_regular(self._directory, f"{self._name}.idx", os.O_RDONLY)
+            try:
+                return index.ends(fd)
+            finally:
+                os.close(fd)
+        return None
+
+    def _count_lost(self) -> int:
+        lost = 0
+        for name in (f"{self._name}.idx", *(f"{self._name}.idx.{number}" for number in self._numbers("idx"))):
+            with (
+                contextlib.suppress(OSError),
+                open(_open_regular(self._directory, name, os.O_RDONLY), "rb") as file,
+            ):
+                lost += index.gaps(file.read())
+        return lost
+
+    # Writing.
+
+    def open(self) -> None:
+        """Have the files of the open segment.
+
+        Raises:
+            OSError: they can't be opened, or made.
+        """
+        self._index.open()
+        if self._log < 0:
+            self._log = self._open_file("log")
+
+    def _open_file(self, kind: str) -> int:
         return _open_regular(self._directory, f"{self._name}.{kind}", os.O_WRONLY | os.O_CREAT)
 
     def pump(self, pipe: int, source: Source, limit: int = ROUND_BYTES) -> bool:
@@ -102,72 +136,63 @@ class OutputLog:
         if self.size == self._end_of_segment() and not _has_data(pipe):
             # A segment is closed when its successor has something to hold, not before.
             return False
+        at = self.size % self._segment_bytes
+        count = min(limit, self._segment_bytes - at)
         try:
-            room = self._make_room()
-            at = self._segment_bytes - room
-            count = min(limit, room)
+            self._prepare()
             moved = os.splice(pipe, self._log, count, offset_dst=at, flags=_SPLICE_F_NONBLOCK)
         except BlockingIOError:
             raise
-        except OSError:
-            return self._throw_away(pipe)
+        except OSError as error:
+            return self._throw_away(pipe, min(count, ROUND_BYTES), error)
         if moved:
-            self._note(moved, source)
+            self.failing = ""
+            self._index.note(self.size, moved, source)
+            self.size += moved
         return moved > 0
 
     def _end_of_segment(self) -> int:
         return (self._segment + 1) * self._segment_bytes
 
-    def _make_room(self) -> int:
-        """Rotate if the open segment is full; how much fits into it then.
-
-        May fail at any step and be called again: the log's own rename is what makes a segment closed.
-        """
-        room = self._end_of_segment() - self.size
-        if room == 0:
+    def _prepare(self) -> None:
+        """Rotate if the open segment is full; may fail at any step and be called again."""
+        number = self.size // self._segment_bytes
+        if number != self._segment:
             self._close_segment()
-            with contextlib.suppress(FileNotFoundError):
-                self._rename("idx")
-            self._rename("log")
-            self._segment += 1
-            room = self._segment_bytes
-        if self._log < 0:
-            self._open_segment()
-        return room
-
-    def _rename(self, kind: str) -> None:
-        live = f"{self._name}.{kind}"
-        os.rename(live, f"{live}.{self._segment}", src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            self._segment = number
+            self._index.begin_segment(number)
+        self.open()
+        self._index.catch_up()
 
     def _close_segment(self) -> None:
-        for fd in (self._log, self._index):
-            if fd >= 0:
-                os.close(fd)
-        self._log = self._index = -1
+        self._index.close_segment()
+        self._close_log()
+        # The log's own rename is what makes a segment closed.
+        for kind in ("log", "idx"):
+            self._rename(kind, self._segment)
 
-    def _throw_away(self, pipe: int) -> bool:
-        data = os.read(pipe, ROUND_BYTES)
-        self.lost += len(data)
+    def _rename(self, kind: str, number: int) -> None:
+        live = f"{self._name}.{kind}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(live, f"{live}.{number}", src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def _throw_away(self, pipe: int, count: int, error: OSError) -> bool:
+        data = os.read(pipe, count)
+        if data:
+            self.failing = errno.errorcode.get(error.errno or 0, "UNKNOWN")
+            self._index.note(self.size, len(data), GAP)
+            self.size += len(data)
+            self.lost += len(data)
         return bool(data)
 
-    def _note(self, length: int, source: Source) -> None:
-        now, last = time.time_ns(), self._last
-        if last and last.source == source and self._can_grow(last, length, now):
-            last.length += length
-        else:
-            last = self._last = _Record(self.size, length, source, now)
-            self._index_size += INDEX_RECORD.size
-        self.size += length
-        # An index that can't be written costs the source and the time of these bytes, not the bytes.
-        with contextlib.suppress(OSError):
-            os.pwrite(self._index, last.pack(), self._index_size - INDEX_RECORD.size)
-
-    @staticmethod
-    def _can_grow(last: _Record, length: int, now: int) -> bool:
-        return 0 <= now - last.time_ns < _SAME_RECORD_NS and last.length + length < _MAX_RECORD_BYTES
+    def _close_log(self) -> None:
+        if self._log >= 0:
+            os.close(self._log)
+        self._log = -1
 
     def close(self) -> None:
-        self._close_segment()
+        self._close_log()
+        self._index.close()
         os.close(self._directory)
 
 

@@ -86,7 +86,8 @@ class Recovery:
         if isinstance(group, SubtreeGroup) and held.pidfd is not None:
             group.init_is(sockets.pid_of(held.pidfd), held.pidfd)
         try:
-            log = OutputLog(self._around.store.open_logs(record.job_id), record.job_id, record.segment_bytes)
+            logs = self._around.store.open_logs(record.job_id)
+            log = OutputLog(logs, record.job_id, record.segment_bytes, record.lost_bytes)
         except OSError:
             group.close()
             raise

@@ -192,9 +192,10 @@ class Server:
     def log_state(self, job_id: str) -> messages.LogGrew:
         running = self._registry.running.get(job_id)
         if running:
-            return messages.LogGrew(job_id, running.log_bytes, output_ended=False)
+            return messages.LogGrew(job_id, running.log_bytes, output_ended=False, lost_bytes=running.lost_bytes)
         try:
-            return messages.LogGrew(job_id, self._registry.inspect(job_id).log_bytes, output_ended=True)
+            record = self._registry.inspect(job_id)
+            return messages.LogGrew(job_id, record.log_bytes, output_ended=True, lost_bytes=record.lost_bytes)
         except JobNotFound:
             return messages.LogGrew(job_id, 0, output_ended=True)
 

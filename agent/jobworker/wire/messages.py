@@ -199,11 +199,13 @@ class LogGrew:
 
     Attributes:
         output_ended: and no more will come.
+        lost_bytes: how many of the bytes before that could not be written: the index says which.
     """
 
     job_id: str
     log_bytes: int
     output_ended: bool
+    lost_bytes: int = 0
 
 
 REQUESTS: tuple[type[Any], ...] = (

@@ -1,0 +1,156 @@
+"""The index of a job's log: which pipe wrote what and when, and what could not be written at all.
+
+One file beside each segment, `job_<id>.idx`, of 24-byte records in the order of their offsets. A record with the
+source `GAP` stands for output that was thrown away: the offsets go on behind it, and the log holds a hole there. What
+can't be written now is kept here until it can, so that no hole is ever taken for output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# Absolute offset, length, source, time in nanoseconds of Unix time.
+INDEX_RECORD = struct.Struct("<QIB3xQ")
+GAP = 0
+# Output of one pipe is one record as long as it comes within this time, so that a job which writes single
+# bytes does not get an index larger than its log.
+_SAME_RECORD_NS = 10_000_000
+_MAX_RECORD_BYTES = 2**31
+_MAX_UNWRITTEN = 256
+
+
+@dataclass(slots=True)
+class Record:
+    """What one source wrote in one go; the last one may still grow."""
+
+    offset: int
+    length: int
+    source: int
+    time_ns: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+    def pack(self) -> bytes:
+        return INDEX_RECORD.pack(self.offset, self.length, self.source, self.time_ns)
+
+    def takes(self, length: int, source: int, now: int) -> bool:
+        """True if more of the same belongs to this record: gaps grow for as long as they last."""
+        soon = source == GAP or 0 <= now - self.time_ns < _SAME_RECORD_NS
+        return source == self.source and soon and self.length + length < _MAX_RECORD_BYTES
+
+
+class Index:
+    """Writes the index of one segment after the other.
+
+    Args:
+        open_file: opens the live index for writing, making it where there is none.
+        segment_bytes: no record goes over the boundary between two segments.
+        segment: the number of the segment that the live index is of.
+    """
+
+    def __init__(self, open_file: Callable[[], int], segment_bytes: int, segment: int) -> None:
+        self._open_file = open_file
+        self._segment_bytes = segment_bytes
+        self._segment = segment
+        self._fd = -1
+        # Bytes of records that are complete and written, or -1 if that is to be found out; the list holds those
+        # behind them.
+        self._settled = -1
+        self._records: list[Record] = []
+        self._behind = False
+
+    def open(self) -> None:
+        """Open the file, if it is not.
+
+        Raises:
+            OSError: it can't be opened now.
+        """
+        if self._fd < 0:
+            self._fd = self._open_file()
+        if self._settled < 0:
+            # Half a record may be left of an earlier life; the next one takes its place.
+            self._settled = os.fstat(self._fd).st_size // INDEX_RECORD.size * INDEX_RECORD.size
+
+    def note(self, offset: int, length: int, source: int) -> None:
+        """What lies from `offset` on came from this source, now. Never fails: it may be written later."""
+        now = time.time_ns()
+        last = self._records[-1] if self._records else None
+        if last and offset % self._segment_bytes and last.takes(length, source, now):
+            last.length += length
+        else:
+            self._records.append(Record(offset, length, source, now))
+        self._behind = True
+        # A disk that takes the output and not its index costs source and time of these bytes, not the bytes.
+        with contextlib.suppress(OSError):
+            self._write()
+
+    def _write(self) -> None:
+        self.open()
+        end = (self._segment + 1) * self._segment_bytes
+        records = [record for record in self._records if record.offset < end]
+        data = b"".join(record.pack() for record in records)
+        if os.pwrite(self._fd, data, self._settled) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._behind = False
+        complete = max(0, len(records) - 1)
+        self._settled += complete * INDEX_RECORD.size
+        del self._records[:complete]
+
+    def catch_up(self) -> None:
+        """Write what could not be written before; output may be written only after this.
+
+        Raises:
+            OSError: it can't be, and output would make a hole before it look like output.
+        """
+        if self._behind:
+            try:
+                self._write()
+            except OSError:
+                if len(self._records) >= _MAX_UNWRITTEN or any(one.source == GAP for one in self._records):
+                    raise
+
+    def close_segment(self) -> None:
+        """Write what is left, and close the file, since it gets another name now.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        if self._behind:
+            self._write()
+        self.close()
+
+    def begin_segment(self, segment: int) -> None:
+        """Go on with another one; of those between, which have no file, nothing is kept."""
+        self._segment = segment
+        start = segment * self._segment_bytes
+        self._records = [record for record in self._records if record.offset >= start]
+        self._behind = bool(self._records)
+        self._settled = -1
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+def ends(fd: int) -> tuple[Record, Record] | None:
+    """The first and the last whole record of an index; None if it has none."""
+    count = os.fstat(fd).st_size // INDEX_RECORD.size
+    if not count:
+        return None
+    first, last = (os.pread(fd, INDEX_RECORD.size, at * INDEX_RECORD.size) for at in (0, count - 1))
+    return Record(*INDEX_RECORD.unpack(first)), Record(*INDEX_RECORD.unpack(last))
+
+
+def gaps(data: bytes) -> int:
+    """How many bytes an index, as read from its file, says are lost."""
+    whole = len(data) // INDEX_RECORD.size * INDEX_RECORD.size
+    return sum(length for _, length, source, _ in INDEX_RECORD.iter_unpack(data[:whole]) if source == GAP)
