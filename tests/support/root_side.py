@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import jobworker
@@ -210,6 +211,14 @@ class RootSide:
             os.setresuid(self._as_user, self._as_user, self._as_user)
         if self._without_call is not None:
             seccomp.take_away(self._without_call)
+
+    def restart(self, **jobs: Any) -> None:
+        """End the agent, and start it again on the same directory, with other settings if there are any."""
+        self.close()
+        self._links.clear()
+        self.settings = replace(self.settings, jobs=replace(self.settings.jobs, **jobs))
+        schema.write(self.settings, self._settings_path)
+        self.keeper = self._start()
 
     def link(self, **options: bool) -> Link:
         # The supervisor listens to its own user alone, and who connects is who the kernel says connects.

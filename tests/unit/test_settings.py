@@ -27,6 +27,8 @@ jobs:
   max_memory: 2G
   max_pids: 200
   max_active: 10
+  keep_ended: 7
+  keep_for: 12h
   first_uid: 100000
   uid_count: 10
   default_path: /bin

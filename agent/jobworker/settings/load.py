@@ -114,6 +114,8 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "max_memory": ("max_memory_bytes", _size),
     "max_pids": ("max_pids", _number(*PIDS_RANGE)),
     "max_active": ("max_active", _number(1, 100_000)),
+    "keep_ended": ("keep_ended", _number(1, 1_000_000)),
+    "keep_for": ("keep_ms", _duration),
     "first_uid": ("first_uid", _number(1000, 2**31 - 2)),
     "uid_count": ("uid_count", _number(1, 2**24)),
     "default_path": ("default_path", _text),

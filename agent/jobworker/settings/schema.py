@@ -39,6 +39,8 @@ class JobSettings:
         max_memory_bytes: likewise; 0 for all memory of the host.
         max_pids: likewise.
         max_active: jobs that have not ended, at any one time.
+        keep_ended: jobs that have ended are kept up to this number, the oldest are removed with all their files.
+        keep_ms: and for so long; 0 for without end.
         first_uid: jobs get user ids from here on where the agent runs as root.
         uid_count: and so many of them.
         default_path: where a command without a slash is looked for when the job's environment has no PATH.
@@ -53,6 +55,8 @@ class JobSettings:
     max_memory_bytes: int = 0
     max_pids: int = 32_768
     max_active: int = 2_000
+    keep_ended: int = 10_000
+    keep_ms: int = 30 * 24 * 3600 * 1000
     first_uid: int = 1_900_000_000
     uid_count: int = 65_536
     default_path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -22,6 +22,8 @@ from jobworker.supervisor.loop import Loop
 from jobworker.wire import frames, messages, sockets
 
 _MAX_IN_FLIGHT = 512
+# Who has not read for so long finds out that a job is gone when asking for it.
+_MAX_REMOVED = 100_000
 
 
 class Peer(enum.Enum):
@@ -58,6 +60,7 @@ class Connection:
         self._sock = sock
         self._answers: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._changed: dict[str, None] = {}
+        self._removed: deque[str] = deque(maxlen=_MAX_REMOVED)
         self._grown: dict[str, None] = {}
         self._sync_due = False
         self._in_flight = 0
@@ -78,7 +81,7 @@ class Connection:
             self._server.loop.watch(self._sock.fileno(), events, self._on_ready)
 
     def _has_output(self) -> bool:
-        return bool(self._answers or self._changed or self._grown or self._sync_due)
+        return bool(self._answers or self._removed or self._changed or self._grown or self._sync_due)
 
     def _on_ready(self) -> None:
         try:
@@ -114,6 +117,11 @@ class Connection:
         if self.subscribed:
             self._changed[job_id] = None
 
+    def job_removed(self, job_id: str) -> None:
+        self._changed.pop(job_id, None)
+        if self.subscribed:
+            self._removed.append(job_id)
+
     def log_grew(self, job_id: str) -> None:
         if job_id in self.followed:
             self._grown[job_id] = None
@@ -139,6 +147,9 @@ class Connection:
             sockets.send(self._sock, data, fds)
             self._answers.popleft()
             _close_all(fds)
+        elif self._removed:
+            sockets.send(self._sock, frames.encode(messages.JobRemoved(self._removed[0]), 0))
+            self._removed.popleft()
         elif self._changed:
             job_id = next(iter(self._changed))
             sockets.send(self._sock, frames.encode(messages.JobChanged(self._server.record(job_id)), 0))

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 
-from jobworker.kernel import spawn, syscalls
+from jobworker.supervisor import helper
 from jobworker.supervisor.loop import Loop
 
 _PERIOD = 1.0
 # One write to the pipe is one line of ids, of a size that the kernel takes whole or not at all (pipe(7)).
 _IDS_AT_ONCE = 200
-_FIRST_FREE_FD = 2
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -53,37 +51,19 @@ class Flusher:
 
 
 def _start_helper(jobs_fd: int) -> int:
-    """Fork the helper; the pipe to tell it. It ends when the pipe closes."""
+    """Start the helper; the pipe to tell it. It ends when the pipe closes."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(writing, False)
-    child = os.fork()
-    if child == 0:
-        # Twice, so that the helper is the keeper's to reap, also when this process executes another program.
-        if os.fork() == 0:
-            _help(reading, jobs_fd)
-        os._exit(0)
-    os.waitpid(child, 0)
+    helper.start("jw-flusher", (jobs_fd, reading), _flush_until_closed)
     os.close(reading)
     return writing
 
 
-def _help(reading: int, jobs_fd: int) -> None:
-    """The helper's life. Never returns."""
-    status = 1
-    try:
-        spawn.set_name("jw-flusher")
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
-            signal.signal(signum, signal.SIG_IGN)
-        os.dup2(jobs_fd, 0)
-        os.dup2(reading, 1)
-        syscalls.close_range(_FIRST_FREE_FD + 1)
-        with open(1, "rb", closefd=False) as lines:
-            for line in lines:
-                for job_id in line.decode("ascii").split():
-                    _flush_job(job_id)
-        status = 0
-    finally:
-        os._exit(status)
+def _flush_until_closed() -> None:
+    with open(1, "rb", closefd=False) as lines:
+        for line in lines:
+            for job_id in line.decode("ascii").split():
+                _flush_job(job_id)
 
 
 def _flush_job(job_id: str) -> None:

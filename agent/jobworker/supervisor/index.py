@@ -1,8 +1,8 @@
 """The index of a job's log: which pipe wrote what and when, and what could not be written at all.
 
 One file beside each segment, `job_<id>.idx`, of 24-byte records in the order of their offsets. A record with the
-source `GAP` stands for output that was thrown away: the offsets go on behind it, and the log holds a hole there. What
-can't be written now is kept here until it can, so that no hole is ever taken for output.
+source `GAP` stands for output that was thrown away: the offsets go on behind it, and the log has a hole there.
+What can't be written now is kept here until it can, so that no hole is ever taken for output.
 """
 
 from __future__ import annotations

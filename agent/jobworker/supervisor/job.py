@@ -314,18 +314,23 @@ class Job:
         try:
             self._around.store.save(self.record, self._started, reason, self._idempotency)
         except OSError as error:
-            if self._save_again is None:
-                self._around.log.error("record not saved", job=self.record.job_id, error=str(error))
-            elif self._save_again.pending:
+            if self.record.state is not State.ENDED or not isinstance(error, FileNotFoundError):
+                self._try_again_to_save(error)
                 return
-            self._save_again = self._around.loop.call_after(_SAVE_AGAIN, self._save)
-            return
+            # It has been removed already, as the oldest of those that are kept.
         if self._save_again:
             self._save_again.cancel()
             self._save_again = None
         if self.record.state is State.ENDED:
             # On disk now: nobody needs what holds the exit status any more.
             self._let_go()
+
+    def _try_again_to_save(self, error: OSError) -> None:
+        if self._save_again is None:
+            self._around.log.error("record not saved", job=self.record.job_id, error=str(error))
+        elif self._save_again.pending:
+            return
+        self._save_again = self._around.loop.call_after(_SAVE_AGAIN, self._save)
 
 
 def _exit_fields(end: End) -> dict[str, Any]:

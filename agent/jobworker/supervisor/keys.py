@@ -11,14 +11,18 @@ class Keys:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], tuple[str, str]] = {}
+        self._of_job: dict[str, tuple[str, str]] = {}
 
     def remember(self, record: JobRecord, idempotency: Idempotency) -> None:
         if idempotency.key:
-            self._known[record.principal, idempotency.key] = (record.job_id, idempotency.digest)
+            name = (record.principal, idempotency.key)
+            self._known[name] = (record.job_id, idempotency.digest)
+            self._of_job[record.job_id] = name
 
-    def forget(self, record: JobRecord, idempotency: Idempotency) -> None:
-        """The job was not started after all."""
-        self._known.pop((record.principal, idempotency.key), None)
+    def forget(self, job_id: str) -> None:
+        """The job was not started after all, or is removed."""
+        if name := self._of_job.pop(job_id, None):
+            del self._known[name]
 
     def find(self, principal: str, idempotency: Idempotency) -> str | None:
         """The id of the job that this key has started; None for a new key or none.

@@ -18,6 +18,8 @@ from collections.abc import Callable
 Callback = Callable[[], None]
 
 _PURGE_MARGIN = 1024
+# epoll_wait(2) counts milliseconds in 31 bits; a timer may be further away.
+_LONGEST_WAIT = 86_400.0
 
 
 class Timer:
@@ -114,7 +116,9 @@ class Loop:
                 self._after_round()
 
     def _timeout(self) -> float:
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
+        if not self._timers:
+            return -1
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), _LONGEST_WAIT)
 
     def _fire_timers(self) -> None:
         now = time.monotonic()

@@ -21,12 +21,12 @@ from jobworker.jobs import (
 )
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.settings.schema import JobSettings
-from jobworker.supervisor.job import DEFAULT_GRACE, Job
+from jobworker.supervisor.job import DEFAULT_GRACE, Job, Surroundings
 from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import Launcher, Order
 from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.output import open_segment
-from jobworker.supervisor.store import Store
+from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.users import Users
 from jobworker.wire.messages import HostInfo, StartJob, StopJob
 
@@ -37,15 +37,29 @@ _RETRY_SECONDS = 5
 
 
 class Registry:
-    """Owns the running jobs and the records of the ended ones."""
+    """Owns the running jobs and the records of the ended ones.
 
-    def __init__(self, settings: JobSettings, store: Store, hierarchy: Hierarchy, launcher: Launcher) -> None:
+    Args:
+        removed: called with the id of an ended job that is not kept any longer.
+    """
+
+    def __init__(
+        self,
+        settings: JobSettings,
+        around: Surroundings,
+        hierarchy: Hierarchy,
+        launcher: Launcher,
+        removed: Callable[[str], None],
+    ) -> None:
+        store = around.store
         self._settings = settings
         self._store = store
         self._hierarchy = hierarchy
         self._launcher = launcher
         self._limits = LimitRules(settings, hierarchy)
         self._users = Users(settings)
+        self._removed = removed
+        self.retention = Retention(around.loop, around.log, store, settings, self._forget, self._users.give_back)
         self._launching: dict[str, list[Started]] = {}
         self.keys = Keys()
         self._when_idle: list[Callable[[], None]] = []
@@ -64,6 +78,12 @@ class Registry:
         self._users.keep(record.uid)
         self.running.pop(record.job_id, None)
         self.ended[record.job_id] = record
+        self.retention.add(record)
+
+    def _forget(self, job_id: str) -> None:
+        del self.ended[job_id]
+        self.keys.forget(job_id)
+        self._removed(job_id)
 
     def changed(self, job: Job) -> None:
         """Keep the books after a change of a job's record."""
@@ -115,7 +135,7 @@ class Registry:
             self.add_running(outcome)
             answer = outcome.record
         else:
-            self.keys.forget(order.record, order.idempotency)
+            self.keys.forget(order.record.job_id)
             self._users.give_back(order.uid)
             answer = outcome
         for started in waiting:

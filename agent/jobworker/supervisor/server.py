@@ -179,6 +179,11 @@ class Server:
             connection.job_changed(job.record.job_id)
             self._dirty.add(connection)
 
+    def job_removed(self, job_id: str) -> None:
+        for connection in self._connections:
+            connection.job_removed(job_id)
+            self._dirty.add(connection)
+
     def log_grew(self, job: Job) -> None:
         for connection in self._connections:
             if job.record.job_id in connection.followed:

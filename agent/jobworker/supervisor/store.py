@@ -6,6 +6,7 @@
     jobs/ID/work/        the job's own directory, owned by its user
     jobs/ID/logs/        where the job cannot write
     quarantine/          what could not be read, with its name
+    removed/ID.UID       what is left of a job that is being removed
 
 Files are written beside and renamed, so that a reader sees the old or the new one, never half of either.
 """
@@ -60,6 +61,7 @@ class Store:
         self._lock = self._take_lock()
         os.chmod(self.path, _PASS_THROUGH)
         self.jobs_fd = self._make_dir("jobs", _PASS_THROUGH)
+        self.removed_fd = self._make_dir("removed", 0o700)
         self._boot_id = _read_boot_id()
 
     def _take_lock(self) -> int:
@@ -139,6 +141,20 @@ class Store:
         for path in (logs, f"{job_id}/work", job_id):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(path, dir_fd=self.jobs_fd)
+
+    def set_job_aside(self, job_id: str, uid: int) -> str:
+        """Take an ended job's directory out of the jobs; what it is called among the removed ones."""
+        name = f"{job_id}.{uid}"
+        os.rename(job_id, name, src_dir_fd=self.jobs_fd, dst_dir_fd=self.removed_fd)
+        return name
+
+    def set_aside(self) -> frozenset[str]:
+        return frozenset(os.listdir(self.removed_fd))
+
+    @staticmethod
+    def user_of(name: str) -> int:
+        """The user whose job it was that is among the removed ones."""
+        return int(name.rpartition(".")[2])
 
     def load(self, job_id: str) -> StoredJob:
         """What is stored of a job; see the function `load`."""

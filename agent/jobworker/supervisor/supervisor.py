@@ -51,18 +51,22 @@ class Supervisor:
             kill_wait=settings.jobs.kill_wait_ms / 1000,
         )
         launcher = Launcher(around, self._hierarchy, settings.jobs.default_path)
-        self._registry = Registry(settings.jobs, self._store, self._hierarchy, launcher)
+        self._registry = Registry(settings.jobs, around, self._hierarchy, launcher, self._removed)
         listener = sockets.listen(self._store.fd, SOCKET_NAME, 0o600)
         if settings.gateway_uid != os.geteuid():
             os.chown(SOCKET_NAME, settings.gateway_uid, -1, dir_fd=self._store.fd)
         self._server = Server(self._loop, self._log, self._registry, listener, settings.gateway_uid, self._upgrade)
         Recovery(around, self._registry, self._hierarchy, held).run()
+        self._registry.retention.begin()
         self._keeper.listen(self._loop, self._process_ended, self._keeper_gone)
 
     def _changed(self, job: Job) -> None:
         self._registry.changed(job)
         self._server.job_changed(job)
         self._flusher.changed(job.record.job_id)
+
+    def _removed(self, job_id: str) -> None:
+        self._server.job_removed(job_id)
 
     def _grew(self, job: Job) -> None:
         self._server.log_grew(job)

@@ -1,0 +1,121 @@
+"""Ended jobs are kept by number and age; of those that go nothing is left."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from jobworker.errors import CapExceeded, JobNotFound
+from jobworker.jobs import Idempotency, JobRecord, JobSpec
+from jobworker.wire.messages import JobRemoved, StartJob
+from support.root_side import Link, RootSide, root_side
+
+pytestmark = pytest.mark.root
+
+PRINCIPAL = "spiffe://test/user/w"
+
+
+def run(link: Link, script: str) -> JobRecord:
+    return link.wait_ended(link.start("/bin/sh", "-c", script).job_id)
+
+
+def wait_removed(link: Link, job_id: str) -> None:
+    expected = JobRemoved(job_id)
+    while (link.events.popleft() if link.events else link.receive().message) != expected:
+        pass
+
+
+def directories(side: RootSide) -> list[str]:
+    return sorted(os.listdir(os.path.join(side.state_dir, "jobs")))
+
+
+def wait_until_removed(side: RootSide) -> None:
+    side.wait_for(lambda: not os.listdir(os.path.join(side.state_dir, "removed")))
+
+
+def test_the_oldest_go_when_there_are_too_many(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), keep_ended=3) as side:
+        link, watching = side.link(subscribe=True), side.link(subscribe=True)
+        records = [run(link, f"echo {i}; echo x > file") for i in range(5)]
+        running = link.start("/bin/sleep", "1000")
+        for record in records[:2]:
+            wait_removed(watching, record.job_id)
+            with pytest.raises(JobNotFound):
+                link.inspect(record.job_id)
+        assert directories(side) == sorted(record.job_id for record in (*records[2:], running))
+        assert [link.read_log(record) for record in records[2:]] == [b"2\n", b"3\n", b"4\n"]
+        wait_until_removed(side)
+
+
+def test_they_go_after_their_time(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), keep_ms=300) as side:
+        link, watching = side.link(subscribe=True), side.link(subscribe=True)
+        records = [run(link, "exit 0") for _ in range(3)]
+        for record in records:
+            wait_removed(watching, record.job_id)
+        assert time.time_ns() - records[-1].ended_ns >= 300_000_000
+        assert directories(side) == []
+
+
+def test_what_had_to_go_meanwhile_goes_at_the_next_start(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), keep_ended=3) as side:
+        link = side.link(subscribe=True)
+        records = [run(link, "echo x > file") for _ in range(3)]
+        side.restart(keep_ended=1)
+        wait_until_removed(side)
+        link = side.link()
+        assert directories(side) == [records[-1].job_id]
+        assert link.inspect(records[-1].job_id) == records[-1]
+
+
+def test_a_removal_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    with root_side(str(tmp_path)) as side:
+        left = Path(side.state_dir, "removed", "k7f3-9m2q-x4tz-b1cd.1900000000", "work", "deep")
+        left.mkdir(parents=True)
+        (left / "file").write_text("x")
+        side.restart()
+        wait_until_removed(side)
+
+
+def test_users_are_used_again_when_no_file_of_theirs_is_left(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), keep_ended=0, uid_count=2) as side:
+        link = side.link(subscribe=True)
+        first = {run(link, "echo x > file").uid for _ in range(2)}
+        again: list[JobRecord] = []
+
+        def started() -> bool:
+            with suppress(CapExceeded):
+                again.append(link.start("/bin/true"))
+            return bool(again)
+
+        # The supervisor learns of the helper's end, not of the last removal.
+        side.wait_for(started)
+        assert again[0].uid in first
+
+
+def test_the_key_of_a_removed_job_is_free(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), keep_ended=0) as side:
+        link = side.link(subscribe=True)
+        request = StartJob(PRINCIPAL, JobSpec("/bin/true"), Idempotency("key", "digest"))
+        first = link.ask(request).record
+        wait_removed(link, first.job_id)
+        assert link.ask(request).record.job_id != first.job_id
+
+
+def test_nothing_outside_is_touched(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o777)
+    (outside / "file").write_text("x")
+    outside.chmod(0o777)
+    script = f"ln -s {outside} link; ln -s {outside}/file; mkdir -p a/b; ln -s {outside} a/b/link; mkfifo a/fifo"
+    with root_side(str(tmp_path), keep_ended=0) as side:
+        link = side.link(subscribe=True)
+        ended = run(link, script)
+        assert ended.exit_code == 0
+        wait_removed(link, ended.job_id)
+        wait_until_removed(side)
+    assert (outside / "file").read_text() == "x"

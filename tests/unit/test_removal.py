@@ -1,0 +1,76 @@
+"""Removing trees that a job has made to be in the way."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+from jobworker.supervisor import removal
+
+
+def remove(path: Path) -> None:
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        removal.remove(parent, (path.name,))
+    finally:
+        os.close(parent)
+
+
+def make_deep(path: Path, levels: int) -> None:
+    """Deeper than any path that the kernel takes."""
+    path.mkdir()
+    fd = os.open(path, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("down", dir_fd=fd)
+        os.close(os.open("file", os.O_CREAT, dir_fd=fd))
+        below = os.open("down", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+
+
+def test_deeper_than_paths_recursion_and_descriptors_go(tmp_path: Path) -> None:
+    make_deep(tmp_path / "job", 5000)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    try:
+        remove(tmp_path / "job")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_linked_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "kept" / "below").mkdir(parents=True)
+    (tmp_path / "kept" / "file").write_text("x")
+    job = tmp_path / "job"
+    (job / "work").mkdir(parents=True)
+    (job / "work" / "directory").symlink_to(tmp_path / "kept")
+    (job / "work" / "file").symlink_to(tmp_path / "kept" / "file")
+    (job / "work" / "hard").hardlink_to(tmp_path / "kept" / "file")
+    os.mkfifo(job / "work" / "fifo")
+    remove(job)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "kept",
+        "kept/below",
+        "kept/file",
+    ]
+
+
+def test_a_link_in_place_of_the_directory_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("x")
+    (tmp_path / "job").symlink_to("kept")
+    remove(tmp_path / "job")
+    assert (tmp_path / "kept" / "file").read_text() == "x"
+
+
+def test_directories_without_rights_and_odd_names_go(tmp_path: Path) -> None:
+    shut = tmp_path / "job" / "work" / "shut\n" / os.fsdecode(b"\xff")
+    shut.mkdir(parents=True)
+    (shut / "file").write_text("x")
+    shut.chmod(0)
+    shut.parent.chmod(0)
+    remove(tmp_path / "job")
+    assert list(tmp_path.iterdir()) == []
