@@ -64,7 +64,9 @@ def test_the_keeper_has_loaded_next_to_nothing() -> None:
     ours = {name for name in modules if name.startswith("jobworker.")}
     assert ours == {
         "jobworker.keeper",
-        "jobworker.keeper.handover",
+        "jobworker.keeper.parking",
+        "jobworker.wire.handover",
+        "jobworker.wire.service_manager",
         "jobworker.keeper.keeper",
         "jobworker.wire",
         "jobworker.wire.keeping",

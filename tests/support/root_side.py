@@ -25,8 +25,8 @@ from support import seccomp
 
 _ROOT = os.path.dirname(jobworker.__file__)
 DEADLINE = 60
-# The limit that the agent is started with, and raises for itself.
-OPEN_FILES = 1234
+# The limit that the agent is started with, as service managers have it, and raises for itself.
+_OPEN_FILES = 128
 # Users of one agent's jobs are not those of another's that runs beside it.
 _UID_RANGES = itertools.count(1_910_000_000, 100_000)
 
@@ -171,8 +171,10 @@ class RootSide:
             for path in (directory, self.state_dir, self._settings_path):
                 os.chown(path, as_user, as_user)
         self._links: list[Link] = []
+        self._successor: int | None = None
         self.log_path = os.path.join(directory, "keeper.log")
         self.keeper = self._start()
+        self.keeper_pid = self.keeper.pid
 
     def _start(self) -> subprocess.Popen[bytes]:
         reading, writing = os.pipe()
@@ -200,7 +202,7 @@ class RootSide:
         for signum in (signal.SIGHUP, signal.SIGUSR1):
             signal.signal(signum, signal.SIG_IGN)
         os.umask(0o077)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("300")
         if self._as_user is None and os.geteuid() == 0:
@@ -219,6 +221,7 @@ class RootSide:
         self.settings = replace(self.settings, jobs=replace(self.settings.jobs, **jobs))
         schema.write(self.settings, self._settings_path)
         self.keeper = self._start()
+        self.keeper_pid = self.keeper.pid
 
     def link(self, **options: bool) -> Link:
         # The supervisor listens to its own user alone, and who connects is who the kernel says connects.
@@ -243,6 +246,13 @@ class RootSide:
         self.wait_for(connected)
         return links[0]
 
+    def kill_keeper(self) -> None:
+        """Kill the keeper; the supervisor takes its place."""
+        self._successor = os.pidfd_open(self.supervisor_pid())
+        self.keeper_pid = self.supervisor_pid()
+        self.keeper.kill()
+        self.keeper.wait(DEADLINE)
+
     def freeze_keeper(self) -> None:
         """Stop the keeper, so that nobody starts a supervisor or reaps a process until it is let go on."""
         self.keeper.send_signal(signal.SIGSTOP)
@@ -263,7 +273,7 @@ class RootSide:
         return self._child("jw-flusher")
 
     def _child(self, name: str) -> int:
-        with open(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children") as file:
+        with open(f"/proc/{self.keeper_pid}/task/{self.keeper_pid}/children") as file:
             pids = [int(text) for text in file.read().split()]
         for pid in pids:
             # One that has just ended is not it.
@@ -282,7 +292,7 @@ class RootSide:
             with contextlib.suppress(LookupError, FileNotFoundError):
                 if state():
                     return
-            assert self.keeper.poll() is None, self.log()
+            assert self._successor is not None or self.keeper.poll() is None, self.log()
             time.sleep(0.002)
 
     def log(self) -> str:
@@ -295,6 +305,12 @@ class RootSide:
             link.close()
         if self.keeper.poll() is None:
             self.keeper.terminate()
+        if self._successor is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._successor, signal.SIGTERM)
+            assert select.select([self._successor], [], [], DEADLINE)[0], self.log()
+            os.close(self._successor)
+            self._successor = None
         return self.keeper.wait(DEADLINE)
 
 

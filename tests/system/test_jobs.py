@@ -16,8 +16,9 @@ from jobworker.errors import (
     StartFailed,
 )
 from jobworker.jobs import EndReason, JobRecord, Limits, State
+from jobworker.settings import schema
 from support.leftovers import cgroups, processes_of
-from support.root_side import OPEN_FILES, Link, RootSide
+from support.root_side import Link, RootSide
 
 pytestmark = pytest.mark.root
 
@@ -71,7 +72,7 @@ def test_signals_are_as_a_program_expects_them(link: Link) -> None:
 
 def test_limits_and_scores_are_not_the_agent_s(link: Link) -> None:
     _, output = run(link, "ulimit -Sn; cat /proc/self/oom_score_adj")
-    assert output.split() == [str(OPEN_FILES), "0"]
+    assert output.split() == [str(schema.JobSettings().open_files), "0"]
 
 
 def test_own_session_user_and_directory(link: Link, side: RootSide) -> None:

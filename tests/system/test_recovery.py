@@ -182,21 +182,41 @@ def test_a_second_agent_on_the_same_directory_is_refused(own_side: RootSide) -> 
 
 def test_the_keeper_may_die(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
-    script = "i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
-    before = link.start("/bin/sh", "-c", script)
-    link.wait_output(before.job_id)
+    script = "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
+    counting = link.start("/bin/sh", "-c", script)
+    closing = link.start("/bin/sh", "-c", "exec 2>&-; echo $$; read line < /proc/self/fd/0; sleep 1000")
+    link.wait_output(counting.job_id)
     supervisor = own_side.supervisor_pid()
-    own_side.keeper.kill()
-    own_side.keeper.wait(DEADLINE)
+    own_side.kill_keeper()
+    link.drain()
+    link = own_side.reconnect(subscribe=True)
+    assert own_side.supervisor_pid() != supervisor
+    # The new keeper does what the old one did, over the death of a supervisor and an upgrade of both.
+    link = kill_supervisor(own_side, link)
+    link.ask(messages.Upgrade())
+    link.drain()
+    link = own_side.reconnect(subscribe=True)
     after = link.start("/bin/sh", "-c", "(setsid sleep 1000 &); echo more; exit 6")
-    ended = link.wait_ended(before.job_id)
+    ended = link.wait_ended(counting.job_id)
     assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 5)
-    assert link.read_log(ended) == "".join(f"{i}\n" for i in range(100)).encode()
+    assert link.read_log(ended) == "".join(f"{i}\n" for i in range(200)).encode()
     assert link.stop(after.job_id).exit_code == 6
-    assert cgroups(after.job_id) == []
+    assert link.stop(closing.job_id).end_reason is EndReason.STOPPED
+    assert [cgroups(record.job_id) for record in (counting, closing, after)] == [[], [], []]
     assert "the keeper is gone" in own_side.log()
-    link.ask(messages.Shutdown())
-    wait_for_end(supervisor)
+
+
+def test_a_job_that_ends_while_there_is_no_keeper(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    records = [link.start("/bin/sh", "-c", f"echo {n}; read line < /proc/self/fd/0; exit {n}") for n in range(10)]
+    waiting = [link.start("/bin/sh", "-c", f"sleep 0.{n}; echo {n}; exit {n}") for n in range(10)]
+    own_side.kill_keeper()
+    link.drain()
+    link = own_side.reconnect(subscribe=True)
+    for n in range(10):
+        for record in (records[n], waiting[n]):
+            ended = link.wait_ended(record.job_id)
+            assert (ended.end_reason, ended.exit_code, link.read_log(ended)) == (EndReason.EXITED, n, b"%d\n" % n)
 
 
 def test_the_end_of_the_agent_ends_its_jobs(own_side: RootSide) -> None:

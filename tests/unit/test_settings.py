@@ -27,6 +27,7 @@ jobs:
   max_memory: 2G
   max_pids: 200
   max_active: 10
+  open_files: 4096
   keep_ended: 7
   keep_for: 12h
   first_uid: 100000

@@ -6,16 +6,21 @@ import sys
 # -I and -S leave the package out of the path; at its end, nothing there can stand in for the standard library.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from jobworker.keeper import handover
 from jobworker.keeper.keeper import Keeper
+from jobworker.wire import handover
 
 
-def become_subreaper(command: list[str]) -> None:
-    """Become a child subreaper, which a process stays through execve(2), and execute the command."""
+def prepare(command: list[str]) -> None:
+    """Become what a process stays through execve(2), a child subreaper with room for descriptors, and execute."""
     # ctypes, a tenth of the keeper's memory, is needed for this alone: the next program does not load it.
+    import resource  # noqa: PLC0415
+
     from jobworker.kernel import syscalls  # noqa: PLC0415
 
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    # Three descriptors a job here, a dozen in the supervisor.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.execv(command[0], command)
 
 
@@ -26,7 +31,7 @@ def main(arguments: list[str]) -> int:
     if "--check" in options:
         return 0 if int(options["--check"]) == handover.FORMAT else 1
     if not options.keys() & {"--resume-fd", "--subreaper"}:
-        become_subreaper([*python, own, *arguments, "--subreaper", "yes"])
+        prepare([*python, own, *arguments, "--subreaper", "yes"])
     supervisor = os.path.join(os.path.dirname(os.path.dirname(own)), "supervisor", "__main__.py")
     settings = ("--settings", options["--settings"])
     ready_fd = int(options["--ready-fd"]) if "--ready-fd" in options else None

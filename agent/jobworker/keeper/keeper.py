@@ -17,9 +17,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from jobworker.keeper import handover
-from jobworker.keeper.handover import Held
-from jobworker.wire import keeping, sockets
+from jobworker.keeper.parking import PIDFD, STDERR, STDOUT, Parking
+from jobworker.wire import handover, keeping, service_manager, sockets
+from jobworker.wire.handover import Held
 
 # Between two starts of a supervisor that dies before it serves, in seconds.
 _PAUSE = 0.5
@@ -41,7 +41,8 @@ class Keeper:
         self._own = own
         self._command = supervisor
         self._ready_fd = ready_fd
-        self._held: dict[str, Held] = {}
+        self._parking = Parking()
+        self._held: dict[str, Held] = Parking.take_back()
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._supervisor = 0
         self._was_ready = False
@@ -55,14 +56,16 @@ class Keeper:
 
     def _on_signal(self, signum: int, _: object) -> None:
         if signum != signal.SIGCHLD and self._supervisor:
+            service_manager.tell("STOPPING=1")
             os.kill(self._supervisor, signal.SIGTERM)
 
     def resume(self, state_fd: int) -> None:
         """Go on from where this process was before it executed itself anew."""
         state = handover.read(state_fd)
         self._supervisor, self._held = state.supervisor, state.held
-        self._was_ready = True
-        self._link = socket.socket(fileno=state.link_fd)
+        self._was_ready = bool(state.supervisor)
+        if state.link_fd >= 0:
+            self._link = socket.socket(fileno=state.link_fd)
 
     def run(self) -> int:
         """Keep until the supervisor has ended for good; returns its exit status."""
@@ -72,8 +75,9 @@ class Keeper:
         while status is None:
             self._wait()
             self._say_unsent()
+            self._parking.flush()
             self._listen()
-            if self._upgrade_due and not self._unsent:
+            if self._upgrade_due and not self._unsent and not self._parking.pending:
                 self._upgrade()
             status = self._reap()
         return status
@@ -81,6 +85,7 @@ class Keeper:
     def _wait(self) -> None:
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
+        self._parking.register(poll)
         if self._link:
             poll.register(self._link, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         poll.poll()
@@ -93,6 +98,8 @@ class Keeper:
         self._was_ready = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [*self._command, "--link-fd", str(theirs.fileno())]
+        if self._parking:
+            command += ["--parked", "yes"]
         theirs.set_inheritable(True)
         if self._ready_fd is not None:
             command += ["--ready-fd", str(self._ready_fd)]
@@ -125,16 +132,21 @@ class Keeper:
     def _apply(self, kind: int, job_id: str, fds: sockets.Descriptors) -> None:
         held = self._held.get(job_id)
         if kind == keeping.HOLD_PIPES and held is None:
-            self._held[job_id] = Held(*fds.take())
+            self._held[job_id] = held = Held(*fds.take())
+            self._parking.park(job_id, STDOUT, held.pipes[0])
+            self._parking.park(job_id, STDERR, held.pipes[1])
         elif kind == keeping.HOLD_PROCESS and held and len(fds) == 1:
             (held.pidfd,) = fds.take()
             held.pid = sockets.pid_of(held.pidfd)
+            self._parking.park(job_id, PIDFD, held.pidfd)
         elif kind == keeping.RELEASE and held:
+            self._parking.release(job_id)
             self._held.pop(job_id).close()
         elif kind == keeping.HAND_BACK:
             self._hand_back()
         elif kind == keeping.READY:
             self._was_ready = True
+            service_manager.tell("READY=1")
         elif kind == keeping.UPGRADE:
             self._upgrade_due = True
 

@@ -38,7 +38,7 @@ class Command:
         own_dir_fd: the job's own work directory, entered before the job's rights are taken on.
         workdir: a directory to enter with those rights instead; empty for none.
         uid: user and group id; None keeps the agent's own.
-        open_files: the soft and hard RLIMIT_NOFILE, which the agent may have raised for itself.
+        open_files: the soft and hard RLIMIT_NOFILE.
     """
 
     paths: tuple[bytes, ...]

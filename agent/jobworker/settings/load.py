@@ -114,6 +114,7 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "max_memory": ("max_memory_bytes", _size),
     "max_pids": ("max_pids", _number(*PIDS_RANGE)),
     "max_active": ("max_active", _number(1, 100_000)),
+    "open_files": ("open_files", _number(64, 2**20)),
     "keep_ended": ("keep_ended", _number(1, 1_000_000)),
     "keep_for": ("keep_ms", _duration),
     "first_uid": ("first_uid", _number(1000, 2**31 - 2)),

@@ -1,4 +1,4 @@
-"""The supervisor's program, started by the keeper: `--settings FILE --link-fd N [--ready-fd N]`.
+"""The supervisor's program, started by the keeper: `--settings FILE --link-fd N [--ready-fd N] [--parked yes]`.
 
 With `--check yes` in place of the link it reads settings and state as a start would, and ends.
 """
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
         if "--check" in options:
             store.check(settings.state_dir)
             return 0
-        supervisor = Supervisor(settings, path, int(options["--link-fd"]))
+        supervisor = Supervisor(settings, path, int(options["--link-fd"]), parked="--parked" in options)
     except (JobWorkerError, OSError) as error:
         sys.stderr.write(f"supervisor: cannot start: {error}\n")
         return 1

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
+from jobworker.kernel import pidfd
 from jobworker.kernel.cgroup.base import Group
 from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
@@ -24,11 +25,15 @@ from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.output import LONE_BYTES, ROUND_BYTES, OutputLog
 from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
+from jobworker.wire import keeping
+from jobworker.wire.handover import Held
 
 DEFAULT_GRACE = 10.0
 # A disk that is full may have room again; and it is said once in that time that it has or has not.
 _SAVE_AGAIN = 1.0
 _SAY_AGAIN = 1.0
+_LOOK_AGAIN = 0.01
+_UNKNOWN_END = "how it ended is not known: the keeper died before, and a kernel older than 6.15 does not tell"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +57,18 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Handles:
-    """What holds a running job; `pidfd` is None if its main process has been reaped by the keeper."""
+    """What holds a running job.
+
+    Attributes:
+        foreign: its main process is neither our child nor the keeper's, which it outlived.
+    """
 
     group: Group
     log: OutputLog
-    pidfd: int | None
+    pidfd: int
     stdout: int
     stderr: int
+    foreign: bool = False
 
 
 class Job:
@@ -75,6 +85,7 @@ class Job:
         self._group = handles.group
         self._log = handles.log
         self._pidfd = handles.pidfd
+        self._foreign = handles.foreign
         self._pipes = {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR}
         self._started = started
         self._idempotency = idempotency
@@ -98,8 +109,7 @@ class Job:
         loop = self._around.loop
         for pipe in self._pipes:
             self._watch_pipe(pipe)
-        if self._pidfd is not None:
-            loop.watch(self._pidfd, select.EPOLLIN, self._on_main)
+        loop.watch(self._pidfd, select.EPOLLIN, self._on_foreign if self._foreign else self._on_main)
         loop.watch(self._group.events_fd, self._group.events_mask, self._on_group)
         if self.record.timeout_ms:
             left = self._started + self.record.timeout_ms / 1000 - time.monotonic()
@@ -156,8 +166,6 @@ class Job:
     # The job's processes.
 
     def _on_main(self) -> None:
-        if self._pidfd is None:
-            return
         try:
             # The status stays there until it is on disk: should this process die in between, the keeper has it.
             ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -168,6 +176,18 @@ class Job:
         if ended:
             self._around.loop.forget(self._pidfd)
             self._main_has_ended((ended.si_code, ended.si_status))
+
+    def _on_foreign(self) -> None:
+        self._around.loop.forget(self._pidfd)
+        try:
+            end = pidfd.end(self._pidfd)
+        except OSError:
+            end = keeping.FOREIGN
+        if end is None:
+            # It is dead; that its parent has reaped it makes no event.
+            self._around.loop.call_after(_LOOK_AGAIN, self._on_foreign)
+        else:
+            self._main_has_ended(end)
 
     def main_ended(self, end: End) -> None:
         """The keeper has reaped the main process."""
@@ -183,9 +203,8 @@ class Job:
             self._reap()
 
     def _reap(self) -> None:
-        if self._pidfd is not None:
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
 
     def _on_group(self) -> None:
         if not self._empty and not self._group.populated():
@@ -257,7 +276,7 @@ class Job:
             end_reason=self._end_reason(usage.oom_kills),
             usage=usage,
             stuck=False,
-            detail="",
+            detail=_UNKNOWN_END if self._end == keeping.FOREIGN else "",
             log_bytes=self._log.size,
             lost_bytes=self._log.lost,
             output_ended=True,
@@ -268,9 +287,8 @@ class Job:
     def _let_go(self) -> None:
         self._log.close()
         self._reap()
-        if self._pidfd is not None:
-            self._around.loop.forget(self._pidfd)
-            os.close(self._pidfd)
+        self._around.loop.forget(self._pidfd)
+        os.close(self._pidfd)
         try:
             self._group.remove()
         except OSError as error:
@@ -288,6 +306,14 @@ class Job:
         if record.signal is not None:
             return EndReason.SIGNALED
         return EndReason.LOST if record.exit_code is None else EndReason.EXITED
+
+    def held(self) -> Held:
+        """What a keeper has to hold of it."""
+        pipes = {source: pipe for pipe, source in self._pipes.items()}
+        held = Held(*(pipes[source] if source in pipes else _closed_pipe() for source in Source))
+        held.pidfd, held.pid = self._pidfd, self.record.pid
+        held.end = self._end or (keeping.FOREIGN if self._foreign else keeping.RUNNING)
+        return held
 
     # What is known of it.
 
@@ -331,6 +357,13 @@ class Job:
         elif self._save_again.pending:
             return
         self._save_again = self._around.loop.call_after(_SAVE_AGAIN, self._save)
+
+
+def _closed_pipe() -> int:
+    """The reading end of a pipe that nobody will write to."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.close(writing)
+    return reading
 
 
 def _exit_fields(end: End) -> dict[str, Any]:

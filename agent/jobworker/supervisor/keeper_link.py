@@ -18,12 +18,17 @@ End = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What an earlier supervisor had of a job: the job's pipes, its pidfd if it had come that far, its end."""
+    """What an earlier supervisor had of a job: the job's pipes, its pidfd if it had come that far, its end.
+
+    Attributes:
+        foreign: the keeper is not its parent, and will not learn of its end.
+    """
 
     stdout: int
     stderr: int
     pidfd: int | None
     end: End | None
+    foreign: bool = False
 
 
 class KeeperLink:
@@ -55,7 +60,8 @@ class KeeperLink:
                 continue
             stdout, stderr, *process = fds.take()
             pidfd = process[0] if process else None
-            held[job_id] = Held(stdout, stderr, pidfd, None if end == keeping.RUNNING else end)
+            known = None if end in (keeping.RUNNING, keeping.FOREIGN) else end
+            held[job_id] = Held(stdout, stderr, pidfd, known, end == keeping.FOREIGN)
 
     def listen(self, loop: Loop, on_end: Callable[[str, End], None], on_gone: Callable[[], None]) -> None:
         """Go on listening.

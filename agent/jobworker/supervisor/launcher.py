@@ -17,6 +17,7 @@ from jobworker.jobs import Idempotency, JobRecord, JobSpec, Limits, LimitStatus,
 from jobworker.kernel import spawn
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
+from jobworker.settings.schema import JobSettings
 from jobworker.supervisor.job import Handles, Job, Surroundings
 from jobworker.supervisor.output import OutputLog
 
@@ -60,15 +61,13 @@ Answer = Callable[[Job | JobWorkerError], None]
 class Launcher:
     """Starts jobs; the answer comes once the command was executed."""
 
-    def __init__(self, around: Surroundings, hierarchy: Hierarchy, default_path: str) -> None:
+    def __init__(self, around: Surroundings, hierarchy: Hierarchy, settings: JobSettings) -> None:
         self._around = around
         self._hierarchy = hierarchy
-        self._default_path = default_path
+        self._default_path = settings.default_path
         self._dev_null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):
-            # A dozen descriptors a job; the jobs themselves get the old limit back.
-            resource.setrlimit(resource.RLIMIT_NOFILE, (self._open_files[1], self._open_files[1]))
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._open_files = (min(settings.open_files, most), most)
 
     def launch(self, order: Order, answer: Answer) -> None:
         """Start a job.
@@ -206,8 +205,7 @@ class _Started:
         job.begin()
 
     def _fail(self, report: spawn.Report) -> None:
-        if self._handles.pidfd is not None:
-            os.waitid(os.P_PIDFD, self._handles.pidfd, os.WEXITED)
+        os.waitid(os.P_PIDFD, self._handles.pidfd, os.WEXITED)
         self._undo.close()
         self._answer(_start_failed(self._order.spec, report))
 

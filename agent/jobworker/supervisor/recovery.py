@@ -70,7 +70,7 @@ class Recovery:
             self._lose(stored, "the agent was not there to see its end")
             return
         try:
-            job = self._adopt(stored, held)
+            job = self._adopt(stored, held, held.pidfd)
         except OSError as error:
             self._lose(stored, f"it could not be taken over: {error}")
             return
@@ -80,18 +80,18 @@ class Recovery:
         if held.end:
             job.main_ended(held.end)
 
-    def _adopt(self, stored: StoredJob, held: Held) -> Job:
+    def _adopt(self, stored: StoredJob, held: Held, pidfd: int) -> Job:
         record = stored.record
         group = self._hierarchy.adopt(record.job_id)
-        if isinstance(group, SubtreeGroup) and held.pidfd is not None:
-            group.init_is(sockets.pid_of(held.pidfd), held.pidfd)
+        if isinstance(group, SubtreeGroup):
+            group.init_is(sockets.pid_of(pidfd), pidfd)
         try:
             logs = self._around.store.open_logs(record.job_id)
             log = OutputLog(logs, record.job_id, record.segment_bytes, record.lost_bytes)
         except OSError:
             group.close()
             raise
-        handles = Handles(group, log, held.pidfd, held.stdout, held.stderr)
+        handles = Handles(group, log, pidfd, held.stdout, held.stderr, foreign=held.foreign)
         return Job(self._around, record, handles, stored.started, stored.idempotency)
 
     def _lose(self, stored: StoredJob, detail: str) -> None:

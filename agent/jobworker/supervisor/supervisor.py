@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 import jobworker
-from jobworker.kernel import spawn
+from jobworker.kernel import spawn, syscalls
 from jobworker.kernel.cgroup import detect
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeHierarchy
@@ -25,15 +25,22 @@ from jobworker.supervisor.recovery import Recovery
 from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.server import Server
 from jobworker.supervisor.store import Store
-from jobworker.wire import sockets
+from jobworker.wire import handover, sockets
 
 
 class Supervisor:
-    """The one process that touches jobs."""
+    """The one process that touches jobs.
 
-    def __init__(self, settings: Settings, settings_path: str, link_fd: int) -> None:
+    Args:
+        link_fd: the connection to the keeper.
+        parked: a service manager stores what the keeper holds, and starts another keeper when it has died.
+    """
+
+    def __init__(self, settings: Settings, settings_path: str, link_fd: int, *, parked: bool) -> None:
         self._settings_path = settings_path
         self._link_fd = link_fd
+        self._parked = parked
+        self._leaving = False
         self._log = Log(settings.log_level)
         self._keeper = KeeperLink(link_fd)
         held = self._keeper.take_back()
@@ -50,7 +57,7 @@ class Supervisor:
             grew=self._grew,
             kill_wait=settings.jobs.kill_wait_ms / 1000,
         )
-        launcher = Launcher(around, self._hierarchy, settings.jobs.default_path)
+        launcher = Launcher(around, self._hierarchy, settings.jobs)
         self._registry = Registry(settings.jobs, around, self._hierarchy, launcher, self._removed)
         listener = sockets.listen(self._store.fd, SOCKET_NAME, 0o600)
         if settings.gateway_uid != os.geteuid():
@@ -77,7 +84,26 @@ class Supervisor:
             job.main_ended(end)
 
     def _keeper_gone(self) -> None:
-        self._log.error("the keeper is gone: if this process died too, running jobs would be lost")
+        if self._parked:
+            self._log.error("the keeper is gone: leaving the jobs to the one that is started next")
+            self._registry.pause(self._leave)
+        else:
+            self._log.error("the keeper is gone: becoming one")
+            self._registry.pause(self._become_keeper)
+
+    def _leave(self) -> None:
+        self._leaving = True
+        self._loop.stop()
+
+    def _become_keeper(self) -> None:
+        """Execute the keeper's program in this process, the jobs' parent, and have it start a supervisor."""
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        held = {job_id: job.held() for job_id, job in self._registry.running.items()}
+        try:
+            handover.execute(upgrade.keeper_command(self._settings_path), handover.State(0, -1, held))
+        except OSError as error:
+            problem = "no new job is taken, and if this process died too, those that run would be lost"
+            self._log.error(f"could not become a keeper: {problem}", error=str(error))
 
     def _upgrade(self, decided: Callable[[str | None], None]) -> None:
         def proven(problem: str | None) -> None:
@@ -92,7 +118,8 @@ class Supervisor:
             self._log.info("upgrading", version=jobworker.__version__)
             self._keeper.upgrade()
             os.set_inheritable(self._link_fd, True)
-            os.execv(sys.executable, [*upgrade.command(self._settings_path), "--link-fd", str(self._link_fd)])
+            link = ["--link-fd", str(self._link_fd), *(["--parked", "yes"] if self._parked else [])]
+            os.execv(sys.executable, [*upgrade.command(self._settings_path), *link])
 
         upgrade.Proof(self._loop, self._settings_path, proven)
 
@@ -114,7 +141,8 @@ class Supervisor:
             os.close(ready_fd)
         self._log.info("ready", version=jobworker.__version__, cgroup_mode=self._hierarchy.mode, pid=os.getpid())
         self._loop.run()
-        self._hierarchy.remove()
+        if not self._leaving:
+            self._hierarchy.remove()
 
 
 def _hierarchy(settings: Settings, store: Store, log: Log) -> Hierarchy:

@@ -24,6 +24,13 @@ def command(settings_path: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-E", program, "--settings", settings_path]
 
 
+def keeper_command(settings_path: str) -> list[str]:
+    """The command line of the keeper's program, for a process that is to become one."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    program = os.path.join(package, "keeper", "__main__.py")
+    return [sys.executable, "-I", "-S", "-E", program, "--settings", settings_path, "--subreaper", "yes"]
+
+
 class Proof:
     """A child that runs the new code over the present state, without touching it.
 

@@ -31,6 +31,8 @@ ENDED = 9
 
 # How a process ended, as waitid(2) has it: CLD_EXITED and a code, CLD_KILLED or CLD_DUMPED and a signal.
 RUNNING = (0, 0)
+# It is not a child of anybody here, since the keeper that was to inherit it has died.
+FOREIGN = (-1, 0)
 
 _FORMAT = struct.Struct("<B19sii")
 SIZE = _FORMAT.size

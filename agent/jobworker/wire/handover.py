@@ -1,6 +1,7 @@
-"""What the keeper holds, and how it carries it over into a new version of itself.
+"""What the keeper holds, and how it is carried over into a keeper's program that is executed in place.
 
-The state goes through a memfd as lines of numbers, the descriptors stay open across execve(2).
+The keeper itself does that for an upgrade, and the supervisor when the keeper has died. The state goes through a
+memfd as lines of numbers, the descriptors stay open across execve(2).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Held:
 
 
 class State:
-    """All that a keeper knows: the supervisor's pid, the link to it, and what is held by job."""
+    """All that a keeper knows: the supervisor's pid, the link to it (0 and -1 for none), what is held by job."""
 
     def __init__(self, supervisor: int, link_fd: int, held: dict[str, Held]) -> None:
         self.supervisor = supervisor
@@ -40,7 +41,8 @@ class State:
         self.held = held
 
     def descriptors(self) -> tuple[int, ...]:
-        return (self.link_fd, *(fd for held in self.held.values() for fd in held.descriptors()))
+        link = () if self.link_fd < 0 else (self.link_fd,)
+        return (*link, *(fd for held in self.held.values() for fd in held.descriptors()))
 
 
 def proven(command: Sequence[str]) -> bool:

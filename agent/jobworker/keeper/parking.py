@@ -1,0 +1,80 @@
+"""Copies of what the keeper holds, in the service manager's store, for the case that the keeper itself dies.
+
+Each descriptor is stored under the job's id and what it is: `k7f3-9m2q-x4tz-b1cd.stdout`. FDPOLL=0 keeps the
+service manager from letting go of a pipe whose job has ended before somebody has read the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+
+from jobworker.wire import keeping, service_manager
+from jobworker.wire.handover import Held
+
+STDOUT, STDERR, PIDFD = _KINDS = ("stdout", "stderr", "pidfd")
+
+
+class Parking:
+    """Says what is to be stored and what not any more, as fast as the service manager takes it."""
+
+    def __init__(self) -> None:
+        self._sock = service_manager.connect()
+        # By name: the descriptor to store, or None for one to let go of.
+        self._unsaid: dict[str, int | None] = {}
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._unsaid)
+
+    def __bool__(self) -> bool:
+        """True if there is a service manager."""
+        return self._sock is not None
+
+    def register(self, poll: select.poll) -> None:
+        """Have the poll wake up when something that waits can be said."""
+        if self._sock and self._unsaid:
+            poll.register(self._sock, select.POLLOUT)
+
+    def park(self, job_id: str, kind: str, fd: int) -> None:
+        """Store a descriptor, which stays open until `release`."""
+        self._say(f"{job_id}.{kind}", fd)
+
+    def release(self, job_id: str) -> None:
+        """Store nothing of this job any more. To be called before its descriptors are closed."""
+        for name in (f"{job_id}.{kind}" for kind in _KINDS):
+            # What was not said yet need not be taken back.
+            if self._unsaid.pop(name, None) is None:
+                self._say(name, None)
+
+    def _say(self, name: str, fd: int | None) -> None:
+        if self._sock:
+            self._unsaid[name] = fd
+            self.flush()
+
+    def flush(self) -> None:
+        if self._sock is None:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while self._unsaid:
+                name, fd = next(iter(self._unsaid.items()))
+                # One that the service manager does not want is not worth the agent's life.
+                with contextlib.suppress(ConnectionError):
+                    what = "FDSTOREREMOVE=1" if fd is None else "FDSTORE=1\nFDPOLL=0"
+                    service_manager.send(self._sock, what, f"FDNAME={name}", fd=fd)
+                del self._unsaid[name]
+
+    @staticmethod
+    def take_back() -> dict[str, Held]:
+        """What an earlier keeper, which has died, had stored; of a job without both pipes nothing."""
+        found: dict[str, dict[str, int]] = {}
+        for name, fd in service_manager.stored().items():
+            job_id, _, kind = name.rpartition(".")
+            found.setdefault(job_id, {})[kind] = fd
+        return {job_id: _held(fds) for job_id, fds in found.items() if STDOUT in fds and STDERR in fds}
+
+
+def _held(fds: dict[str, int]) -> Held:
+    held = Held(fds[STDOUT], fds[STDERR])
+    held.pidfd, held.end = fds.get(PIDFD, -1), keeping.FOREIGN
+    return held
