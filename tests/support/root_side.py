@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import resource
@@ -22,6 +23,7 @@ from jobworker.jobs import JobRecord, JobSpec, Limits
 from jobworker.settings import schema
 from jobworker.wire import frames, messages, sockets
 from support import seccomp
+from support.service_manager import ServiceManager
 
 _ROOT = os.path.dirname(jobworker.__file__)
 DEADLINE = 60
@@ -138,6 +140,7 @@ class RootSide:
         as_user: run it as this user, with the system's Python and a copy of the package that the user can read.
         without_call: the number of a system call that it is to do without.
         own_package: run a copy of the package, `package`, that the test may change.
+        manager: the service manager that starts it.
         jobs: settings.
     """
 
@@ -148,9 +151,10 @@ class RootSide:
         as_user: int | None = None,
         own_package: bool = False,
         without_call: int | None = None,
+        manager: ServiceManager | None = None,
         **jobs: Any,
     ) -> None:
-        self._without_call = without_call
+        self._without_call, self._manager = without_call, manager
         self._python, self.package = sys.executable if as_user is None else "/usr/bin/python3", _ROOT
         if own_package or as_user is not None:
             leave = shutil.ignore_patterns("__pycache__")
@@ -173,19 +177,26 @@ class RootSide:
         self._links: list[Link] = []
         self._successor: int | None = None
         self.log_path = os.path.join(directory, "keeper.log")
-        self.keeper = self._start()
-        self.keeper_pid = self.keeper.pid
+        self.start_again()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        reading, writing = os.pipe()
+        reading, low = os.pipe()
+        # Out of the way of those that a service manager hands over.
+        writing = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 2000)
+        os.close(low)
         program = os.path.join(self.package, "keeper", "__main__.py")
         command = [self._python, "-I", "-S", "-E", program, "--settings", self._settings_path]
+        command += ["--ready-fd", str(writing)]
+        keep = [writing]
+        if self._manager:
+            command = self._manager.command(command)
+            keep += self._manager.stored.values()
         with open(self.log_path, "ab") as log:
             process = subprocess.Popen(
-                [*command, "--ready-fd", str(writing)],
+                command,
                 stdin=subprocess.DEVNULL,
                 stderr=log,
-                pass_fds=(writing,),
+                pass_fds=keep,
                 start_new_session=True,
                 preexec_fn=self._before_exec,
             )
@@ -220,8 +231,7 @@ class RootSide:
         self._links.clear()
         self.settings = replace(self.settings, jobs=replace(self.settings.jobs, **jobs))
         schema.write(self.settings, self._settings_path)
-        self.keeper = self._start()
-        self.keeper_pid = self.keeper.pid
+        self.start_again()
 
     def link(self, **options: bool) -> Link:
         # The supervisor listens to its own user alone, and who connects is who the kernel says connects.
@@ -245,6 +255,11 @@ class RootSide:
         # Between two supervisors nobody listens.
         self.wait_for(connected)
         return links[0]
+
+    def start_again(self) -> None:
+        """Start the keeper again after its death, as a service manager does."""
+        self.keeper = self._start()
+        self.keeper_pid = self.keeper.pid
 
     def kill_keeper(self) -> None:
         """Kill the keeper; the supervisor takes its place."""

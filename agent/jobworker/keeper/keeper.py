@@ -80,6 +80,7 @@ class Keeper:
             if self._upgrade_due and not self._unsent and not self._parking.pending:
                 self._upgrade()
             status = self._reap()
+        self._parking.finish()
         return status
 
     def _wait(self) -> None:

@@ -12,6 +12,8 @@ import select
 from jobworker.wire import keeping, service_manager
 from jobworker.wire.handover import Held
 
+_PATIENCE_MS = 1000
+
 STDOUT, STDERR, PIDFD = _KINDS = ("stdout", "stderr", "pidfd")
 
 
@@ -63,6 +65,13 @@ class Parking:
                     what = "FDSTOREREMOVE=1" if fd is None else "FDSTORE=1\nFDPOLL=0"
                     service_manager.send(self._sock, what, f"FDNAME={name}", fd=fd)
                 del self._unsaid[name]
+
+    def finish(self) -> None:
+        """Say what waits, as long as the service manager listens."""
+        poll = select.poll()
+        self.register(poll)
+        while self._unsaid and poll.poll(_PATIENCE_MS):
+            self.flush()
 
     @staticmethod
     def take_back() -> dict[str, Held]:

@@ -1,0 +1,142 @@
+"""Under a service manager that stores descriptors, the death of all of the root side costs no byte."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobworker.jobs import EndReason, JobRecord
+from jobworker.kernel import pidfd
+from jobworker.wire import messages
+from support.leftovers import cgroups
+from support.root_side import DEADLINE, Link, RootSide
+from support.service_manager import ServiceManager
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[ServiceManager]:
+    manager = ServiceManager(str(tmp_path / "notify"))
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def side(tmp_path: Path, manager: ServiceManager) -> Iterator[RootSide]:
+    side = RootSide(str(tmp_path), manager=manager)
+    yield side
+    side.close()
+
+
+def tells() -> bool:
+    """True if this kernel keeps how a process ended with its pidfd, as Linux 6.15 and later do."""
+    child = os.fork()
+    if child == 0:
+        os._exit(3)
+    fd = os.pidfd_open(child)
+    os.waitpid(child, 0)
+    try:
+        return pidfd.end(fd) == (os.CLD_EXITED, 3)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def die(side: RootSide, *, both: bool) -> None:
+    """Kill the keeper, and with `both` the supervisor before it can leave by itself."""
+    fd = os.pidfd_open(side.supervisor_pid())
+    if both:
+        side.freeze_keeper()
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+    side.keeper.kill()
+    side.keeper.wait(DEADLINE)
+    assert select.select([fd], [], [], DEADLINE)[0], "the supervisor stays"
+    os.close(fd)
+
+
+def start_again(side: RootSide) -> Link:
+    side.start_again()
+    return side.link(subscribe=True)
+
+
+def wait_until_stored(manager: ServiceManager, jobs: int) -> None:
+    manager.wait_for(lambda manager: len(manager.stored) == 3 * jobs)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_no_byte_is_lost(side: RootSide, manager: ServiceManager, *, both: bool) -> None:
+    link = side.link(subscribe=True)
+    script = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.005; done; exit 5"
+    before = [link.start("/bin/sh", "-c", script) for _ in range(10)]
+    for record in before:
+        link.wait_output(record.job_id)
+    wait_until_stored(manager, 10)
+    for _ in range(3):
+        die(side, both=both)
+        link = start_again(side)
+    for record in before:
+        ended = link.wait_ended(record.job_id)
+        assert link.read_log(ended) == "".join(f"{i}\n" for i in range(300)).encode()
+        check_end(ended, EndReason.EXITED, exit_code=5)
+        assert cgroups(record.job_id) == []
+
+
+def check_end(ended: JobRecord, reason: EndReason, **fields: int) -> None:
+    """How the job ended is known exactly, or said to be unknown."""
+    if tells():
+        known = {"exit_code": ended.exit_code, "signal": ended.signal}
+        assert (ended.end_reason, known | fields) == (reason, known)
+    else:
+        assert (ended.end_reason, ended.exit_code, ended.signal) == (EndReason.LOST, None, None)
+        assert "6.15" in ended.detail
+
+
+def test_jobs_that_end_while_nobody_is_there(side: RootSide, manager: ServiceManager) -> None:
+    link = side.link(subscribe=True)
+    exiting = link.start("/bin/sh", "-c", "sleep 0.1; echo the last words; exit 7")
+    killed = link.start("/bin/sh", "-c", "sleep 0.1; echo the last words; kill -9 $$")
+    fds = [os.pidfd_open(record.pid) for record in (exiting, killed)]
+    wait_until_stored(manager, 2)
+    die(side, both=True)
+    for fd in fds:
+        assert select.select([fd], [], [], DEADLINE)[0]
+        os.close(fd)
+    link = start_again(side)
+    ended = link.wait_ended(exiting.job_id)
+    assert link.read_log(ended) == b"the last words\n"
+    check_end(ended, EndReason.EXITED, exit_code=7)
+    ended = link.wait_ended(killed.job_id)
+    assert link.read_log(ended) == b"the last words\n"
+    check_end(ended, EndReason.SIGNALED, signal=signal.SIGKILL)
+
+
+def test_nothing_stays_in_the_store(side: RootSide, manager: ServiceManager) -> None:
+    link = side.link(subscribe=True)
+    records = [link.start("/bin/echo", "x") for _ in range(20)]
+    running = link.start("/bin/sleep", "1000")
+    for record in records:
+        link.wait_ended(record.job_id)
+    side.close()
+    manager.wait_for(lambda manager: not manager.stored)
+    assert manager.said == ["READY=1", "STOPPING=1"]
+    assert running.job_id
+
+
+def test_an_upgrade_keeps_the_store(side: RootSide, manager: ServiceManager) -> None:
+    link = side.link(subscribe=True)
+    running = link.start("/bin/sh", "-c", "read line < /proc/self/fd/0; sleep 1000")
+    link.ask(messages.Upgrade())
+    link.drain()
+    side.reconnect().close()
+    wait_until_stored(manager, 1)
+    die(side, both=True)
+    link = start_again(side)
+    assert link.inspect(running.job_id).pid == running.pid
+    assert link.stop(running.job_id).end_reason is EndReason.STOPPED
