@@ -38,7 +38,8 @@ class Gateway:
         address: HOST:PORT.
     """
 
-    def __init__(self, directory: str, wanted: schema.Settings) -> None:
+    def __init__(self, directory: str, wanted: schema.Settings, **environment: str) -> None:
+        self._environment = environment
         self._log_path = os.path.join(directory, "gateway.log")
         self._settings_path = os.path.join(directory, "gateway.json")
         schema.write(wanted, self._settings_path)
@@ -55,7 +56,7 @@ class Gateway:
                 stderr=log,
                 pass_fds=(writing,),
                 start_new_session=True,
-                env=environment,
+                env=environment | self._environment,
             )
         os.close(writing)
         with open(reading) as ready:

@@ -11,7 +11,7 @@ import structlog
 from grpc import aio
 
 from jobworker.errors import AgentUnavailable
-from jobworker.gateway import credentials, server
+from jobworker.gateway import credentials, server, watchdog
 from jobworker.gateway.certificates import PeerReader
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.gate import Gate
@@ -23,6 +23,7 @@ from jobworker.gateway.segments import Segments
 from jobworker.gateway.servicer import JobWorker
 from jobworker.gateway.streams import OpenStreams
 from jobworker.settings.schema import Settings
+from jobworker.wire import service_manager
 
 # So long calls may take to end by themselves when the gateway stops.
 _GRACE_SECONDS = 5.0
@@ -57,9 +58,12 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
         keeping = tasks.create_task(link.run())
         # Should the server end by itself, so does the gateway, to be started again.
         tasks.create_task(grpc_server.wait_for_termination())
+        living = tasks.create_task(watchdog.keep_alive())
         await stop.wait()
+        service_manager.tell("STOPPING=1")
         await _drain(grpc_server, streams)
-        keeping.cancel()
+        for task in (keeping, living):
+            task.cancel()
 
 
 def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
