@@ -23,6 +23,7 @@ from bench import (  # noqa: E402
     start_latency,
     start_rate,
     stream_rate,
+    upgrade,
 )
 from bench.report import Outcome, figures_table  # noqa: E402
 from bench.scale import FULL, QUICK, Scale  # noqa: E402
@@ -37,6 +38,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Outcome]] = {
     "query": query_speed.measure,
     "cli": cli_startup.measure,
     "recovery": recovery.measure,
+    "upgrade": upgrade.measure,
 }
 _DOCUMENT = "docs/benchmarks.md"
 

@@ -25,6 +25,7 @@ class Scale:
         idle_seconds: over which CPU time is taken.
         cold_starts: of the command line.
         kills: of the supervisor.
+        upgraded_jobs: that write meanwhile.
     """
 
     rounds: int = 5
@@ -41,6 +42,8 @@ class Scale:
     idle_seconds: float = 10.0
     cold_starts: int = 20
     kills: int = 5
+    upgraded_jobs: int = 200
+    upgrades: int = 20
 
 
 FULL = Scale()
@@ -56,4 +59,6 @@ QUICK = Scale(
     calls=300,
     cold_starts=5,
     kills=2,
+    upgraded_jobs=50,
+    upgrades=5,
 )
