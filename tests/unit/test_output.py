@@ -190,6 +190,14 @@ def test_gaps_run_over_segments(tmp_path: Path, log: OutputLog) -> None:
     # Whole segments of nothing have no file, and the offsets say where the others belong.
     assert gaps(tmp_path, ".0") == [(10, SEGMENT - 10), (3 * SEGMENT, 10)]
     assert index(tmp_path)[-1] == (3 * SEGMENT + 10, 5, 1)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    for lost in (1, 2):
+        with pytest.raises(OutputDropped):
+            open_segment(directory, record_of(log), lost)
+    for kept in (0, 3):
+        for fd in open_segment(directory, record_of(log), kept):
+            os.close(fd)
+    os.close(directory)
     again = open_log(tmp_path)
     assert again.size == log.size
     feed(again, b"b" * SEGMENT)

@@ -24,7 +24,14 @@ def main(arguments: list[str]) -> int:
         if "--check" in options:
             store.check(settings.state_dir)
             return 0
-        supervisor = Supervisor(settings, path, int(options["--link-fd"]), parked="--parked" in options)
+        link_fd, stand_in = int(options["--link-fd"]), options.get("--stand-in-fd")
+        supervisor = Supervisor(
+            settings,
+            path,
+            link_fd,
+            parked="--parked" in options,
+            stand_in_fd=None if stand_in is None else int(stand_in),
+        )
     except (JobWorkerError, OSError) as error:
         sys.stderr.write(f"supervisor: cannot start: {error}\n")
         return 1

@@ -20,28 +20,37 @@ def start(name: str, fds: tuple[int, ...], work: Callable[[], None]) -> None:
 
     Args:
         name: what ps calls it.
-        fds: what it holds; they become its descriptors 0 and following.
+        fds: all that it holds; they become its descriptors 0 and following.
         work: its life.
     """
+
+    def alone() -> None:
+        for number, fd in enumerate([os.dup(fd) for fd in fds]):
+            os.dup2(fd, number)
+        syscalls.close_range(len(fds))
+        work()
+
+    fork(name, alone)
+
+
+def fork(name: str, work: Callable[[], None]) -> None:
+    """Fork a helper that holds all that the supervisor does."""
     child = os.fork()
     if child == 0:
         # Twice, and nobody here has to wait for it.
         if os.fork() == 0:
-            _live(name, fds, work)
+            _live(name, work)
         os._exit(0)
     os.waitpid(child, 0)
 
 
-def _live(name: str, fds: tuple[int, ...], work: Callable[[], None]) -> None:
+def _live(name: str, work: Callable[[], None]) -> None:
     """Never returns."""
     status = 1
     try:
         spawn.set_name(name)
         for signum in _HANDLED:
             signal.signal(signum, signal.SIG_IGN)
-        for number, fd in enumerate(os.dup(fd) for fd in fds):
-            os.dup2(fd, number)
-        syscalls.close_range(len(fds))
         work()
         status = 0
     finally:

@@ -23,6 +23,7 @@ from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.output import LONE_BYTES, ROUND_BYTES, OutputLog
+from jobworker.supervisor.stand_in import Stream
 from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
 from jobworker.wire import keeping
@@ -306,6 +307,10 @@ class Job:
         if record.signal is not None:
             return EndReason.SIGNALED
         return EndReason.LOST if record.exit_code is None else EndReason.EXITED
+
+    def streams(self) -> list[Stream]:
+        """What output it may still have."""
+        return [(pipe, source, self._log) for pipe, source in self._pipes.items()]
 
     def held(self) -> Held:
         """What a keeper has to hold of it."""

@@ -220,12 +220,20 @@ def open_segment(directory_fd: int, record: JobRecord, segment: int) -> tuple[in
     opened: list[int] = []
     try:
         opened += (_open_to_read(directory_fd, f"{name}.{kind}", segment) for kind in ("log", "idx"))
+        _check_segment(opened[1], segment, record.segment_bytes)
     except OSError as error:
         for fd in opened:
             os.close(fd)
         reason = error.strerror or "unreadable"
         raise OutputDropped(record.job_id, segment * record.segment_bytes, reason) from None
     return opened[0], opened[1]
+
+
+def _check_segment(index_fd: int, segment: int, segment_bytes: int) -> None:
+    # The live files may be those of a later segment, if this one was lost as a whole and has none.
+    known = index.ends(index_fd)
+    if known and known[0].offset // segment_bytes != segment:
+        raise OSError(errno.ENOENT, "there is nothing of it")
 
 
 def _open_to_read(directory_fd: int, name: str, segment: int) -> int:

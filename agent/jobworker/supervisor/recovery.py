@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from jobworker.errors import InvalidField, ProtocolError
 from jobworker.jobs import EndReason, State, check_job_id
-from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
 from jobworker.supervisor.job import Handles, Job, Surroundings
 from jobworker.supervisor.keeper_link import Held
@@ -33,10 +33,25 @@ class Recovery:
         self._registry = registry
         self._hierarchy = hierarchy
         self._held = held
+        self._read: dict[str, StoredJob | Exception] = {}
+        self._groups: dict[str, Group] = {}
+
+    def read(self) -> None:
+        """Take in all that can be had without changing anything, while somebody else still moves the output."""
+        for name in self._around.store.job_ids():
+            try:
+                stored = self._read[name] = self._around.store.load(check_job_id(name))
+                if name in self._held and stored.record.state is not State.ENDED:
+                    self._groups[name] = self._hierarchy.adopt(name)
+            except (FileNotFoundError, ProtocolError, InvalidField) as error:
+                self._read[name] = error
 
     def run(self) -> None:
-        for name in self._around.store.job_ids():
-            self._recover(name)
+        for name, stored in self._read.items():
+            self._recover(name, stored)
+        self._read.clear()
+        while self._groups:
+            self._groups.popitem()[1].close()
         for job_id, held in self._held.items():
             # Of a job that had no directory any more, or none yet.
             self._let_go(job_id, held)
@@ -46,18 +61,15 @@ class Recovery:
         running, ended = len(self._registry.running), len(self._registry.ended)
         self._around.log.info("recovered", running=running, ended=ended)
 
-    def _recover(self, name: str) -> None:
-        store = self._around.store
-        try:
-            stored = store.load(check_job_id(name))
-        except FileNotFoundError:
+    def _recover(self, name: str, stored: StoredJob | Exception) -> None:
+        if isinstance(stored, StoredJob):
+            self._take_over(stored)
+        elif isinstance(stored, FileNotFoundError):
             # Its command was not executed, or nobody has been told that it was.
             self._undo(name)
-        except (ProtocolError, InvalidField) as error:
-            self._around.log.error("quarantined", job=name, problem=str(error))
-            store.quarantine(name)
         else:
-            self._take_over(stored)
+            self._around.log.error("quarantined", job=name, problem=str(stored))
+            self._around.store.quarantine(name)
 
     def _take_over(self, stored: StoredJob) -> None:
         record = stored.record
@@ -82,7 +94,7 @@ class Recovery:
 
     def _adopt(self, stored: StoredJob, held: Held, pidfd: int) -> Job:
         record = stored.record
-        group = self._hierarchy.adopt(record.job_id)
+        group = self._groups.pop(record.job_id, None) or self._hierarchy.adopt(record.job_id)
         if isinstance(group, SubtreeGroup):
             group.init_is(sockets.pid_of(pidfd), pidfd)
         try:

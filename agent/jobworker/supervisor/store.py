@@ -58,21 +58,25 @@ class Store:
         self.path = os.path.realpath(path)
         os.makedirs(self.path, mode=0o700, exist_ok=True)
         self.fd = os.open(self.path, _OPEN_DIR)
-        self._lock = self._take_lock()
         os.chmod(self.path, _PASS_THROUGH)
         self.jobs_fd = self._make_dir("jobs", _PASS_THROUGH)
         self.removed_fd = self._make_dir("removed", 0o700)
         self._boot_id = _read_boot_id()
 
-    def _take_lock(self) -> int:
+    def lock(self, *, wait: bool = False) -> None:
+        """Be the one who writes here, from now on, or once the present one has ended.
+
+        Raises:
+            HostFault: another one is.
+        """
         fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self.fd)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
             problem = f"another agent is using {self.path}; stop it, or give this one a directory of its own"
             raise HostFault("lock", "EWOULDBLOCK", problem) from None
-        return fd
+        self._lock = fd
 
     def _make_dir(self, name: str, mode: int) -> int:
         with contextlib.suppress(FileExistsError):

@@ -14,7 +14,7 @@ from jobworker.kernel.cgroup import detect
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeHierarchy
 from jobworker.settings.schema import SOCKET_NAME, Settings
-from jobworker.supervisor import upgrade
+from jobworker.supervisor import stand_in, upgrade
 from jobworker.supervisor.flusher import Flusher
 from jobworker.supervisor.job import Job, Surroundings
 from jobworker.supervisor.keeper_link import KeeperLink
@@ -33,10 +33,13 @@ class Supervisor:
 
     Args:
         link_fd: the connection to the keeper.
+        stand_in_fd: the connection to who has moved the output since the version before this one.
         parked: a service manager stores what the keeper holds, and starts another keeper when it has died.
     """
 
-    def __init__(self, settings: Settings, settings_path: str, link_fd: int, *, parked: bool) -> None:
+    def __init__(
+        self, settings: Settings, settings_path: str, link_fd: int, *, parked: bool, stand_in_fd: int | None
+    ) -> None:
         self._settings_path = settings_path
         self._link_fd = link_fd
         self._parked = parked
@@ -45,6 +48,8 @@ class Supervisor:
         self._keeper = KeeperLink(link_fd)
         held = self._keeper.take_back()
         self._store = Store(settings.state_dir)
+        if stand_in_fd is None:
+            self._store.lock()
         self._loop = Loop()
         self._flusher = Flusher(self._loop, self._store.jobs_fd)
         self._hierarchy = _hierarchy(settings, self._store, self._log)
@@ -63,7 +68,12 @@ class Supervisor:
         if settings.gateway_uid != os.geteuid():
             os.chown(SOCKET_NAME, settings.gateway_uid, -1, dir_fd=self._store.fd)
         self._server = Server(self._loop, self._log, self._registry, listener, settings.gateway_uid, self._upgrade)
-        Recovery(around, self._registry, self._hierarchy, held).run()
+        recovery = Recovery(around, self._registry, self._hierarchy, held)
+        recovery.read()
+        if stand_in_fd is not None:
+            os.close(stand_in_fd)
+            self._store.lock(wait=True)
+        recovery.run()
         self._registry.retention.begin()
         self._keeper.listen(self._loop, self._process_ended, self._keeper_gone)
 
@@ -118,8 +128,11 @@ class Supervisor:
             self._log.info("upgrading", version=jobworker.__version__)
             self._keeper.upgrade()
             os.set_inheritable(self._link_fd, True)
-            link = ["--link-fd", str(self._link_fd), *(["--parked", "yes"] if self._parked else [])]
-            os.execv(sys.executable, [*upgrade.command(self._settings_path), *link])
+            streams = [stream for job in self._registry.running.values() for stream in job.streams()]
+            options = ["--link-fd", str(self._link_fd), "--stand-in-fd", str(stand_in.start(streams))]
+            if self._parked:
+                options += ["--parked", "yes"]
+            os.execv(sys.executable, [*upgrade.command(self._settings_path), *options])
 
         upgrade.Proof(self._loop, self._settings_path, proven)
 
