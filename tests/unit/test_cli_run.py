@@ -323,8 +323,33 @@ def test_a_stream_is_written_unchanged_and_its_gaps_are_told(agent: scripted.Scr
     )
     done = agent.cli("stream", ID, "--offset", "5")
     assert (done.returncode, done.stdout) == (0, data)
-    assert done.stderr == b"worker-client: 5 bytes of output are missing at offset 5: expired\\x1b[2J\n"
+    assert done.stderr == b"worker-client: output bytes 5 to 9 are missing: expired\\x1b[2J\n"
     assert agent.requests == [pb.StreamRequest(job_id=ID, offset=5)]
+
+
+def gap(offset: int, length: int, reason: str) -> pb.StreamResponse:
+    return pb.StreamResponse(gap=pb.OutputGap(offset=offset, length=length, reason=reason))
+
+
+def test_a_gap_is_told_in_one_line_in_however_many_pieces_it_comes(agent: scripted.ScriptedAgent) -> None:
+    gaps = [gap(0, 5, "disk full"), gap(5, 5, "disk full"), gap(10, 1, "dropped"), gap(12, 2, "disk full")]
+    responses = [*gaps[:3], scripted.chunk(11, b"x"), gaps[3], scripted.end(14)]
+    agent.handlers["Stream"] = lambda _request, _context: iter(responses)
+    done = agent.cli("stream", ID)
+    assert (done.returncode, done.stdout) == (0, b"x")
+    assert done.stderr.decode().splitlines() == [
+        "worker-client: output bytes 0 to 9 are missing: disk full",
+        "worker-client: output bytes 10 to 10 are missing: dropped",
+        "worker-client: output bytes 12 to 13 are missing: disk full",
+    ]
+
+
+def test_a_gap_changes_no_exit_code_and_is_told_once(agent: scripted.ScriptedAgent) -> None:
+    OneJob(agent, ended("EXITED", exit_code=7), [])
+    agent.handlers["Stream"] = lambda _request, _context: iter([gap(0, 100, "disk full"), scripted.end(100)])
+    done = agent.cli("run", "sleep", "9")
+    assert (done.returncode, done.stdout) == (7, b"")
+    assert done.stderr == b"worker-client: output bytes 0 to 99 are missing: disk full\n"
 
 
 @pytest.mark.parametrize(

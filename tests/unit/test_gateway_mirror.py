@@ -56,9 +56,10 @@ def test_an_answer_is_news_as_well() -> None:
 
 def test_the_log_grows_and_never_shrinks() -> None:
     mirror = filled(record(1, log_bytes=10))
-    mirror.apply(LogGrew(job_id(1), 20, output_ended=False))
+    mirror.apply(LogGrew(job_id(1), 20, output_ended=False, lost_bytes=5))
     mirror.apply(LogGrew(job_id(1), 0, output_ended=True))
-    assert find(mirror, 1).log_bytes == 20
+    assert (find(mirror, 1).log_bytes, find(mirror, 1).lost_bytes) == (20, 5)
+    assert (find(mirror, 1).job().log_bytes, find(mirror, 1).job().lost_bytes) == (20, 5)
     mirror.apply(LogGrew(job_id(2), 5, output_ended=False))
 
 

@@ -18,8 +18,9 @@ from jobworker.errors import AgentUnavailable, InvalidField, JobNotFound, Output
 from jobworker.gateway import link as link_module
 from jobworker.gateway import output as output_module
 from jobworker.gateway.follow import Feeds
+from jobworker.gateway.index import LOST, RECORD
 from jobworker.gateway.output import Extent, Fixed, Log, Output
-from jobworker.gateway.segments import INDEX_RECORD, Segment, Segments
+from jobworker.gateway.segments import Segment, Segments
 from jobworker.jobs import Source
 from jobworker.wire.messages import (
     FollowLog,
@@ -51,17 +52,26 @@ class LogSupervisor(ScriptedSupervisor):
         super().__init__(directory)
         self.records = [record(1, segment_bytes=SEGMENT_BYTES)]
         self.gone: set[int] = set()
+        # Whole hundreds of bytes that the agent could not write.
+        self.lost: set[int] = set()
         self.handlers[OpenLog] = self._open
 
     def _open(self, request: OpenLog) -> Answer:
         start = request.segment * SEGMENT_BYTES
         if request.segment in self.gone:
             raise OutputDropped(ID, start, "it was dropped")
-        index = b"".join(
-            INDEX_RECORD.pack(at, 100, 1 + at // 100 % 2, 0) for at in range(start, start + SEGMENT_BYTES, 100)
-        )
-        data = BYTES[start : start + SEGMENT_BYTES]
-        return Answer(LogSegment(ID, request.segment, start), (memfd(data), memfd(index)))
+        hundreds = range(start, start + SEGMENT_BYTES, 100)
+        index = b"".join(RECORD.pack(at, 100, self.source_of(at), 0) for at in hundreds)
+        log = memfd(b"")
+        for at in hundreds:
+            # Of what was lost there is a hole, or less of a file.
+            if at not in self.lost:
+                os.pwrite(log, BYTES[at : at + 100], at - start)
+        return Answer(LogSegment(ID, request.segment, start), (log, memfd(index)))
+
+    def source_of(self, offset: int) -> int:
+        hundred = offset // 100
+        return LOST if hundred * 100 in self.lost else 1 + hundred % 2
 
     def opened(self) -> list[int]:
         return [request.segment for request in self.requests if isinstance(request, OpenLog)]
@@ -84,9 +94,10 @@ async def collect(output: Output, extent: Extent, offset: int = 0, source: Sourc
 
 def read(supervisor: LogSupervisor, end: int, offset: int = 0, source: Source | None = None) -> list[Any]:
     """The messages of a stream of what is there."""
+    extent = Fixed(end, True, 100 * len(supervisor.lost))
 
     async def scenario(link: Any) -> list[Any]:
-        return await collect(Output(Segments(link, 8)), Fixed(end, output_ended=True), offset, source)
+        return await collect(Output(Segments(link, 8)), extent, offset, source)
 
     return linked(supervisor.path, scenario)
 
@@ -149,6 +160,41 @@ def test_a_segment_that_is_shorter_than_told_is_a_gap(supervisor: LogSupervisor)
     assert last_chunk.offset + len(last_chunk.data) == gap.offset == len(BYTES)
     assert gap.length == 200
     assert end.offset == len(BYTES) + 200
+
+
+LOSSES = [{0}, {900}, {900, 1000}, {500, 1700, 2400}, set(range(1000, 2000, 100)), set(range(0, 2500, 100))]
+
+
+@pytest.mark.parametrize("source", [None, *Source])
+@pytest.mark.parametrize("offset", [0, 950])
+@pytest.mark.parametrize("lost", LOSSES)
+def test_what_could_not_be_written_is_a_gap(
+    supervisor: LogSupervisor, lost: set[int], offset: int, source: Source | None
+) -> None:
+    supervisor.lost = lost
+    missing: set[int] = set()
+    data: dict[int, int] = {}
+    *items, end = read(supervisor, len(BYTES), offset, source)
+    for item in items:
+        if isinstance(item, pb.OutputGap):
+            assert item.reason == "the agent could not write it: disk full or failing"
+            missing.update(range(item.offset, item.offset + item.length))
+        else:
+            data.update(enumerate(item.data, item.offset))
+    offsets = range(offset, len(BYTES))
+    assert missing == {at for at in offsets if at // 100 * 100 in lost}
+    wanted = {source} if source else {1, 2}
+    assert data == {at: BYTES[at] for at in offsets if supervisor.source_of(at) in wanted}
+    assert end == pb.OutputEnd(offset=len(BYTES), output_ended=True)
+
+
+def test_a_segment_that_could_not_even_be_made_is_a_gap(supervisor: LogSupervisor) -> None:
+    supervisor.lost, supervisor.gone = set(range(1000, 2000, 100)), {1}
+    messages = read(supervisor, len(BYTES))
+    assert [message for message in messages if isinstance(message, pb.OutputGap)] == [
+        pb.OutputGap(offset=1000, length=1000, reason="the agent could not write it: disk full or failing")
+    ]
+    assert data_of(messages) == BYTES[:1000] + BYTES[2000:]
 
 
 def test_followers_share_one_segment_and_one_encoding(supervisor: LogSupervisor) -> None:
@@ -251,6 +297,27 @@ def test_a_follower_gets_what_comes_and_then_the_end(supervisor: LogSupervisor) 
     *chunks, end = follow(supervisor, step)
     assert b"".join(message.chunk.data for message in chunks) == BYTES
     assert end.end == pb.OutputEnd(offset=2500, output_ended=True)
+
+
+def test_a_follower_is_told_of_what_is_lost_meanwhile(supervisor: LogSupervisor) -> None:
+    supervisor.lost = {500}
+    sizes = iter([(500, 0), (530, 30), (600, 100), (700, 100)])
+
+    async def step(output: Output, feeds: Feeds) -> list[Any]:
+        received: list[Any] = []
+        async with (
+            feeds.follow(ID) as feed,
+            aclosing(output.pieces(Log(ID, SEGMENT_BYTES, None), 0, feed)) as pieces,
+        ):
+            await asyncio.to_thread(supervisor.wait_asked, FollowLog)
+            for size, lost in sizes:
+                supervisor.tell(LogGrew(ID, size, output_ended=False, lost_bytes=lost))
+                received.append(pb.StreamResponse.FromString((await anext(pieces)).message))
+        return received
+
+    one, two, three, four = follow(supervisor, step)
+    assert (one.chunk.data, four.chunk.data) == (BYTES[:500], BYTES[600:700])
+    assert [(gap.offset, gap.length) for gap in (two.gap, three.gap)] == [(500, 30), (530, 70)]
 
 
 def test_many_followers_are_one_subscription(supervisor: LogSupervisor) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobworker.gateway import segments
-from jobworker.gateway.segments import INDEX_RECORD, Segment
+from jobworker.gateway import index as index_module
+from jobworker.gateway.index import LOST, RECORD
+from jobworker.gateway.segments import Segment
 
 START = 5_000
 
@@ -25,7 +26,7 @@ def segment(data: bytes, runs: list[tuple[int, int]], start: int = START) -> Seg
     """A segment whose index has records of (length, source)."""
     index, offset = b"", start
     for length, source in runs:
-        index += INDEX_RECORD.pack(offset, length, source, 0)
+        index += RECORD.pack(offset, length, source, 0)
         offset += length
     return Segment(start, a_file(data), a_file(index))
 
@@ -34,7 +35,7 @@ def ranges(made: Segment, source: int, offset: int, end: int) -> list[int]:
     """Every offset that a source wrote, as a stream goes through them."""
     found: list[int] = []
     while offset < end:
-        start, stop = made.run(offset, end, source)
+        start, stop, _ = made.index.run(offset, end, source)
         assert offset <= start <= stop <= end
         assert stop > offset, "no progress"
         found += range(start, stop)
@@ -67,32 +68,65 @@ def test_a_source_gets_what_it_wrote(block: int, runs: list[tuple[int, int]], da
     offset = START + data.draw(st.integers(0, len(wrote)))
     end = data.draw(st.integers(offset, START + len(wrote)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "_INDEX_BLOCK", block)
+        patch.setattr(index_module, "_BLOCK", block)
         found = ranges(segment(b"", runs), 2, offset, end)
     assert found == [at for at in range(offset, end) if wrote[at - START] == 2]
 
 
 def test_neighbouring_records_of_a_source_are_one_range() -> None:
-    assert segment(b"", [(3, 1), (2, 1), (4, 2)]).run(START, START + 9, 1) == (START, START + 5)
+    assert segment(b"", [(3, 1), (2, 1), (4, 2)]).index.run(START, START + 9, 1) == (START, START + 5, False)
 
 
 def test_the_last_record_may_have_grown_since() -> None:
     made = segment(b"", [(3, 1), (2, 2)])
-    assert made.run(START, START + 50, 2) == (START + 3, START + 50)
+    assert made.index.run(START, START + 50, 2) == (START + 3, START + 50, False)
+
+
+GAPPY = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([LOST, 1, 2])), min_size=1, max_size=60)
+
+
+@pytest.mark.parametrize("source", [None, 1])
+@pytest.mark.parametrize("block", [2, 1024])
+@given(GAPPY)
+def test_what_was_lost_is_told_and_never_served(
+    source: int | None, block: int, runs: list[tuple[int, int]]
+) -> None:
+    made = segment(b"", runs)
+    at, end = START, START + sum(length for length, _ in runs)
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_BLOCK", block)
+        while at < end:
+            run = made.index.run(at, end, source)
+            found.update(dict.fromkeys(range(run.start, run.stop), run.lost))
+            at = run.stop
+    wrote = [writer for length, writer in runs for _ in range(length)]
+    wanted = {1, LOST} if source else {1, 2, LOST}
+    assert found == {at: writer == LOST for at, writer in enumerate(wrote, START) if writer in wanted}
+
+
+def test_what_was_lost_is_as_long_as_its_record_says_and_may_grow() -> None:
+    index = a_file(RECORD.pack(START, 3, 1, 0) + RECORD.pack(START + 3, 2, LOST, 0))
+    made = Segment(START, a_file(b""), index)
+    assert made.index.run(START + 3, START + 50, None) == (START + 3, START + 5, True)
+    assert made.index.run(START + 5, START + 50, None) == (START + 5, START + 50, False)
+    assert made.index.run(START + 3, START + 50, 1) == (START + 3, START + 5, True)
+    os.pwrite(index, RECORD.pack(START + 3, 20, LOST, 0), RECORD.size)
+    assert made.index.run(START + 3, START + 50, None) == (START + 3, START + 23, True)
 
 
 def test_half_a_record_at_the_end_is_none() -> None:
-    index = INDEX_RECORD.pack(START, 3, 1, 0) + INDEX_RECORD.pack(START + 3, 1, 2, 0)[:-1]
-    assert Segment(START, a_file(b""), a_file(index)).run(START, START + 9, 1) == (START, START + 9)
+    index = RECORD.pack(START, 3, 1, 0) + RECORD.pack(START + 3, 1, 2, 0)[:-1]
+    assert Segment(START, a_file(b""), a_file(index)).index.run(START, START + 9, 1) == (START, START + 9, False)
 
 
 def test_without_an_index_nobody_wrote_anything() -> None:
-    assert segment(b"", []).run(START, START + 9, 1) == (START + 9, START + 9)
+    assert segment(b"", []).index.run(START, START + 9, 1) == (START + 9, START + 9, False)
 
 
 @given(st.binary(max_size=24 * 20))
 def test_a_broken_index_is_got_through(index: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "_INDEX_BLOCK", 3)
+        patch.setattr(index_module, "_BLOCK", 3)
         found = ranges(Segment(START, a_file(b""), a_file(index)), 1, START, START + 50)
     assert all(one < other for one, other in pairwise(found))

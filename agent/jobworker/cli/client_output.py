@@ -11,14 +11,20 @@ from jobworker.client.output import Chunk, Gap, Item
 
 
 class Sink:
-    """A descriptor to write to, unbuffered: what a job writes shows at once."""
+    """A descriptor to write to, unbuffered: what a job writes shows at once.
 
-    def __init__(self, fd: int) -> None:
+    Args:
+        fd: the descriptor.
+        tell: of gaps, on standard error.
+    """
+
+    def __init__(self, fd: int, *, tell: bool = True) -> None:
         self._fd = fd
         self._filter = TerminalFilter() if os.isatty(fd) else None
+        self._gaps = _Gaps(tell=tell)
 
     def copy(self, items: Iterable[Item]) -> None:
-        """Write the chunks, and tell of gaps on standard error.
+        """Write the chunks, and tell of gaps.
 
         Raises:
             JobWorkerError: the stream failed.
@@ -28,10 +34,12 @@ class Sink:
             for item in items:
                 match item:
                     case Chunk(data=data):
+                        self._gaps.close()
                         self._write(self._filter.feed(data) if self._filter else data)
-                    case Gap(offset, length, reason):
-                        complain(f"{length} bytes of output are missing at offset {offset}: {reason}")
+                    case Gap():
+                        self._gaps.add(item)
         finally:
+            self._gaps.close()
             # Ctrl-C, too, must leave the terminal in its own colours.
             if self._filter:
                 self._write(self._filter.finish())
@@ -40,3 +48,25 @@ class Sink:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._fd, rest) :]
+
+
+class _Gaps:
+    """Gaps as they are told: one line each, in however many pieces it comes."""
+
+    def __init__(self, *, tell: bool) -> None:
+        self._tell = tell
+        self._open: Gap | None = None
+
+    def add(self, gap: Gap) -> None:
+        before = self._open
+        if before and (before.stop, before.reason) == (gap.offset, gap.reason):
+            gap = Gap(before.offset, before.length + gap.length, gap.reason)
+        else:
+            self.close()
+        self._open = gap
+
+    def close(self) -> None:
+        """What comes next is no part of the gap."""
+        gap, self._open = self._open, None
+        if gap and self._tell:
+            complain(f"output bytes {gap.offset} to {gap.stop - 1} are missing: {gap.reason}")

@@ -119,7 +119,8 @@ def _follow(client: Client, job_id: str) -> None:
     def copy(source: Source | None, fd: int) -> None:
         failure = None
         try:
-            Sink(fd).copy(client.stream(job_id, follow=True, source=source))
+            # Both streams tell of the same gaps.
+            Sink(fd, tell=source is not Source.STDOUT).copy(client.stream(job_id, follow=True, source=source))
         except (JobWorkerError, OSError) as error:
             failure = error
         finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jobworker.errors import JobNotFound, JobWorkerError
 from jobworker.gateway.link import Lost, SupervisorLink
+from jobworker.jobs import JobRecord
 from jobworker.wire.messages import Done, FollowLog, JobChanged, JobRemoved, JobReply, LogGrew, UnfollowLog
 
 
@@ -20,20 +21,23 @@ class Feed:
     Attributes:
         log_bytes: the offset up to which it may be read.
         output_ended: it will not grow any more.
+        lost_bytes: of these, this much could not be written.
     """
 
     job_id: str
     log_bytes: int = 0
     output_ended: bool = False
+    lost_bytes: int = 0
     followers: int = 0
     _failure: JobWorkerError | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     subscribing: asyncio.Task[None] | None = None
 
-    def grow(self, log_bytes: int, *, output_ended: bool) -> None:
+    def grow(self, to: LogGrew | JobRecord) -> None:
         # Never back: of a job that was removed the supervisor says 0.
-        self.log_bytes = max(log_bytes, self.log_bytes)
-        self.output_ended = output_ended or self.output_ended
+        self.log_bytes = max(to.log_bytes, self.log_bytes)
+        self.lost_bytes = max(to.lost_bytes, self.lost_bytes)
+        self.output_ended = to.output_ended or self.output_ended
         self._wake()
 
     def fail(self, error: JobWorkerError) -> None:
@@ -69,10 +73,10 @@ class Feeds:
     def apply(self, message: Any) -> None:
         """Take in what the supervisor said."""
         match message:
-            case LogGrew(job_id, log_bytes, output_ended) if job_id in self._feeds:
-                self._feeds[job_id].grow(log_bytes, output_ended=output_ended)
+            case LogGrew(job_id) if job_id in self._feeds:
+                self._feeds[job_id].grow(message)
             case JobChanged(record) | JobReply(record) if record.job_id in self._feeds:
-                self._feeds[record.job_id].grow(record.log_bytes, output_ended=record.output_ended)
+                self._feeds[record.job_id].grow(record)
             case JobRemoved(job_id) if job_id in self._feeds:
                 self._feeds[job_id].fail(JobNotFound(job_id))
             case Lost():

@@ -34,6 +34,7 @@ class Known:
     labels: tuple[tuple[str, str], ...]
     segment_bytes: int
     log_bytes: int
+    lost_bytes: int
     output_ended: bool
     message: bytes
 
@@ -49,7 +50,7 @@ class Known:
         """Fill in an empty message."""
         job.MergeFromString(self.message)
         # The log may have grown since.
-        job.log_bytes, job.output_ended = self.log_bytes, self.output_ended
+        job.log_bytes, job.lost_bytes, job.output_ended = self.log_bytes, self.lost_bytes, self.output_ended
         return job
 
     def job(self) -> job_pb2.Job:
@@ -74,6 +75,7 @@ def known(record: JobRecord, share: Callable[[Any], Any]) -> Known:
         labels=share(record.labels),
         segment_bytes=share(record.segment_bytes),
         log_bytes=record.log_bytes,
+        lost_bytes=record.lost_bytes,
         output_ended=record.output_ended,
         message=outgoing.job(record).SerializeToString(),
     )

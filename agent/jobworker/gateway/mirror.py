@@ -49,8 +49,8 @@ class Mirror:
         match message:
             case JobChanged(record) | JobReply(record):
                 self._take_in(record)
-            case LogGrew(job_id, log_bytes, output_ended):
-                self._grow(job_id, log_bytes, output_ended)
+            case LogGrew():
+                self._grow(message)
             case JobRemoved(job_id):
                 self._remove(job_id)
             case Welcome(_, host):
@@ -87,11 +87,14 @@ class Mirror:
             self._timelines.add(job.position, job.keys())
         self._wake(job.job_id)
 
-    def _grow(self, job_id: str, log_bytes: int, output_ended: bool) -> None:  # noqa: FBT001 - as it was said
-        job = self._jobs.get(job_id)
+    def _grow(self, to: LogGrew) -> None:
+        job = self._jobs.get(to.job_id)
         # Never back: of a job that was removed the supervisor says 0.
-        if job is not None and log_bytes >= job.log_bytes:
-            self._jobs[job_id] = replace(job, log_bytes=log_bytes, output_ended=output_ended)
+        if job is not None and to.log_bytes >= job.log_bytes:
+            lost = max(to.lost_bytes, job.lost_bytes)
+            self._jobs[to.job_id] = replace(
+                job, log_bytes=to.log_bytes, lost_bytes=lost, output_ended=to.output_ended
+            )
 
     def _remove(self, job_id: str) -> None:
         job = self._jobs.pop(job_id, None)

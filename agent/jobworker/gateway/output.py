@@ -6,17 +6,20 @@ import errno
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import HostFault, InvalidField, OutputDropped
+from jobworker.gateway.index import Run
 from jobworker.gateway.segments import Segment, Segments
 from jobworker.jobs import Source
 
 # Larger chunks gain little speed and make a stalled follower hold more.
 CHUNK_BYTES = 256 * 1024
 _CACHED_PIECES = 64
+
+_NOT_WRITTEN = "the agent could not write it: disk full or failing"
 
 _SOURCES = {
     None: pb.OUTPUT_SOURCE_UNSPECIFIED,
@@ -31,6 +34,9 @@ class Extent(Protocol):
     @property
     def output_ended(self) -> bool: ...
 
+    @property
+    def lost_bytes(self) -> int: ...
+
     async def beyond(self, offset: int) -> int:
         """Wait for output behind this offset; where the log ends then. No more than `offset`: it has ended."""
         ...
@@ -42,6 +48,7 @@ class Fixed:
 
     log_bytes: int
     output_ended: bool
+    lost_bytes: int = 0
 
     async def beyond(self, _offset: int) -> int:
         return self.log_bytes
@@ -68,14 +75,36 @@ class Piece:
     stop: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a message is to be made of: some of what is between two absolute offsets.
+
+    Attributes:
+        lossy: bytes of this log could not be written; the index tells which.
+    """
+
+    log: Log
+    offset: int
+    end: int
+    lossy: bool
+
+    @property
+    def indexed(self) -> bool:
+        """The index has to be looked at; mostly it need not be."""
+        return self.lossy or self.log.source is not None
+
+    def cut(self, end: int) -> _Part:
+        return replace(self, end=min(self.end, end))
+
+
 class Output:
     """Reads logs for all streams."""
 
     def __init__(self, segments: Segments) -> None:
         self._segments = segments
         self._readers: Counter[str] = Counter()
-        # Followers of one job are mostly at the same place. Keyed by job, source, start and end.
-        self._pieces: OrderedDict[tuple[str, Source | None, int, int], Piece] = OrderedDict()
+        # Followers of one job are mostly at the same place.
+        self._pieces: OrderedDict[_Part, Piece] = OrderedDict()
 
     async def pieces(self, log: Log, offset: int, extent: Extent) -> AsyncGenerator[Piece, None]:
         """The messages of a stream from an offset on, the last of which is its `OutputEnd`.
@@ -86,7 +115,7 @@ class Output:
         """
         with self._reading(log.job_id):
             while (end := await extent.beyond(offset)) > offset:
-                piece = await self._piece(log, offset, end)
+                piece = await self._piece(_Part(log, offset, end, lossy=extent.lost_bytes > 0))
                 offset = piece.stop
                 yield piece
         if end < offset:
@@ -109,42 +138,46 @@ class Output:
 
     def _forget(self, job_id: str) -> None:
         self._segments.forget(job_id)
-        for key in [key for key in self._pieces if key[0] == job_id]:
-            del self._pieces[key]
+        for part in [part for part in self._pieces if part.log.job_id == job_id]:
+            del self._pieces[part]
 
-    async def _piece(self, log: Log, offset: int, end: int) -> Piece:
-        number = offset // log.segment_bytes
-        # Chunks end on a grid, so that followers who started apart come to share them.
-        grid = (offset // CHUNK_BYTES + 1) * CHUNK_BYTES
-        end = min(end, (number + 1) * log.segment_bytes)
+    async def _piece(self, part: _Part) -> Piece:
+        number = part.offset // part.log.segment_bytes
+        part = part.cut((number + 1) * part.log.segment_bytes)
         try:
-            segment = await self._segments.get(log.job_id, number)
-            return self._read(segment, log, offset, end if log.source else min(end, grid))
+            return self._read(await self._segments.get(part.log.job_id, number), part)
         except OutputDropped as error:
-            return _gap(offset, end, error.reason)
+            return _gap(part.offset, part.end, _NOT_WRITTEN if part.lossy else error.reason)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "UNKNOWN")
             raise HostFault("reading a log", name, error.strerror or "") from None
 
-    def _read(self, segment: Segment, log: Log, offset: int, end: int) -> Piece:
-        key = (log.job_id, log.source, offset, end)
-        piece = self._pieces.get(key)
+    def _read(self, segment: Segment, part: _Part) -> Piece:
+        if not part.indexed:
+            # Chunks end on a grid, so that followers who started apart come to share them.
+            part = part.cut((part.offset // CHUNK_BYTES + 1) * CHUNK_BYTES)
+        piece = self._pieces.get(part)
         if piece is None:
-            piece = self._pieces[key] = _chunk(segment, log.source, offset, end)
+            piece = self._pieces[part] = _chunk(segment, part)
             if len(self._pieces) > _CACHED_PIECES:
                 self._pieces.popitem(last=False)
         return piece
 
 
-def _chunk(segment: Segment, source: Source | None, offset: int, end: int) -> Piece:
-    start, stop = segment.run(offset, end, source) if source else (offset, end)
-    if start == stop:
-        return Piece(b"", stop)
-    data = segment.read(start, min(stop - start, CHUNK_BYTES))
+def _chunk(segment: Segment, part: _Part) -> Piece:
+    source = part.log.source
+    run = Run(part.offset, part.end, lost=False)
+    if part.indexed:
+        run = segment.index.run(part.offset, part.end, source)
+    if run.start == run.stop:
+        return Piece(b"", run.stop)
+    if run.lost:
+        return _gap(run.start, run.stop, _NOT_WRITTEN)
+    data = segment.read(run.start, min(run.stop - run.start, CHUNK_BYTES))
     if not data:
-        return _gap(start, stop, "the log is shorter than it was")
-    chunk = pb.OutputChunk(offset=start, data=data, source=_SOURCES[source])
-    return Piece(pb.StreamResponse(chunk=chunk).SerializeToString(), start + len(data))
+        return _gap(run.start, run.stop, "the log is shorter than it was")
+    chunk = pb.OutputChunk(offset=run.start, data=data, source=_SOURCES[source])
+    return Piece(pb.StreamResponse(chunk=chunk).SerializeToString(), run.start + len(data))
 
 
 def _gap(offset: int, end: int, reason: str) -> Piece:

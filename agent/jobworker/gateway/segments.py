@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 from collections import OrderedDict
 
 from jobworker.errors import ProtocolError
+from jobworker.gateway.index import Index
 from jobworker.gateway.link import SupervisorLink
 from jobworker.wire.messages import LogSegment, OpenLog
-
-# Absolute offset, length, source, time in nanoseconds of Unix time; in the order of the offsets.
-INDEX_RECORD = struct.Struct("<QIB3xQ")
-_INDEX_BLOCK = 1024
 
 Key = tuple[str, int]
 
@@ -25,16 +21,18 @@ class Segment:
 
     Attributes:
         start: the absolute offset of its first byte.
+        index: what is known of its bytes.
     """
 
-    __slots__ = ("_data", "_index", "start")
+    __slots__ = ("_descriptors", "index", "start")
 
     def __init__(self, start: int, data: int, index: int) -> None:
-        self.start, self._data, self._index = start, data, index
+        self.start, self.index = start, Index(index)
+        self._descriptors = data, index
 
     def __del__(self) -> None:
-        os.close(self._data)
-        os.close(self._index)
+        for fd in self._descriptors:
+            os.close(fd)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from an absolute offset on; fewer where the segment ends.
@@ -42,40 +40,7 @@ class Segment:
         Raises:
             OSError: the disk fails.
         """
-        return os.pread(self._data, size, offset - self.start)
-
-    def run(self, offset: int, end: int, source: int) -> tuple[int, int]:
-        """The next range that a source wrote, between two absolute offsets.
-
-        It may be empty, and end before `end`, where nothing of this source was found so far: so that one call
-        looks at a bounded part of the index.
-
-        A byte belongs to the last record that begins at or before it, since that record may still grow.
-        """
-        first = self._record_at(offset)
-        block = os.pread(self._index, _INDEX_BLOCK * INDEX_RECORD.size, first * INDEX_RECORD.size)
-        whole = len(block) // INDEX_RECORD.size * INDEX_RECORD.size
-        records = [(o, s) for o, _, s, _ in INDEX_RECORD.iter_unpack(block[:whole]) if o < end]
-        # Behind a full block there are records that have not been looked at.
-        limit = max(records[-1][0], offset + 1) if len(records) == _INDEX_BLOCK else end
-        start = next((max(o, offset) for o, s in records if s == source), limit)
-        stop = next((o for o, s in records if o > start and s != source), limit)
-        return min(start, limit), min(stop, limit)
-
-    def _record_at(self, offset: int) -> int:
-        """The number of the last record that begins at or before the offset; 0 where there is none."""
-        low, high = 0, os.fstat(self._index).st_size // INDEX_RECORD.size
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._offset_of(middle) <= offset:
-                low = middle
-            else:
-                high = middle
-        return low
-
-    def _offset_of(self, number: int) -> int:
-        record = os.pread(self._index, INDEX_RECORD.size, number * INDEX_RECORD.size)
-        return int(INDEX_RECORD.unpack(record)[0])
+        return os.pread(self._descriptors[0], size, offset - self.start)
 
 
 class Segments:

@@ -128,7 +128,7 @@ class JobWorker(api.JobWorkerServiceServicer):
                 yield feed
         else:
             now = job if job.output_ended else await self._fresh(job.job_id)
-            yield Fixed(now.log_bytes, output_ended=now.output_ended)
+            yield Fixed(now.log_bytes, now.output_ended, now.lost_bytes)
 
 
 def _is_stopped(job: Known) -> bool:

@@ -307,13 +307,13 @@ class Job(_message.Message):
     log_path: _builtins.str
     """The log on the host. Closed segments have a number behind this name."""
     log_bytes: _builtins.int
-    """Bytes of output so far, which is the offset behind the last one."""
+    """Bytes of output so far, lost ones included, which is the offset behind the last one."""
     output_ended: _builtins.bool
     """No more output will come."""
     stuck: _builtins.bool
     """The job was killed, but something of it does not go away (a process in the kernel's D state, say)."""
     lost_bytes: _builtins.int
-    """Output that could not be written, because the disk was full, say. It is in the log nowhere."""
+    """Output that could not be written, because the disk was full, say. Stream tells where, as gaps."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When Start was accepted."""

@@ -336,7 +336,7 @@ class StreamResponse(_message.Message):
 
     @_builtins.property
     def gap(self) -> Global___OutputGap:
-        """Output that is not there any more."""
+        """Output that is not there."""
 
     @_builtins.property
     def end(self) -> Global___OutputEnd:
@@ -391,7 +391,10 @@ Global___OutputChunk: _TypeAlias = OutputChunk  # noqa: Y015
 
 @_typing.final
 class OutputGap(_message.Message):
-    """A range of output that cannot be served."""
+    """A range of output that cannot be served: it could not be written, or is not there any more. What a gap would
+    have held is never made up. A long one, or one that grows, comes in several pieces. With a source it is told as
+    well, since nobody knows any more who wrote what in it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
