@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped] # has no types
 
 import jobworker
@@ -238,6 +239,61 @@ def test_an_offset_beyond_the_end(stub: Stub) -> None:
         error = refused(stub.Stream, pb.StreamRequest(job_id=job.id, offset=3, follow=follow))
         assert (gateway.code(error), gateway.violated_field(error)) == ("INVALID_ARGUMENT", "offset")
         assert "there is 0 to 2" in error.details()
+
+
+def test_the_last_lines_and_what_comes(stub: Stub) -> None:
+    job = start(
+        stub, "sh", "-c", "trap 'echo end; exit' USR1; seq 50000; echo oops >&2; while :; do sleep 0.01; done"
+    )
+    read = 0
+    for message in stub.Stream(pb.StreamRequest(job_id=job.id, follow=True)):
+        read += len(message.chunk.data)
+        if message.chunk.data.endswith(b"oops\n"):
+            break
+    assert output(stub, job, tail_lines=3) == b"49999\n50000\noops\n"
+    assert output(stub, job, tail_lines=1, source=pb.OUTPUT_SOURCE_STDOUT) == b"50000\n"
+    call = stub.Stream(pb.StreamRequest(job_id=job.id, follow=True, tail_lines=0))
+    assert next(call).chunk == pb.OutputChunk(offset=read)
+    os.kill(job.pid, signal.SIGUSR1)
+    assert b"".join(message.chunk.data for message in call).endswith(b"end\n")
+    whole = [b"%d" % number for number in range(1, 50_001)]
+    assert output(stub, job, tail_lines=30_000).splitlines()[:-2] == whole[-29_998:]
+
+
+def test_output_by_its_times(stub: Stub) -> None:
+    script = "for i in 1 2 3; do echo out $i; sleep 0.1; echo err $i >&2; sleep 0.1; done"
+    job = start(stub, "sh", "-c", script)
+    output(stub, job, follow=True)
+    *chunks, _ = [message.chunk for message in stream(stub, job, timestamps=True)]
+    assert [chunk.data for chunk in chunks] == [
+        b"%s %d\n" % (name, i) for i in (1, 2, 3) for name in (b"out", b"err")
+    ]
+    assert [chunk.source for chunk in chunks] == [pb.OUTPUT_SOURCE_STDOUT, pb.OUTPUT_SOURCE_STDERR] * 3
+    times = [chunk.time for chunk in chunks]
+    assert query(stub, job).started_at.ToNanoseconds() <= times[0].ToNanoseconds()
+    assert output(stub, job, since=times[2], until=times[4]) == b"out 2\nerr 2\n"
+    assert output(stub, job, since=times[1], source=pb.OUTPUT_SOURCE_STDERR, tail_lines=2) == b"err 2\nerr 3\n"
+    *_, end = stream(stub, job, until=times[1])
+    assert end.end == pb.OutputEnd(offset=6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"tail_lines": 1_000_001}, "tail_lines"),
+        ({"tail_lines": 1, "offset": 1}, "tail_lines"),
+        ({"since": Timestamp(), "offset": 1}, "since"),
+        ({"since": Timestamp(seconds=-1)}, "since"),
+        ({"until": Timestamp(seconds=253_402_300_800)}, "until"),
+        ({"until": Timestamp(seconds=1, nanos=1_000_000_000)}, "until"),
+        ({"until": Timestamp(seconds=1), "follow": True}, "until"),
+        ({"since": Timestamp(seconds=1), "until": Timestamp(seconds=1)}, "until"),
+    ],
+)
+def test_parts_of_the_output_that_make_no_sense(stub: Stub, fields: dict[str, Any], field: str) -> None:
+    error = refused(stub.Stream, pb.StreamRequest(job_id=UNKNOWN_ID, **fields))
+    assert (gateway.code(error), gateway.violated_field(error)) == ("INVALID_ARGUMENT", field)
+    assert "for example" in error.details()
 
 
 def test_many_followers_get_all_of_it(stub: Stub) -> None:

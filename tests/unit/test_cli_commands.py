@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
@@ -74,6 +76,15 @@ def test_the_environment_is_the_one_asked_for(agent: scripted.ScriptedAgent) -> 
         (("query", "../x"), b"job_id: '../x' is not the beginning of a job id"),
         (("stop", ID, "--grace", "9h"), b"grace: is not between 0 and 3600 s"),
         (("stream", ID, "--offset", "-1"), b"--offset"),
+        (("stream", ID, "--tail", "-1"), b"--tail"),
+        (
+            ("stream", ID, "--since", "yesterday"),
+            b"--since: 'yesterday' is neither a time with its zone nor a duration",
+        ),
+        (
+            ("stream", ID, "--until", "2026-01-31T08:00:00"),
+            b"--until: '2026-01-31T08:00:00' is neither a time with its zone",
+        ),
         (("list", "--state", "asleep"), b"--state"),
         (("--context", "nope", "query", ID), b"does not exist"),
         (("--addr", "nowhere", "query", ID), b"addr: 'nowhere' is not HOST:PORT"),
@@ -313,6 +324,39 @@ def test_json_of_a_stream(agent: scripted.ScriptedAgent) -> None:
         {"type": "chunk", "offset": 5, "source": None, "data": "eA=="},
         {"type": "end", "offset": 6, "output_ended": True},
     ]
+
+
+def test_a_part_of_a_stream_with_times(agent: scripted.ScriptedAgent) -> None:
+    def chunk(offset: int, data: bytes, nanos: int) -> pb.StreamResponse:
+        return pb.StreamResponse(
+            chunk=pb.OutputChunk(
+                offset=offset, data=data, time=Timestamp(seconds=1, nanos=nanos) if nanos else None
+            )
+        )
+
+    responses = [scripted.chunk(5, b""), chunk(5, b"a\n\nb", 2_999_999), chunk(9, b"c\n", 9), chunk(11, b"d\n", 0)]
+    agent.handlers["Stream"] = lambda _request, _context: iter([*responses, scripted.end(13)])
+    times = ("--since", "1970-01-01T01:00:01.5+01:00", "--until", "1970-01-01T00:00:02Z")
+    done = agent.cli("stream", ID, "--tail", "3", *times, "--timestamps")
+    assert done.stdout.decode().splitlines() == [
+        "1970-01-01T00:00:01.002Z a",
+        "1970-01-01T00:00:01.002Z ",
+        "1970-01-01T00:00:01.002Z bc",
+        "-                        d",
+    ]
+    since, until = Timestamp(seconds=1, nanos=500_000_000), Timestamp(seconds=2)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert agent.requests == [pb.StreamRequest(job_id=ID, tail_lines=3, since=since, until=until, timestamps=True)]
+    lines = agent.cli("stream", ID, "--tail", "3", "-t", "--format", "json").stdout.splitlines()
+    assert json.loads(lines[0])["time"] == "1970-01-01T00:00:01.002Z"
+
+
+def test_a_duration_back_is_from_now(agent: scripted.ScriptedAgent) -> None:
+    agent.handlers["Stream"] = lambda _request, _context: iter([scripted.end(0)])
+    before = time.time_ns()
+    assert agent.cli("stream", ID, "--since", "10m").returncode == 0
+    (request,) = agent.requests
+    assert before <= request.since.ToNanoseconds() + 600 * 10**9 <= time.time_ns()
 
 
 def test_the_files_for_tls_are_checked_by_name(agent: scripted.ScriptedAgent) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -151,6 +152,29 @@ def test_what_the_other_source_wrote_is_no_gap() -> None:
     items = [*position.accept(Chunk(15, b"x")), *position.accept(End(20, output_ended=True))]
     assert items == [Chunk(15, b"x"), End(20, output_ended=True)]
     assert position.offset == 20
+
+
+def test_where_a_stream_begins_is_told_by_the_agent() -> None:
+    position = Position(0, filtered=False, unknown=True)
+    items = [*position.accept(Chunk(100, b"")), *position.accept(Chunk(105, b"x"))]
+    assert items == [Gap(100, 5, "the agent left it out"), Chunk(105, b"x")]
+
+
+def test_the_last_lines_are_asked_for_until_it_is_known_where_they_begin() -> None:
+    responses = [[], [scripted.chunk(100, b"")], [scripted.chunk(100, b"ab")], [scripted.end(102)]]
+
+    def stream(_request: pb.StreamRequest, context: grpc.ServicerContext) -> Iterator[pb.StreamResponse]:
+        yield from responses.pop(0)
+        if responses:
+            scripted.fail(context, "UNAVAILABLE", "AGENT_UNAVAILABLE", "draining")
+
+    with scripted.scripted_agent() as agent, connect(agent.endpoint()) as client:
+        agent.handlers["Stream"] = stream
+        items = list(client.stream(ID, tail_lines=5, since_ns=7, follow=True, timestamps=True))
+        assert items == [Chunk(100, b"ab"), End(102, output_ended=True)]
+        first = pb.StreamRequest(job_id=ID, tail_lines=5, since=Timestamp(nanos=7), follow=True, timestamps=True)
+        later = [pb.StreamRequest(job_id=ID, offset=at, follow=True, timestamps=True) for at in (100, 102)]
+        assert agent.requests == [first, first, *later]
 
 
 PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=30)

@@ -19,7 +19,8 @@ from jobworker.gateway import link as link_module
 from jobworker.gateway import output as output_module
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.index import LOST, RECORD
-from jobworker.gateway.output import Extent, Fixed, Log, Output
+from jobworker.gateway.output import Extent, Fixed, Output
+from jobworker.gateway.seek import Log
 from jobworker.gateway.segments import Segment, Segments
 from jobworker.jobs import Source
 from jobworker.wire.messages import (

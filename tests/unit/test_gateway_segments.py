@@ -23,10 +23,10 @@ def a_file(data: bytes) -> int:
 
 
 def segment(data: bytes, runs: list[tuple[int, int]], start: int = START) -> Segment:
-    """A segment whose index has records of (length, source)."""
+    """A segment whose index has records of (length, source), written at times 1, 2, 3 and so on."""
     index, offset = b"", start
-    for length, source in runs:
-        index += RECORD.pack(offset, length, source, 0)
+    for number, (length, source) in enumerate(runs, 1):
+        index += RECORD.pack(offset, length, source, number)
         offset += length
     return Segment(start, a_file(data), a_file(index))
 
@@ -35,7 +35,7 @@ def ranges(made: Segment, source: int, offset: int, end: int) -> list[int]:
     """Every offset that a source wrote, as a stream goes through them."""
     found: list[int] = []
     while offset < end:
-        start, stop, _ = made.index.run(offset, end, source)
+        start, stop, *_ = made.index.run(offset, end, source)
         assert offset <= start <= stop <= end
         assert stop > offset, "no progress"
         found += range(start, stop)
@@ -74,12 +74,31 @@ def test_a_source_gets_what_it_wrote(block: int, runs: list[tuple[int, int]], da
 
 
 def test_neighbouring_records_of_a_source_are_one_range() -> None:
-    assert segment(b"", [(3, 1), (2, 1), (4, 2)]).index.run(START, START + 9, 1) == (START, START + 5, False)
+    assert segment(b"", [(3, 1), (2, 1), (4, 2)]).index.run(START, START + 9, 1)[:2] == (START, START + 5)
+
+
+def test_but_not_where_their_times_are_to_be_told() -> None:
+    made = segment(b"", [(3, 1), (2, 1), (4, 2)])
+    assert made.index.run(START + 1, START + 9, None, timed=True) == (START + 1, START + 3, 1, 1)
+    assert made.index.run(START + 3, START + 9, None, timed=True) == (START + 3, START + 5, 1, 2)
+    assert made.index.run(START + 3, START + 9, 2, timed=True) == (START + 5, START + 9, 2, 3)
+
+
+def test_all_runs_are_those_one_after_the_other() -> None:
+    made = segment(b"", [(2, 1 + number % 2) for number in range(1000)])
+    runs = list(made.index.runs(START + 1, START + 1999, 2))
+    assert [at for run in runs for at in range(run.start, run.stop)] == ranges(made, 2, START + 1, START + 1999)
+
+
+def test_the_first_record_that_is_not_before_a_time() -> None:
+    made = segment(b"", [(3, 1), (2, 2), (4, 1)])
+    assert [made.index.since(time) for time in range(5)] == [START, START, START + 3, START + 5, None]
+    assert (made.index.begins_ns(), segment(b"", []).index.begins_ns()) == (1, None)
 
 
 def test_the_last_record_may_have_grown_since() -> None:
     made = segment(b"", [(3, 1), (2, 2)])
-    assert made.index.run(START, START + 50, 2) == (START + 3, START + 50, False)
+    assert made.index.run(START, START + 50, 2)[:2] == (START + 3, START + 50)
 
 
 GAPPY = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([LOST, 1, 2])), min_size=1, max_size=60)
@@ -98,7 +117,7 @@ def test_what_was_lost_is_told_and_never_served(
         patch.setattr(index_module, "_BLOCK", block)
         while at < end:
             run = made.index.run(at, end, source)
-            found.update(dict.fromkeys(range(run.start, run.stop), run.lost))
+            found.update(dict.fromkeys(range(run.start, run.stop), run.source == LOST))
             at = run.stop
     wrote = [writer for length, writer in runs for _ in range(length)]
     wanted = {1, LOST} if source else {1, 2, LOST}
@@ -108,20 +127,20 @@ def test_what_was_lost_is_told_and_never_served(
 def test_what_was_lost_is_as_long_as_its_record_says_and_may_grow() -> None:
     index = a_file(RECORD.pack(START, 3, 1, 0) + RECORD.pack(START + 3, 2, LOST, 0))
     made = Segment(START, a_file(b""), index)
-    assert made.index.run(START + 3, START + 50, None) == (START + 3, START + 5, True)
-    assert made.index.run(START + 5, START + 50, None) == (START + 5, START + 50, False)
-    assert made.index.run(START + 3, START + 50, 1) == (START + 3, START + 5, True)
+    assert made.index.run(START + 3, START + 50, None) == (START + 3, START + 5, LOST, 0)
+    assert made.index.run(START + 5, START + 50, None)[:2] == (START + 5, START + 50)
+    assert made.index.run(START + 3, START + 50, 1)[:2] == (START + 3, START + 5)
     os.pwrite(index, RECORD.pack(START + 3, 20, LOST, 0), RECORD.size)
-    assert made.index.run(START + 3, START + 50, None) == (START + 3, START + 23, True)
+    assert made.index.run(START + 3, START + 50, None)[:2] == (START + 3, START + 23)
 
 
 def test_half_a_record_at_the_end_is_none() -> None:
     index = RECORD.pack(START, 3, 1, 0) + RECORD.pack(START + 3, 1, 2, 0)[:-1]
-    assert Segment(START, a_file(b""), a_file(index)).index.run(START, START + 9, 1) == (START, START + 9, False)
+    assert Segment(START, a_file(b""), a_file(index)).index.run(START, START + 9, 1)[:2] == (START, START + 9)
 
 
 def test_without_an_index_nobody_wrote_anything() -> None:
-    assert segment(b"", []).index.run(START, START + 9, 1) == (START + 9, START + 9, False)
+    assert segment(b"", []).index.run(START, START + 9, 1)[:2] == (START + 9, START + 9)
 
 
 @given(st.binary(max_size=24 * 20))

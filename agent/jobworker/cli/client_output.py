@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from jobworker.cli.client_command import complain
+from jobworker.cli.client_time import shown
 from jobworker.cli.terminal import TerminalFilter
 from jobworker.client.output import Chunk, Gap, Item
+
+# As wide as a time.
+_NO_TIME = f"{'-':24}"
 
 
 class Sink:
@@ -70,3 +75,17 @@ class _Gaps:
         gap, self._open = self._open, None
         if gap and self._tell:
             complain(f"output bytes {gap.offset} to {gap.stop - 1} are missing: {gap.reason}")
+
+
+def stamped(items: Iterable[Item]) -> Iterator[Item]:
+    """The same with the time before each line; a line that several chunks make has the first one's."""
+    at_start = True
+    for item in items:
+        if isinstance(item, Chunk):
+            stamp = f"{shown(item.time_ns) if item.time_ns else _NO_TIME} ".encode()
+            at_end = item.data.endswith(b"\n")
+            body = item.data[: len(item.data) - at_end].replace(b"\n", b"\n" + stamp)
+            yield replace(item, data=stamp * at_start + body + b"\n" * at_end)
+            at_start = at_end
+        else:
+            yield item

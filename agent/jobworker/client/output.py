@@ -15,11 +15,14 @@ class Chunk:
     Attributes:
         offset: the absolute offset of the first byte; one offset runs through all of the job's output.
         source: who wrote them; `None` where the chunk may hold both.
+        time_ns: when the agent received the first of them, in nanoseconds of Unix time; 0 where that was not asked
+            for or is not known.
     """
 
     offset: int
     data: bytes
     source: Source | None = None
+    time_ns: int = 0
 
     @property
     def stop(self) -> int:

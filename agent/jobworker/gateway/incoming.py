@@ -9,6 +9,7 @@ import re
 import signal
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobworker import codec, jobs
 from jobworker.api.v1 import job_pb2
@@ -16,6 +17,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField
 from jobworker.gateway.known import Wanted
 from jobworker.gateway.order import Position
+from jobworker.gateway.seek import MAX_TAIL_LINES, View
 from jobworker.wire.messages import StartJob, StopJob
 
 _NANOS = 1_000_000_000
@@ -28,6 +30,8 @@ _SOURCES = {
     pb.OUTPUT_SOURCE_STDOUT: jobs.Source.STDOUT,
     pb.OUTPUT_SOURCE_STDERR: jobs.Source.STDERR,
 }
+# timestamp.proto: 9999-12-31T23:59:59Z.
+_MAX_SECONDS = 253_402_300_799
 _MAX_PRINCIPAL = 400
 _MAX_TOKEN = 80
 _TOKEN = re.compile(r"([0-9]{1,19}):([0-9a-z-]{19})")
@@ -126,6 +130,37 @@ def source(request: pb.StreamRequest) -> jobs.Source | None:
     if request.source not in _SOURCES:
         raise InvalidField("source", f"{request.source} is not a source that this agent knows", "STDOUT")
     return _SOURCES[request.source]
+
+
+def view(request: pb.StreamRequest) -> View:
+    """Which part of the output.
+
+    Raises:
+        InvalidField: the first field that is wrong, alone or beside the others.
+    """
+    made = View(
+        request.offset,
+        request.tail_lines if request.HasField("tail_lines") else None,
+        _moment(request.since, "since") if request.HasField("since") else None,
+        _moment(request.until, "until") if request.HasField("until") else None,
+    )
+    if made.tail_lines is not None and made.tail_lines > MAX_TAIL_LINES:
+        raise InvalidField("tail_lines", f"{made.tail_lines} is more than {MAX_TAIL_LINES}", "100")
+    if made.offset and made.relative:
+        field = "since" if made.tail_lines is None else "tail_lines"
+        raise InvalidField(field, "says where to begin, and so does offset; give one of them", "offset 0")
+    if made.until_ns is not None and request.follow:
+        raise InvalidField("until", "ends the stream, and follow does not; give one of them", "follow false")
+    if made.until_ns is not None and made.since_ns is not None and made.until_ns <= made.since_ns:
+        raise InvalidField("until", "is not after since", "since 2026-01-31T08:00:00Z, until 2026-01-31T09:00:00Z")
+    return made
+
+
+def _moment(timestamp: Timestamp, field: str) -> int:
+    """Nanoseconds of Unix time, within what a timestamp may be: the years 1970 to 9999 of it."""
+    if not (0 <= timestamp.seconds <= _MAX_SECONDS and 0 <= timestamp.nanos < _NANOS):
+        raise InvalidField(field, "is not between the years 1970 and 9999", "2026-01-31T08:00:00Z")
+    return timestamp.seconds * _NANOS + timestamp.nanos
 
 
 def wanted(request: pb.ListRequest) -> Wanted:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import enum
 import os
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # In the order of the offsets. Little-endian, as the supervisor writes it.
 RECORD = struct.Struct("<QIB3xQ")
-_BLOCK = 1024
+# Small, for most of the time the first few tell what is wanted.
+_BLOCK = 128
 
 # Sources beside those of jobs: the agent could not write these bytes; the index does not know them.
 LOST, UNKNOWN = 0, -1
@@ -26,15 +28,13 @@ class Record(NamedTuple):
     time_ns: int
 
 
-class Run(NamedTuple):
-    """A range of absolute offsets to serve; lost: there is nothing to read in it."""
+class Span(NamedTuple):
+    """A range of absolute offsets, who wrote it, or LOST, and when its first byte came; 0: not known."""
 
     start: int
     stop: int
-    lost: bool
-
-
-_Span = tuple[int, int, int]
+    source: int
+    time_ns: int
 
 
 class _Kind(enum.Enum):
@@ -44,70 +44,101 @@ class _Kind(enum.Enum):
 
 
 class Index:
-    """Reads an index through a descriptor that someone else closes, anew each time: it may be growing."""
+    """Reads an index, anew each time, since it may be growing. The descriptor lives as long as the object."""
 
     __slots__ = ("_fd",)
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def run(self, offset: int, end: int, source: int | None) -> Run:
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def run(self, offset: int, end: int, source: int | None, *, timed: bool = False) -> Span:
         """The next range between two absolute offsets that a source wrote (None: any), or that was lost.
 
         It may be empty, and end before `end`, where nothing of this kind was found so far: so that one call
-        looks at a bounded part of the index.
+        looks at a bounded part of the index. With `timed` it is of one record.
 
         A byte belongs to the last record that begins at or before it, since that record may still grow; except
         that what was lost is exactly as long as its record says.
         """
-        records = [record for record in self.block(self.last_before(offset + 1)) if record.offset < end]
+        runs, limit = self._look(offset, end, source, timed=timed)
+        return next(runs, Span(limit, limit, UNKNOWN, 0))
+
+    def runs(self, offset: int, end: int, source: int | None) -> Iterator[Span]:
+        """All that `run` would find one after the other."""
+        while offset < end:
+            runs, offset = self._look(offset, end, source)
+            yield from runs
+
+    def _look(
+        self, offset: int, end: int, source: int | None, *, timed: bool = False
+    ) -> tuple[Iterator[Span], int]:
+        """The runs in one block of the index, and how far the block goes."""
+        records = [record for record in self._block(self._last_before(offset + 1)) if record.offset < end]
         # Behind a full block there are records that have not been looked at.
         limit = max(records[-1].offset, offset + 1) if len(records) == _BLOCK else end
-        for kind, spans in groupby(_spans(records, offset, limit), lambda span: _kind(span[2], source)):
-            if kind is not _Kind.OTHER:
-                found = list(spans)
-                return Run(found[0][0], found[-1][1], lost=kind is _Kind.LOST)
-        return Run(limit, limit, lost=False)
+        return _runs(_spans(records, offset, limit), source, timed=timed), limit
 
-    def block(self, first: int) -> list[Record]:
+    def _block(self, first: int) -> list[Record]:
         """Records from a number on, up to a fixed count; half a record at the end is none."""
         data = os.pread(self._fd, _BLOCK * RECORD.size, first * RECORD.size)
         whole = len(data) // RECORD.size * RECORD.size
         return [Record(*fields) for fields in RECORD.iter_unpack(data[:whole])]
 
-    def last_before(self, offset: int) -> int:
+    def begins_ns(self) -> int | None:
+        """When the first byte came; None where the index is empty."""
+        return self._record(0).time_ns if self._count() else None
+
+    def since(self, time_ns: int) -> int | None:
+        """The offset of the first record that is not before a time; None where there is none."""
+        number = bisect_left(range(self._count()), time_ns, key=lambda number: self._record(number).time_ns)
+        return self._record(number).offset if number < self._count() else None
+
+    def _last_before(self, offset: int) -> int:
         """The number of the last record that begins before the offset; 0 where there is none."""
-        low, high = 0, os.fstat(self._fd).st_size // RECORD.size
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._record(middle).offset < offset:
-                low = middle
-            else:
-                high = middle
-        return low
+        return max(
+            bisect_left(range(self._count()), offset, key=lambda number: self._record(number).offset) - 1, 0
+        )
+
+    def _count(self) -> int:
+        return os.fstat(self._fd).st_size // RECORD.size
 
     def _record(self, number: int) -> Record:
         return Record(*RECORD.unpack(os.pread(self._fd, RECORD.size, number * RECORD.size)))
 
 
-def _spans(records: Sequence[Record], offset: int, limit: int) -> Iterator[_Span]:
-    """Who wrote what: start, stop, source, one behind the other from an offset to the limit."""
+def _runs(spans: Iterator[Span], source: int | None, *, timed: bool) -> Iterator[Span]:
+    """Neighbours of one kind as one; what is neither wanted nor lost is left out."""
+
+    def key(span: Span) -> tuple[_Kind, Any]:
+        return _kind(span.source, source), span[2:] if timed else None
+
+    for (kind, _), group in groupby(spans, key):
+        if kind is not _Kind.OTHER:
+            first, *others = group
+            yield first._replace(stop=others[-1].stop) if others else first
+
+
+def _spans(records: Sequence[Record], offset: int, limit: int) -> Iterator[Span]:
+    """One behind the other, from an offset to a limit."""
     at = offset
-    for bound, source in _bounds(records, limit):
+    for bound, source, time_ns in _bounds(records, limit):
         if min(bound, limit) > at:
-            yield at, min(bound, limit), source
+            yield Span(at, min(bound, limit), source, time_ns)
             at = min(bound, limit)
 
 
-def _bounds(records: Sequence[Record], limit: int) -> Iterator[tuple[int, int]]:
-    """Where what each source wrote ends; in order, unless the index is broken."""
+def _bounds(records: Sequence[Record], limit: int) -> Iterator[tuple[int, int, int]]:
+    """Where what each source wrote ends, and when it came; in order, unless the index is broken."""
     for record, following in pairwise((*records, Record(limit, 0, UNKNOWN, 0))):
-        yield record.offset, UNKNOWN
+        yield record.offset, UNKNOWN, 0
+        stop = following.offset
         if record.source == LOST:
-            yield min(record.offset + record.length, following.offset), LOST
-        else:
-            yield following.offset, record.source
-    yield limit, UNKNOWN
+            stop = min(record.offset + record.length, stop)
+        yield stop, record.source, record.time_ns
+    yield limit, UNKNOWN, 0
 
 
 def _kind(source: int, wanted: int | None) -> _Kind:

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import HostFault, InvalidField, OutputDropped
-from jobworker.gateway.index import Run
+from jobworker.gateway.index import LOST, UNKNOWN, Span
+from jobworker.gateway.seek import Log, View, locate
 from jobworker.gateway.segments import Segment, Segments
 from jobworker.jobs import Source
 
@@ -21,8 +22,8 @@ _CACHED_PIECES = 64
 
 _NOT_WRITTEN = "the agent could not write it: disk full or failing"
 
-_SOURCES = {
-    None: pb.OUTPUT_SOURCE_UNSPECIFIED,
+_SOURCES: dict[int, pb.OutputSource.ValueType] = {
+    UNKNOWN: pb.OUTPUT_SOURCE_UNSPECIFIED,
     Source.STDOUT: pb.OUTPUT_SOURCE_STDOUT,
     Source.STDERR: pb.OUTPUT_SOURCE_STDERR,
 }
@@ -55,15 +56,6 @@ class Fixed:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
-    """Which log to read, and whose output of it (None: all)."""
-
-    job_id: str
-    segment_bytes: int
-    source: Source | None
-
-
-@dataclass(frozen=True, slots=True)
 class Piece:
     """One message of a stream, encoded; empty where there is nothing to send.
 
@@ -91,7 +83,7 @@ class _Part:
     @property
     def indexed(self) -> bool:
         """The index has to be looked at; mostly it need not be."""
-        return self.lossy or self.log.source is not None
+        return self.lossy or self.log.timed or self.log.source is not None
 
     def cut(self, end: int) -> _Part:
         return replace(self, end=min(self.end, end))
@@ -125,6 +117,17 @@ class Output:
         ending = pb.OutputEnd(offset=offset, output_ended=extent.output_ended)
         yield Piece(pb.StreamResponse(end=ending).SerializeToString(), offset)
 
+    async def locate(self, log: Log, view: View, now: Fixed) -> tuple[int, Fixed]:
+        """Where a part of a log begins, and how much of what is there now is before its end.
+
+        Raises:
+            JobWorkerError: the log can't be read.
+        """
+        with self._reading(log.job_id), _reading_disk():
+            start, end = await locate(self._segments, log, view, now.log_bytes)
+        ended = now.output_ended and end == now.log_bytes
+        return start, replace(now, log_bytes=end, output_ended=ended)
+
     @contextmanager
     def _reading(self, job_id: str) -> Iterator[None]:
         self._readers[job_id] += 1
@@ -145,12 +148,10 @@ class Output:
         number = part.offset // part.log.segment_bytes
         part = part.cut((number + 1) * part.log.segment_bytes)
         try:
-            return self._read(await self._segments.get(part.log.job_id, number), part)
+            with _reading_disk():
+                return self._read(await self._segments.get(part.log.job_id, number), part)
         except OutputDropped as error:
             return _gap(part.offset, part.end, _NOT_WRITTEN if part.lossy else error.reason)
-        except OSError as error:
-            name = errno.errorcode.get(error.errno or 0, "UNKNOWN")
-            raise HostFault("reading a log", name, error.strerror or "") from None
 
     def _read(self, segment: Segment, part: _Part) -> Piece:
         if not part.indexed:
@@ -164,20 +165,38 @@ class Output:
         return piece
 
 
+@contextmanager
+def _reading_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "UNKNOWN")
+        raise HostFault("reading a log", name, error.strerror or "") from None
+
+
 def _chunk(segment: Segment, part: _Part) -> Piece:
-    source = part.log.source
-    run = Run(part.offset, part.end, lost=False)
+    log = part.log
+    run = Span(part.offset, part.end, log.source or UNKNOWN, 0)
     if part.indexed:
-        run = segment.index.run(part.offset, part.end, source)
+        run = segment.index.run(part.offset, part.end, log.source, timed=log.timed)
     if run.start == run.stop:
         return Piece(b"", run.stop)
-    if run.lost:
+    if run.source == LOST:
         return _gap(run.start, run.stop, _NOT_WRITTEN)
     data = segment.read(run.start, min(run.stop - run.start, CHUNK_BYTES))
     if not data:
         return _gap(run.start, run.stop, "the log is shorter than it was")
-    chunk = pb.OutputChunk(offset=run.start, data=data, source=_SOURCES[source])
+    chunk = pb.OutputChunk(offset=run.start, data=data, source=_SOURCES[log.source or UNKNOWN])
+    if log.timed:
+        chunk.source = _SOURCES.get(run.source, pb.OUTPUT_SOURCE_UNSPECIFIED)
+        if run.time_ns:
+            chunk.time.FromNanoseconds(run.time_ns)
     return Piece(pb.StreamResponse(chunk=chunk).SerializeToString(), run.start + len(data))
+
+
+def beginning(offset: int) -> bytes:
+    """The message that tells where a stream begins."""
+    return pb.StreamResponse(chunk=pb.OutputChunk(offset=offset)).SerializeToString()
 
 
 def _gap(offset: int, end: int, reason: str) -> Piece:

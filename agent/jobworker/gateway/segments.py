@@ -24,15 +24,13 @@ class Segment:
         index: what is known of its bytes.
     """
 
-    __slots__ = ("_descriptors", "index", "start")
+    __slots__ = ("_data", "index", "start")
 
     def __init__(self, start: int, data: int, index: int) -> None:
-        self.start, self.index = start, Index(index)
-        self._descriptors = data, index
+        self.start, self._data, self.index = start, data, Index(index)
 
     def __del__(self) -> None:
-        for fd in self._descriptors:
-            os.close(fd)
+        os.close(self._data)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from an absolute offset on; fewer where the segment ends.
@@ -40,7 +38,7 @@ class Segment:
         Raises:
             OSError: the disk fails.
         """
-        return os.pread(self._descriptors[0], size, offset - self.start)
+        return os.pread(self._data, size, offset - self.start)
 
 
 class Segments:

@@ -21,7 +21,8 @@ from jobworker.gateway.gate import Context
 from jobworker.gateway.known import Known
 from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
-from jobworker.gateway.output import Extent, Fixed, Log, Output
+from jobworker.gateway.output import Extent, Fixed, Output, beginning
+from jobworker.gateway.seek import Log, View
 from jobworker.jobs import EndReason, State
 from jobworker.wire.messages import InspectJob, JobReply
 
@@ -105,30 +106,39 @@ class JobWorker(api.JobWorkerServiceServicer):
         )
 
     async def Stream(self, request: pb.StreamRequest, context: Context) -> None:  # type: ignore[override] # writes
-        source = incoming.source(request)
+        source, view = incoming.source(request), incoming.view(request)
         job = await self._mirror.find(jobs.check_job_id(request.job_id))
-        log, offset = Log(job.job_id, job.segment_bytes, source), request.offset
+        log, offset = Log(job.job_id, job.segment_bytes, source, request.timestamps), view.offset
         try:
-            async with (
-                self._extent(job, follow=request.follow) as extent,
-                aclosing(self._output.pieces(log, offset, extent)) as pieces,
-            ):
-                async for piece in pieces:
-                    # Before the write: a piece that is under way when the stream is ended still arrives.
-                    offset = piece.stop
-                    await (context.write(piece.message) if piece.message else asyncio.sleep(0))
+            async with self._extent(job, log, view, follow=request.follow) as (start, extent):
+                if view.relative:
+                    offset = start
+                    await context.write(beginning(offset))
+                async with aclosing(self._output.pieces(log, offset, extent)) as pieces:
+                    async for piece in pieces:
+                        # Before the write: a piece that is under way when the stream is ended still arrives.
+                        offset = piece.stop
+                        await (context.write(piece.message) if piece.message else asyncio.sleep(0))
         finally:
             context.set_trailing_metadata(((RESUME_OFFSET, str(offset)),))
 
     @asynccontextmanager
-    async def _extent(self, job: Known, *, follow: bool) -> AsyncIterator[Extent]:
-        """How far the job's log goes: from now on, or now."""
+    async def _extent(
+        self, job: Known, log: Log, view: View, *, follow: bool
+    ) -> AsyncIterator[tuple[int, Extent]]:
+        """Where a stream begins, and how far the job's log goes: from now on, or now."""
         if follow and not job.output_ended:
             async with self._feeds.follow(job.job_id) as feed:
-                yield feed
+                # What is there counts, which the feed may not know yet.
+                start, _ = await self._locate(job, log, view) if view.relative else (view.offset, feed)
+                yield start, feed
         else:
-            now = job if job.output_ended else await self._fresh(job.job_id)
-            yield Fixed(now.log_bytes, now.output_ended, now.lost_bytes)
+            yield await self._locate(job, log, view)
+
+    async def _locate(self, job: Known, log: Log, view: View) -> tuple[int, Extent]:
+        now = job if job.output_ended else await self._fresh(job.job_id)
+        extent = Fixed(now.log_bytes, now.output_ended, now.lost_bytes)
+        return await self._output.locate(log, view, extent)
 
 
 def _is_stopped(job: Known) -> bool:

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from jobworker.api.v1 import job_pb2 as jobworker_dot_api_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)jobworker/api/v1/job_worker_service.proto\x12\x10jobworker.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ajobworker/api/v1/job.proto\"\x8f\x03\n\x0cStartRequest\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x03(\t\x12\x34\n\x03\x65nv\x18\x03 \x03(\x0b\x32\'.jobworker.api.v1.StartRequest.EnvEntry\x12\x0f\n\x07workdir\x18\x04 \x01(\t\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.jobworker.api.v1.Limits\x12\x13\n\x0b\x62\x65st_effort\x18\x06 \x01(\x08\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12:\n\x06labels\x18\x08 \x03(\x0b\x32*.jobworker.api.v1.StartRequest.LabelsEntry\x12\x17\n\x0fidempotency_key\x18\t \x01(\t\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"3\n\rStartResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.jobworker.api.v1.Job\"w\n\x0bStopRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\x12(\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\x12\x0f\n\x07no_wait\x18\x05 \x01(\x08\"2\n\x0cStopResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.jobworker.api.v1.Job\"\x1e\n\x0cQueryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"3\n\rQueryResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.jobworker.api.v1.Job\"o\n\rStreamRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12.\n\x06source\x18\x04 \x01(\x0e\x32\x1e.jobworker.api.v1.OutputSource\"\xa0\x01\n\x0eStreamResponse\x12.\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1d.jobworker.api.v1.OutputChunkH\x00\x12*\n\x03gap\x18\x02 \x01(\x0b\x32\x1b.jobworker.api.v1.OutputGapH\x00\x12*\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1b.jobworker.api.v1.OutputEndH\x00\x42\x06\n\x04item\"[\n\x0bOutputChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12.\n\x06source\x18\x03 \x01(\x0e\x32\x1e.jobworker.api.v1.OutputSource\";\n\tOutputGap\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"1\n\tOutputEnd\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x14\n\x0coutput_ended\x18\x02 \x01(\x08\"\xf0\x01\n\x0bListRequest\x12*\n\x06states\x18\x01 \x03(\x0e\x32\x1a.jobworker.api.v1.JobState\x12\x39\n\x06labels\x18\x02 \x03(\x0b\x32).jobworker.api.v1.ListRequest.LabelsEntry\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x11\n\tid_prefix\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x0cListResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.jobworker.api.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13GetAgentInfoRequest\"\x88\x01\n\x0cLimitSupport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0b\x65nforcement\x18\x02 \x01(\x0e\x32\x1d.jobworker.api.v1.Enforcement\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x15\n\rdefault_value\x18\x04 \x01(\t\x12\x0f\n\x07maximum\x18\x05 \x01(\t\"\xb2\x02\n\x14GetAgentInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x13\n\x0b\x63group_mode\x18\x04 \x01(\t\x12.\n\x06limits\x18\x05 \x03(\x0b\x32\x1e.jobworker.api.v1.LimitSupport\x12\x0c\n\x04\x63pus\x18\x06 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x13\n\x0b\x61\x63tive_jobs\x18\x08 \x01(\r\x12\x17\n\x0fmax_active_jobs\x18\t \x01(\r\x12:\n\x16\x63\x65rtificate_expires_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cuser_per_job\x18\x0b \x01(\x08*a\n\x0cOutputSource\x12\x1d\n\x19OUTPUT_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_SOURCE_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_SOURCE_STDERR\x10\x02\x32\xe2\x03\n\x10JobWorkerService\x12H\n\x05Start\x12\x1e.jobworker.api.v1.StartRequest\x1a\x1f.jobworker.api.v1.StartResponse\x12\x45\n\x04Stop\x12\x1d.jobworker.api.v1.StopRequest\x1a\x1e.jobworker.api.v1.StopResponse\x12H\n\x05Query\x12\x1e.jobworker.api.v1.QueryRequest\x1a\x1f.jobworker.api.v1.QueryResponse\x12M\n\x06Stream\x12\x1f.jobworker.api.v1.StreamRequest\x1a .jobworker.api.v1.StreamResponse0\x01\x12\x45\n\x04List\x12\x1d.jobworker.api.v1.ListRequest\x1a\x1e.jobworker.api.v1.ListResponse\x12]\n\x0cGetAgentInfo\x12%.jobworker.api.v1.GetAgentInfoRequest\x1a&.jobworker.api.v1.GetAgentInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)jobworker/api/v1/job_worker_service.proto\x12\x10jobworker.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ajobworker/api/v1/job.proto\"\x8f\x03\n\x0cStartRequest\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x03(\t\x12\x34\n\x03\x65nv\x18\x03 \x03(\x0b\x32\'.jobworker.api.v1.StartRequest.EnvEntry\x12\x0f\n\x07workdir\x18\x04 \x01(\t\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.jobworker.api.v1.Limits\x12\x13\n\x0b\x62\x65st_effort\x18\x06 \x01(\x08\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12:\n\x06labels\x18\x08 \x03(\x0b\x32*.jobworker.api.v1.StartRequest.LabelsEntry\x12\x17\n\x0fidempotency_key\x18\t \x01(\t\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"3\n\rStartResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.jobworker.api.v1.Job\"w\n\x0bStopRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\x12(\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\x12\x0f\n\x07no_wait\x18\x05 \x01(\x08\"2\n\x0cStopResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.jobworker.api.v1.Job\"\x1e\n\x0cQueryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"3\n\rQueryResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.jobworker.api.v1.Job\"\x81\x02\n\rStreamRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12.\n\x06source\x18\x04 \x01(\x0e\x32\x1e.jobworker.api.v1.OutputSource\x12\x17\n\ntail_lines\x18\x05 \x01(\rH\x00\x88\x01\x01\x12)\n\x05since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ntimestamps\x18\x08 \x01(\x08\x42\r\n\x0b_tail_lines\"\xa0\x01\n\x0eStreamResponse\x12.\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1d.jobworker.api.v1.OutputChunkH\x00\x12*\n\x03gap\x18\x02 \x01(\x0b\x32\x1b.jobworker.api.v1.OutputGapH\x00\x12*\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1b.jobworker.api.v1.OutputEndH\x00\x42\x06\n\x04item\"\x85\x01\n\x0bOutputChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12.\n\x06source\x18\x03 \x01(\x0e\x32\x1e.jobworker.api.v1.OutputSource\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\tOutputGap\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"1\n\tOutputEnd\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x14\n\x0coutput_ended\x18\x02 \x01(\x08\"\xf0\x01\n\x0bListRequest\x12*\n\x06states\x18\x01 \x03(\x0e\x32\x1a.jobworker.api.v1.JobState\x12\x39\n\x06labels\x18\x02 \x03(\x0b\x32).jobworker.api.v1.ListRequest.LabelsEntry\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x11\n\tid_prefix\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x0cListResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.jobworker.api.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13GetAgentInfoRequest\"\x88\x01\n\x0cLimitSupport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0b\x65nforcement\x18\x02 \x01(\x0e\x32\x1d.jobworker.api.v1.Enforcement\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x15\n\rdefault_value\x18\x04 \x01(\t\x12\x0f\n\x07maximum\x18\x05 \x01(\t\"\xb2\x02\n\x14GetAgentInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x13\n\x0b\x63group_mode\x18\x04 \x01(\t\x12.\n\x06limits\x18\x05 \x03(\x0b\x32\x1e.jobworker.api.v1.LimitSupport\x12\x0c\n\x04\x63pus\x18\x06 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x13\n\x0b\x61\x63tive_jobs\x18\x08 \x01(\r\x12\x17\n\x0fmax_active_jobs\x18\t \x01(\r\x12:\n\x16\x63\x65rtificate_expires_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cuser_per_job\x18\x0b \x01(\x08*a\n\x0cOutputSource\x12\x1d\n\x19OUTPUT_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_SOURCE_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_SOURCE_STDERR\x10\x02\x32\xe2\x03\n\x10JobWorkerService\x12H\n\x05Start\x12\x1e.jobworker.api.v1.StartRequest\x1a\x1f.jobworker.api.v1.StartResponse\x12\x45\n\x04Stop\x12\x1d.jobworker.api.v1.StopRequest\x1a\x1e.jobworker.api.v1.StopResponse\x12H\n\x05Query\x12\x1e.jobworker.api.v1.QueryRequest\x1a\x1f.jobworker.api.v1.QueryResponse\x12M\n\x06Stream\x12\x1f.jobworker.api.v1.StreamRequest\x1a .jobworker.api.v1.StreamResponse0\x01\x12\x45\n\x04List\x12\x1d.jobworker.api.v1.ListRequest\x1a\x1e.jobworker.api.v1.ListResponse\x12]\n\x0cGetAgentInfo\x12%.jobworker.api.v1.GetAgentInfoRequest\x1a&.jobworker.api.v1.GetAgentInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,8 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LISTREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_OUTPUTSOURCE']._serialized_start=2142
-  _globals['_OUTPUTSOURCE']._serialized_end=2239
+  _globals['_OUTPUTSOURCE']._serialized_start=2332
+  _globals['_OUTPUTSOURCE']._serialized_end=2429
   _globals['_STARTREQUEST']._serialized_start=157
   _globals['_STARTREQUEST']._serialized_end=556
   _globals['_STARTREQUEST_ENVENTRY']._serialized_start=467
@@ -58,28 +58,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUERYREQUEST']._serialized_end=814
   _globals['_QUERYRESPONSE']._serialized_start=816
   _globals['_QUERYRESPONSE']._serialized_end=867
-  _globals['_STREAMREQUEST']._serialized_start=869
-  _globals['_STREAMREQUEST']._serialized_end=980
-  _globals['_STREAMRESPONSE']._serialized_start=983
-  _globals['_STREAMRESPONSE']._serialized_end=1143
-  _globals['_OUTPUTCHUNK']._serialized_start=1145
-  _globals['_OUTPUTCHUNK']._serialized_end=1236
-  _globals['_OUTPUTGAP']._serialized_start=1238
-  _globals['_OUTPUTGAP']._serialized_end=1297
-  _globals['_OUTPUTEND']._serialized_start=1299
-  _globals['_OUTPUTEND']._serialized_end=1348
-  _globals['_LISTREQUEST']._serialized_start=1351
-  _globals['_LISTREQUEST']._serialized_end=1591
+  _globals['_STREAMREQUEST']._serialized_start=870
+  _globals['_STREAMREQUEST']._serialized_end=1127
+  _globals['_STREAMRESPONSE']._serialized_start=1130
+  _globals['_STREAMRESPONSE']._serialized_end=1290
+  _globals['_OUTPUTCHUNK']._serialized_start=1293
+  _globals['_OUTPUTCHUNK']._serialized_end=1426
+  _globals['_OUTPUTGAP']._serialized_start=1428
+  _globals['_OUTPUTGAP']._serialized_end=1487
+  _globals['_OUTPUTEND']._serialized_start=1489
+  _globals['_OUTPUTEND']._serialized_end=1538
+  _globals['_LISTREQUEST']._serialized_start=1541
+  _globals['_LISTREQUEST']._serialized_end=1781
   _globals['_LISTREQUEST_LABELSENTRY']._serialized_start=511
   _globals['_LISTREQUEST_LABELSENTRY']._serialized_end=556
-  _globals['_LISTRESPONSE']._serialized_start=1593
-  _globals['_LISTRESPONSE']._serialized_end=1669
-  _globals['_GETAGENTINFOREQUEST']._serialized_start=1671
-  _globals['_GETAGENTINFOREQUEST']._serialized_end=1692
-  _globals['_LIMITSUPPORT']._serialized_start=1695
-  _globals['_LIMITSUPPORT']._serialized_end=1831
-  _globals['_GETAGENTINFORESPONSE']._serialized_start=1834
-  _globals['_GETAGENTINFORESPONSE']._serialized_end=2140
-  _globals['_JOBWORKERSERVICE']._serialized_start=2242
-  _globals['_JOBWORKERSERVICE']._serialized_end=2724
+  _globals['_LISTRESPONSE']._serialized_start=1783
+  _globals['_LISTRESPONSE']._serialized_end=1859
+  _globals['_GETAGENTINFOREQUEST']._serialized_start=1861
+  _globals['_GETAGENTINFOREQUEST']._serialized_end=1882
+  _globals['_LIMITSUPPORT']._serialized_start=1885
+  _globals['_LIMITSUPPORT']._serialized_end=2021
+  _globals['_GETAGENTINFORESPONSE']._serialized_start=2024
+  _globals['_GETAGENTINFORESPONSE']._serialized_end=2330
+  _globals['_JOBWORKERSERVICE']._serialized_start=2432
+  _globals['_JOBWORKERSERVICE']._serialized_end=2914
 # @@protoc_insertion_point(module_scope)

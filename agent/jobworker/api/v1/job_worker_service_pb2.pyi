@@ -297,6 +297,10 @@ class StreamRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    TAIL_LINES_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    TIMESTAMPS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's id."""
     offset: _builtins.int
@@ -305,6 +309,29 @@ class StreamRequest(_message.Message):
     """Go on with new output until it has ended. Without it the stream ends at what is there now."""
     source: Global___OutputSource.ValueType
     """Only what this descriptor wrote."""
+    tail_lines: _builtins.int
+    """Begin this many lines before the end, with `source` of its lines; up to 1,000,000, and 0 for the end itself. What
+    stands behind the last newline is a line as well. At most the last 64 MiB of the log are looked through: if they
+    hold fewer lines, the stream begins there. Not together with `offset`; with `since` at what comes later.
+    """
+    timestamps: _builtins.bool
+    """Tell of each chunk who wrote it and when, which makes for smaller chunks."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Begin with the output that the agent received at this time or later; without any, at the end of what is there
+        now. Not together with `offset`.
+
+        Times are the host's wall clock, noted at the first byte of what one descriptor wrote within 10 ms. If that clock
+        was set back while the job ran, there may be several places at which output from before the time is followed
+        by output from after it: the stream begins, or ends, at one of them.
+        """
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """End before the output that the agent received at this time or later. After `since`, and not together with
+        `follow`.
+        """
+
     def __init__(
         self,
         *,
@@ -312,12 +339,18 @@ class StreamRequest(_message.Message):
         offset: _builtins.int = ...,
         follow: _builtins.bool = ...,
         source: Global___OutputSource.ValueType = ...,
+        tail_lines: _builtins.int | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        timestamps: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "since", b"since", "tail_lines", b"tail_lines", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "job_id", b"job_id", "offset", b"offset", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "follow", b"follow", "job_id", b"job_id", "offset", b"offset", "since", b"since", "source", b"source", "tail_lines", b"tail_lines", "timestamps", b"timestamps", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__tail_lines: _TypeAlias = _typing.Literal["tail_lines"]  # noqa: Y015
+    _WhichOneofArgType__tail_lines: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_lines) -> _WhichOneofReturnType__tail_lines | None: ...
 
 Global___StreamRequest: _TypeAlias = StreamRequest  # noqa: Y015
 
@@ -361,29 +394,37 @@ Global___StreamResponse: _TypeAlias = StreamResponse  # noqa: Y015
 
 @_typing.final
 class OutputChunk(_message.Message):
-    """A piece of output."""
+    """A piece of output. With `tail_lines` or `since` the first message of a stream is an empty one, whose offset is where
+    the stream begins.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The absolute offset of its first byte."""
     data: _builtins.bytes
     """The bytes."""
     source: Global___OutputSource.ValueType
     """Who wrote them; unspecified where a chunk holds both."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """With `timestamps`: when the agent received the first of them; unset where that is not known."""
+
     def __init__(
         self,
         *,
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
         source: Global___OutputSource.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "source", b"source", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,7 +61,7 @@ class JobWorkerServiceStub:
     Errors: INVALID_ARGUMENT, NOT_FOUND.
     """
     Stream: _grpc.UnaryStreamMultiCallable[_job_worker_service_pb2.StreamRequest, _job_worker_service_pb2.StreamResponse]
-    """A job's output as bytes, from any offset, and live if asked for. Role: READER.
+    """A job's output as bytes, from any offset, line from the end or time, and live if asked for. Role: READER.
 
     The answers are in the order of their offsets; with `follow` the stream ends when the job's output has.
     Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received.
@@ -107,7 +107,7 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     Errors: INVALID_ARGUMENT, NOT_FOUND.
     """
     Stream: _aio.UnaryStreamMultiCallable[_job_worker_service_pb2.StreamRequest, _job_worker_service_pb2.StreamResponse]  # type: ignore[assignment]
-    """A job's output as bytes, from any offset, and live if asked for. Role: READER.
+    """A job's output as bytes, from any offset, line from the end or time, and live if asked for. Role: READER.
 
     The answers are in the order of their offsets; with `follow` the stream ends when the job's output has.
     Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received.
@@ -174,7 +174,7 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_worker_service_pb2.StreamRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_worker_service_pb2.StreamResponse], _abc.AsyncIterator[_job_worker_service_pb2.StreamResponse]]:
-        """A job's output as bytes, from any offset, and live if asked for. Role: READER.
+        """A job's output as bytes, from any offset, line from the end or time, and live if asked for. Role: READER.
 
         The answers are in the order of their offsets; with `follow` the stream ends when the job's output has.
         Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Self
 
@@ -97,25 +98,45 @@ class Client:
         return self._connection.call(self._stub.Query, request, self._timeout, _READ).job
 
     def stream(
-        self, job_id: str, *, offset: int = 0, follow: bool = False, source: jobs.Source | None = None
+        self,
+        job_id: str,
+        *,
+        offset: int = 0,
+        tail_lines: int | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        follow: bool = False,
+        source: jobs.Source | None = None,
+        timestamps: bool = False,
     ) -> Generator[Item, None, None]:
         """A job's output, resumed by itself after every broken connection.
 
-        Closing the iterator ends the call.
+        Closing the iterator ends the call. Times are nanoseconds of Unix time, by the clock of the job's host.
 
         Args:
             job_id: a whole id.
             offset: the absolute offset to begin at.
+            tail_lines: begin this many lines before the end.
+            since_ns: begin with what was written at this time or later.
+            until_ns: end before what was written at this time or later.
             follow: go on with new output until it has ended.
             source: only what this descriptor wrote.
+            timestamps: tell of each chunk who wrote it and when.
         """
+        ask = partial(
+            requests.stream, job_id, until_ns=until_ns, follow=follow, source=source, timestamps=timestamps
+        )
+        first = ask(offset=offset, tail_lines=tail_lines, since_ns=since_ns)
+        relative = tail_lines is not None or since_ns is not None
+        position = Position(offset, filtered=source is not None, unknown=relative)
 
-        def open_at(position: int) -> Iterator[pb.StreamResponse]:
-            request = pb.StreamRequest(job_id=job_id, offset=position, follow=follow, source=number)
+        def open_at(resumed_at: int) -> Iterator[pb.StreamResponse]:
+            request = first
+            if not position.unknown:
+                request = ask(offset=resumed_at, tail_lines=None, since_ns=None)
             return self._connection.stream(self._stub.Stream, request)
 
-        number = pb.OutputSource.ValueType(source.value if source else 0)
-        return resumed(open_at, Position(offset, filtered=source is not None), _STREAM)
+        return resumed(open_at, position, _STREAM)
 
     def list_jobs(
         self,

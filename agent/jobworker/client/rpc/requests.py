@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobworker import jobs
 from jobworker.api.v1 import job_pb2
@@ -47,6 +48,45 @@ def stop(job_id: str, signal: str, grace_ms: int, *, force: bool, wait: bool) ->
         force=force,
         no_wait=not wait,
     )
+
+
+def stream(
+    job_id: str,
+    *,
+    offset: int,
+    tail_lines: int | None,
+    since_ns: int | None,
+    until_ns: int | None,
+    follow: bool,
+    source: jobs.Source | None,
+    timestamps: bool,
+) -> pb.StreamRequest:
+    """Ask for this output.
+
+    Raises:
+        InvalidField: no agent would take it.
+    """
+    return pb.StreamRequest(
+        job_id=_text("job_id", job_id),
+        offset=offset,
+        tail_lines=tail_lines,
+        since=_timestamp("since", since_ns),
+        until=_timestamp("until", until_ns),
+        follow=follow,
+        source=pb.OutputSource.ValueType(source.value if source else 0),
+        timestamps=timestamps,
+    )
+
+
+def _timestamp(field: str, time_ns: int | None) -> Timestamp | None:
+    if time_ns is None:
+        return None
+    timestamp = Timestamp()
+    try:
+        timestamp.FromNanoseconds(time_ns)
+    except ValueError:
+        raise InvalidField(field, "is no time of the years 1 to 9999", "2026-01-31T08:00:00Z") from None
+    return timestamp
 
 
 def _limits(limits: jobs.Limits) -> job_pb2.Limits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.failures import CallFailed
@@ -19,15 +20,19 @@ class Position:
 
     Attributes:
         offset: behind the last byte that was given out.
+        unknown: the agent has yet to tell where the stream begins.
     """
 
-    def __init__(self, offset: int, *, filtered: bool) -> None:
+    def __init__(self, offset: int, *, filtered: bool, unknown: bool = False) -> None:
         self.offset = offset
+        self.unknown = unknown
         # With one source only, the offsets that are skipped are the other one's.
         self._may_skip = filtered
 
     def accept(self, item: Item) -> Iterator[Item]:
         """What is new of this item, behind a gap for what is missing before it."""
+        if self.unknown:
+            self.offset, self.unknown = item.offset, False
         missing = item.offset - self.offset
         if missing > 0:
             if not self._may_skip:
@@ -46,7 +51,7 @@ def _behind(item: Chunk | Gap, offset: int) -> Chunk | Gap:
     skip = offset - item.offset
     if isinstance(item, Gap):
         return Gap(offset, item.length - skip, item.reason)
-    return Chunk(offset, item.data[skip:], item.source) if skip else item
+    return replace(item, offset=offset, data=item.data[skip:]) if skip else item
 
 
 def resumed(
@@ -104,7 +109,7 @@ def _item(response: pb.StreamResponse) -> Item | None:
     match response.WhichOneof("item"):
         case "chunk":
             chunk = response.chunk
-            return Chunk(chunk.offset, chunk.data, _SOURCES.get(chunk.source))
+            return Chunk(chunk.offset, chunk.data, _SOURCES.get(chunk.source), chunk.time.ToNanoseconds())
         case "gap":
             return Gap(response.gap.offset, response.gap.length, response.gap.reason)
         case "end":

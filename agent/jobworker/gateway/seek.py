@@ -1,0 +1,138 @@
+"""Where in a log a stream begins and ends: so many lines before the end, or at a time.
+
+Found by halving the log and its indexes, or by reading back from the end: a longer log takes no longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from jobworker.errors import OutputDropped
+from jobworker.gateway.segments import Segment, Segments
+from jobworker.jobs import Source
+
+MAX_TAIL_LINES = 1_000_000
+# A job may write lines without end.
+MAX_TAIL_BYTES = 64 * 1024 * 1024
+_BLOCK_BYTES = 64 * 1024
+# Beyond so many segments in a row that are not there, the log is taken to begin.
+_MISSING = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Which log to read, whose output of it (None: all), and whether to tell who wrote it when."""
+
+    job_id: str
+    segment_bytes: int
+    source: Source | None
+    timed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A part of a log. Times are nanoseconds of Unix time; None is for what was not asked for."""
+
+    offset: int = 0
+    tail_lines: int | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+
+    @property
+    def relative(self) -> bool:
+        """Where it begins has to be found."""
+        return self.tail_lines is not None or self.since_ns is not None
+
+
+async def locate(segments: Segments, log: Log, view: View, log_bytes: int) -> tuple[int, int]:
+    """The absolute offsets between which a part of a log is.
+
+    Raises:
+        OSError: the disk fails.
+        JobWorkerError: the supervisor does not hand out the log.
+    """
+    seeker = _Seeker(segments, log, log_bytes)
+    start, end = view.offset, log_bytes
+    if view.until_ns is not None:
+        # An offset behind the time is an end that was reached; one behind the log is refused elsewhere.
+        end = max(await seeker.at_time(view.until_ns), min(start, log_bytes))
+    if view.since_ns is not None:
+        start = await seeker.at_time(view.since_ns)
+    if view.tail_lines is not None:
+        start = max(start, await seeker.tail(view.tail_lines, end))
+    return (min(start, end) if view.relative else start), end
+
+
+@dataclass(frozen=True, slots=True)
+class _Seeker:
+    _segments: Segments
+    _log: Log
+    _log_bytes: int
+
+    async def at_time(self, time_ns: int) -> int:
+        """The offset of the first output that is not before a time; the end of the log where there is none."""
+        low, high = 0, -(-self._log_bytes // self._log.segment_bytes)
+        while low < high:
+            middle = (low + high) // 2
+            if await self._begins_ns(middle, high) < time_ns:
+                low = middle + 1
+            else:
+                high = middle
+        # From here on segments begin at or after the time; what is sought may be in the one before.
+        before = await self._segment(low - 1) if low else None
+        found = before.index.since(time_ns) if before else None
+        return min(low * self._log.segment_bytes if found is None else found, self._log_bytes)
+
+    async def _begins_ns(self, number: int, stop: int) -> int:
+        """When a segment begins, or the next one that is there."""
+        for candidate in range(number, min(stop, number + _MISSING)):
+            segment = await self._segment(candidate)
+            begins = segment.index.begins_ns() if segment else None
+            if begins is not None:
+                return begins
+        return 0
+
+    async def tail(self, lines: int, end: int) -> int:
+        """The offset at which the last lines before an end begin."""
+        floor, stop, at_end = max(0, end - MAX_TAIL_BYTES), end, True
+        while lines and stop > floor:
+            number = (stop - 1) // self._log.segment_bytes
+            start = max(floor, stop - _BLOCK_BYTES, number * self._log.segment_bytes)
+            for offset, data in await self._written(number, start, stop):
+                # The newline at the very end ends the last line; each other one is in front of a line.
+                length = len(data) - (at_end and data.endswith(b"\n"))
+                at_end = at_end and not data
+                found = data.count(b"\n", 0, length)
+                if found >= lines:
+                    return offset + _nth_newline_from_end(data[:length], lines) + 1
+                lines -= found
+            stop = start
+            # Others have their turn.
+            await asyncio.sleep(0)
+        return stop
+
+    async def _written(self, number: int, start: int, stop: int) -> list[tuple[int, bytes]]:
+        """What the source wrote between two offsets of a segment, the last piece first."""
+        segment = await self._segment(number)
+        if segment is None:
+            return []
+        data = segment.read(start, stop - start)
+        if self._log.source is None:
+            # Ranges that were lost read as zeros, which are no newlines, or as nothing.
+            return [(start, data)] if data else []
+        runs = [run for run in segment.index.runs(start, stop, self._log.source) if run.source == self._log.source]
+        return [(run.start, data[run.start - start : run.stop - start]) for run in reversed(runs)]
+
+    async def _segment(self, number: int) -> Segment | None:
+        try:
+            return await self._segments.get(self._log.job_id, number)
+        except OutputDropped:
+            return None
+
+
+def _nth_newline_from_end(data: bytes, n: int) -> int:
+    position = len(data)
+    for _ in range(n):
+        position = data.rindex(b"\n", 0, position)
+    return position
