@@ -134,6 +134,24 @@ def test_what_was_lost_is_as_long_as_its_record_says_and_may_grow() -> None:
     assert made.index.run(START + 3, START + 50, None)[:2] == (START + 3, START + 23)
 
 
+@given(GAPPY, st.data())
+def test_records_that_could_not_be_written_do_not_lead_astray(
+    runs: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    index, offset, wrote = b"", START, []
+    for number, (length, source) in enumerate(runs):
+        missing = number > 0 and data.draw(st.booleans())
+        index += bytes(RECORD.size) if missing else RECORD.pack(offset, length, source, number)
+        wrote += [0 if missing else source] * length
+        offset += length
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_BLOCK", 4)
+        found = ranges(Segment(START, a_file(b""), a_file(index)), 2, START, offset)
+    assert {at for at, source in enumerate(wrote, START) if source == 2} <= set(found)
+    # What no record tells of may count as the one's before it, and never is anybody else's.
+    assert not {at for at, source in enumerate(wrote, START) if source == 1} & set(found)
+
+
 def test_half_a_record_at_the_end_is_none() -> None:
     index = RECORD.pack(START, 3, 1, 0) + RECORD.pack(START + 3, 1, 2, 0)[:-1]
     assert Segment(START, a_file(b""), a_file(index)).index.run(START, START + 9, 1)[:2] == (START, START + 9)

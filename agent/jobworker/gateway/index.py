@@ -76,9 +76,13 @@ class Index:
         self, offset: int, end: int, source: int | None, *, timed: bool = False
     ) -> tuple[Iterator[Span], int]:
         """The runs in one block of the index, and how far the block goes."""
-        records = [record for record in self._block(self._last_before(offset + 1)) if record.offset < end]
-        # Behind a full block there are records that have not been looked at.
-        limit = max(records[-1].offset, offset + 1) if len(records) == _BLOCK else end
+        block = self._block(self._last_before(offset + 1))
+        # A record that could not be written has left zeros.
+        records = [record for record in block if record.length]
+        limit = end
+        if len(block) == _BLOCK and records and records[-1].offset < end:
+            # Behind a full block there are records that have not been looked at.
+            limit = max(records[-1].offset, offset + 1)
         return _runs(_spans(records, offset, limit), source, timed=timed), limit
 
     def _block(self, first: int) -> list[Record]:
@@ -98,14 +102,22 @@ class Index:
 
     def _last_before(self, offset: int) -> int:
         """The number of the last record that begins before the offset; 0 where there is none."""
-        return max(
-            bisect_left(range(self._count()), offset, key=lambda number: self._record(number).offset) - 1, 0
-        )
+        after = bisect_left(range(self._count()), offset, key=lambda number: self._record(number).offset)
+        return self._written(max(after - 1, 0))
 
     def _count(self) -> int:
         return os.fstat(self._fd).st_size // RECORD.size
 
     def _record(self, number: int) -> Record:
+        return self._read(self._written(number))
+
+    def _written(self, number: int) -> int:
+        """The number of this record, or where it could not be written, of the last one before it."""
+        while number and not self._read(number).length:
+            number -= 1
+        return number
+
+    def _read(self, number: int) -> Record:
         return Record(*RECORD.unpack(os.pread(self._fd, RECORD.size, number * RECORD.size)))
 
 

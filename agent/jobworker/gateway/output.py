@@ -86,7 +86,7 @@ class _Part:
         return self.lossy or self.log.timed or self.log.source is not None
 
     def cut(self, end: int) -> _Part:
-        return replace(self, end=min(self.end, end))
+        return self if self.end <= end else replace(self, end=end)
 
 
 class Output:
@@ -185,7 +185,9 @@ def _chunk(segment: Segment, part: _Part) -> Piece:
         return _gap(run.start, run.stop, _NOT_WRITTEN)
     data = segment.read(run.start, min(run.stop - run.start, CHUNK_BYTES))
     if not data:
-        return _gap(run.start, run.stop, "the log is shorter than it was")
+        # The index may be late to tell, since it is on the same disk.
+        reason = _NOT_WRITTEN if part.lossy else "the log is shorter than it was"
+        return _gap(run.start, run.stop, reason)
     chunk = pb.OutputChunk(offset=run.start, data=data, source=_SOURCES[log.source or UNKNOWN])
     if log.timed:
         chunk.source = _SOURCES.get(run.source, pb.OUTPUT_SOURCE_UNSPECIFIED)

@@ -15,7 +15,8 @@ from jobworker.jobs import Source
 MAX_TAIL_LINES = 1_000_000
 # A job may write lines without end.
 MAX_TAIL_BYTES = 64 * 1024 * 1024
-_BLOCK_BYTES = 64 * 1024
+# Few enough that others are not held up, even if each byte has an index record of its own.
+_BLOCK_BYTES = 16 * 1024
 # Beyond so many segments in a row that are not there, the log is taken to begin.
 _MISSING = 8
 
