@@ -89,7 +89,7 @@ class Index:
         """Records from a number on, up to a fixed count; half a record at the end is none."""
         data = os.pread(self._fd, _BLOCK * RECORD.size, first * RECORD.size)
         whole = len(data) // RECORD.size * RECORD.size
-        return [Record(*fields) for fields in RECORD.iter_unpack(data[:whole])]
+        return list(map(Record._make, RECORD.iter_unpack(data[:whole])))
 
     def begins_ns(self) -> int | None:
         """When the first byte came; None where the index is empty."""
@@ -103,22 +103,21 @@ class Index:
     def _last_before(self, offset: int) -> int:
         """The number of the last record that begins before the offset; 0 where there is none."""
         after = bisect_left(range(self._count()), offset, key=lambda number: self._record(number).offset)
-        return self._written(max(after - 1, 0))
+        return self._written(after - 1)[0] if after else 0
 
     def _count(self) -> int:
         return os.fstat(self._fd).st_size // RECORD.size
 
     def _record(self, number: int) -> Record:
-        return self._read(self._written(number))
+        return self._written(number)[1]
 
-    def _written(self, number: int) -> int:
-        """The number of this record, or where it could not be written, of the last one before it."""
-        while number and not self._read(number).length:
+    def _written(self, number: int) -> tuple[int, Record]:
+        """This record with its number, or where it could not be written, the last one before it."""
+        while True:
+            record = Record._make(RECORD.unpack(os.pread(self._fd, RECORD.size, number * RECORD.size)))
+            if record.length or not number:
+                return number, record
             number -= 1
-        return number
-
-    def _read(self, number: int) -> Record:
-        return Record(*RECORD.unpack(os.pread(self._fd, RECORD.size, number * RECORD.size)))
 
 
 def _runs(spans: Iterator[Span], source: int | None, *, timed: bool) -> Iterator[Span]:

@@ -15,8 +15,9 @@ from jobworker.jobs import Source
 MAX_TAIL_LINES = 1_000_000
 # A job may write lines without end.
 MAX_TAIL_BYTES = 64 * 1024 * 1024
-# Few enough that others are not held up, even if each byte has an index record of its own.
+# Between so many bytes, or runs of a source, others have their turn.
 _BLOCK_BYTES = 16 * 1024
+_RUNS = 256
 # Beyond so many segments in a row that are not there, the log is taken to begin.
 _MISSING = 8
 
@@ -109,7 +110,6 @@ class _Seeker:
                     return offset + _nth_newline_from_end(data[:length], lines) + 1
                 lines -= found
             stop = start
-            # Others have their turn.
             await asyncio.sleep(0)
         return stop
 
@@ -122,8 +122,13 @@ class _Seeker:
         if self._log.source is None:
             # Ranges that were lost read as zeros, which are no newlines, or as nothing.
             return [(start, data)] if data else []
-        runs = [run for run in segment.index.runs(start, stop, self._log.source) if run.source == self._log.source]
-        return [(run.start, data[run.start - start : run.stop - start]) for run in reversed(runs)]
+        written = []
+        for count, run in enumerate(segment.index.runs(start, stop, self._log.source), 1):
+            if run.source == self._log.source:
+                written.append((run.start, data[run.start - start : run.stop - start]))
+            if count % _RUNS == 0:
+                await asyncio.sleep(0)
+        return written[::-1]
 
     async def _segment(self, number: int) -> Segment | None:
         try:
