@@ -1,4 +1,4 @@
-"""Keys and signatures: what makes a certificate of a profile, and what tells whether one still holds."""
+"""Signatures: what makes a certificate of a profile, and what tells whether one still holds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from jobworker_pki import keys
+from jobworker_pki.keys import KEY_BITS
 from jobworker_pki.profiles import Profile
 
-KEY_BITS = 4096
-
 # A peer whose clock is a little slow must not take a fresh certificate for one of the future.
-_CLOCK_SKEW = timedelta(minutes=5)
+CLOCK_SKEW = timedelta(minutes=5)
 
-_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +27,22 @@ class Pair:
     certificate: x509.Certificate
     key: rsa.RSAPrivateKey
 
-    def certificate_pem(self) -> bytes:
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def key_pem(self) -> bytes:
-        """PKCS #8, not encrypted: the file's mode protects it."""
-        return self.key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-
-
-def new_key() -> rsa.RSAPrivateKey:
-    """A fresh RSA-4096 key; takes about a second."""
-    return rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
+def pem(*certificates: x509.Certificate) -> bytes:
+    """A chain as it stands in a file: the leaf first."""
+    return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)
 
 
 def self_signed(profile: Profile, now: datetime) -> Pair:
     """A root CA with a new key."""
-    key = new_key()
+    key = keys.new()
     issuer = (profile.subject(), key)
     return Pair(_signed(issuer, profile, key.public_key(), (now, now + profile.life)), key)
 
 
-def issue(ca: Pair, profile: Profile, now: datetime) -> Pair:
+def issue(ca: Pair, profile: Profile, now: datetime, bits: int = KEY_BITS) -> Pair:
     """A certificate of this CA with a new key."""
-    key = new_key()
+    key = keys.new(bits)
     return Pair(sign(ca, profile, key.public_key(), now), key)
 
 
@@ -75,7 +66,7 @@ def _signed(
         .subject_name(profile.subject())
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(begin - _CLOCK_SKEW)
+        .not_valid_before(begin - CLOCK_SKEW)
         .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
@@ -86,19 +77,35 @@ def _signed(
 
 
 def fault(pair: Pair, profile: Profile, issuer: x509.Certificate, now: datetime) -> str | None:
-    """What keeps an existing pair from being what the profile asks for; None if nothing does.
+    """What keeps an existing pair from being what the profile asks for; None if nothing does."""
+    if pair.key.public_key() != _key_of(pair.certificate):
+        return "certificate and key do not belong together"
+    return certificate_fault(pair.certificate, profile, issuer, now)
+
+
+def certificate_fault(
+    certificate: x509.Certificate, profile: Profile, issuer: x509.Certificate, now: datetime
+) -> str | None:
+    """What keeps an existing certificate from being what the profile asks for; None if nothing does.
 
     It may carry more names than asked for, and another subject.
     """
-    certificate = pair.certificate
     try:
-        if pair.key.public_key() != certificate.public_key():
-            return "certificate and key do not belong together"
-        if pair.key.key_size < KEY_BITS:
-            return f"the key has {pair.key.key_size} bits, fewer than {KEY_BITS}"
-        return _untimely(certificate, now) or _foreign(certificate, issuer) or _lacking(certificate, profile)
-    except _UNREADABLE:
+        return (
+            keys.weakness(certificate.public_key())
+            or _untimely(certificate, now)
+            or foreign(certificate, issuer)
+            or _lacking(certificate, profile)
+        )
+    except UNREADABLE:
         return "the certificate holds something that cannot be read"
+
+
+def _key_of(certificate: x509.Certificate) -> object:
+    try:
+        return certificate.public_key()
+    except UNREADABLE:
+        return None
 
 
 def _untimely(certificate: x509.Certificate, now: datetime) -> str | None:
@@ -110,10 +117,11 @@ def _untimely(certificate: x509.Certificate, now: datetime) -> str | None:
     return None
 
 
-def _foreign(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
+def foreign(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
+    """Why a certificate is not this issuer's; None if it is."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (*_UNREADABLE, TypeError, InvalidSignature):
+    except (*UNREADABLE, TypeError, InvalidSignature):
         return "the certificate was not issued by this CA"
     return None
 

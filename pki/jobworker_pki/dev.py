@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from jobworker.errors import InvalidField, PkiProblem
 from jobworker.identity import DEFAULT_ROLE_OID, Role
-from jobworker_pki import authority, files, profiles
+from jobworker_pki import authority, files, keys, profiles
 from jobworker_pki.authority import Pair
 from jobworker_pki.files import Store
 from jobworker_pki.profiles import Profile
@@ -88,7 +88,7 @@ def ensure(path: str, wanted: Wanted, *, renew: bool, progress: Callable[[str], 
         pairs = _kept(store, wanted.profiles(), now, renew=renew)
         missing = tuple(name for name in to_make if name not in pairs)
         for name in missing:
-            progress(f"making {name}: an RSA-{authority.KEY_BITS} key and its certificate")
+            progress(f"making {name}: an RSA-{keys.KEY_BITS} key and its certificate")
             pairs[name] = _new(to_make[name], pairs.get("ca"), now)
             store.write(name, pairs[name])
     expires = min(pair.certificate.not_valid_after_utc for pair in pairs.values())

@@ -14,16 +14,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from jobworker.errors import PkiProblem
+from jobworker_pki import authority, keys
 from jobworker_pki.authority import Pair
+from jobworker_pki.keys import Ask
 
 # No certificate or key comes near this.
 _MAX_BYTES = 256 * 1024
-_KEY_MODE, _CERTIFICATE_MODE, _DIRECTORY_MODE, _PARENT_MODE = 0o600, 0o644, 0o700, 0o755
+KEY_MODE, PUBLIC_MODE = 0o600, 0o644
+_DIRECTORY_MODE, _PARENT_MODE = 0o700, 0o755
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class Store:
     def holds(self, file: str) -> bool:
         return file in os.listdir(self.fd)
 
-    def read(self, name: str) -> Pair | None:
-        """A pair; None if one of its files is missing.
+    def read(self, name: str, ask: Ask | None = None) -> Pair | None:
+        """A pair; None if one of its files is missing. `ask` is called if the key is encrypted.
 
         Raises:
             PkiProblem: a file is not what its name says, or others can read the key.
@@ -48,9 +49,11 @@ class Store:
         """
         if not (self.holds(f"{name}.pem") and self.holds(f"{name}.key")):
             return None
-        return Pair(self._certificate(f"{name}.pem"), self._key(f"{name}.key"))
+        return Pair(self.certificate(f"{name}.pem"), self.key(f"{name}.key", ask))
 
-    def write(self, name: str, pair: Pair) -> None:
+    def write(
+        self, name: str, pair: Pair, *, passphrase: bytes | None = None, chain: tuple[x509.Certificate, ...] = ()
+    ) -> None:
         """Put a pair in place of what is there; a pair that is written in part reads as missing.
 
         Raises:
@@ -58,29 +61,44 @@ class Store:
         """
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{name}.pem", dir_fd=self.fd)
-        self._replace(f"{name}.key", pair.key_pem(), _KEY_MODE)
-        self._replace(f"{name}.pem", pair.certificate_pem(), _CERTIFICATE_MODE)
-        os.fsync(self.fd)
+        self.put(f"{name}.key", keys.pem(pair.key, passphrase), KEY_MODE)
+        self.put(f"{name}.pem", authority.pem(pair.certificate, *chain))
 
-    def _certificate(self, file: str) -> x509.Certificate:
-        content, _ = self._content(file)
+    def certificate(self, file: str) -> x509.Certificate:
+        """The first certificate in a file.
+
+        Raises:
+            PkiProblem: it holds none.
+            OSError: it cannot be read.
+        """
         try:
-            return x509.load_pem_x509_certificate(content)
+            return x509.load_pem_x509_certificate(self.content(file))
         except ValueError:
             raise PkiProblem(self.path_of(file), "holds no certificate in PEM form") from None
 
-    def _key(self, file: str) -> rsa.RSAPrivateKey:
+    def key(self, file: str, ask: Ask | None = None) -> rsa.RSAPrivateKey:
+        """A private key that nobody else can read; see `read`."""
         content, mode = self._content(file)
-        if mode & ~_KEY_MODE:
+        if mode & ~KEY_MODE:
             raise PkiProblem(self.path_of(file), "can be read by others", f"chmod 600 {self.path_of(file)}")
-        try:
-            # Proving the primes takes half a second, and the key is our own.
-            key = load_pem_private_key(content, password=None, unsafe_skip_rsa_key_validation=True)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, rsa.RSAPrivateKey):
-            raise PkiProblem(self.path_of(file), "holds no unencrypted RSA key in PEM form")
-        return key
+        return keys.load(self.path_of(file), content, ask)
+
+    def content(self, file: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self._content(file)[0]
+
+    def put(self, file: str, content: bytes, mode: int = PUBLIC_MODE) -> None:
+        """Put a file in place of what is there, at once and lastingly.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        self._replace(file, content, mode)
+        os.fsync(self.fd)
 
     def _content(self, file: str) -> tuple[bytes, int]:
         # Non-blocking, or a FIFO by that name would hold us up for ever.
@@ -108,21 +126,35 @@ def opened(path: str) -> Iterator[Store]:
     Raises:
         PkiProblem: the directory or a file in it cannot be used.
     """
+    with _reported(os.path.abspath(path)):
+        _make(os.path.abspath(path), _DIRECTORY_MODE)
+    with existing(path) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def existing(path: str) -> Iterator[Store]:
+    """As `opened`, for a directory that must be there."""
     path = os.path.abspath(path)
-    try:
+    with _reported(path):
         fd = _directory(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield Store(path, fd)
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _reported(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         where = os.path.join(path, error.filename) if isinstance(error.filename, str) else path
         raise PkiProblem(where, f"cannot be used: {error.strerror}") from None
 
 
 def _directory(path: str) -> int:
-    _make(path, _DIRECTORY_MODE)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -45,10 +45,25 @@ class Profile:
     def subject(self) -> x509.Name:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.common_name[:_COMMON_NAME_MAX])])
 
+    def names(self) -> tuple[str, ...]:
+        """The SAN, each name with its kind in front."""
+        found = (one.value for one in self.extensions if isinstance(one.value, x509.SubjectAlternativeName))
+        return tuple(label(name) for san in found for name in san)
 
-def authority(name: str, life: timedelta) -> Profile:
-    """A CA that signs leaves and revocation lists, and no other CA."""
-    return Profile(name, life, (_basic_constraints(ca=True), _key_usage(ca=True)))
+
+def authority(
+    name: str, life: timedelta, path_length: int = 0, permitted: tuple[x509.GeneralName, ...] = ()
+) -> Profile:
+    """A CA that signs revocation lists and certificates.
+
+    Args:
+        name: the subject's.
+        life: from issuing to expiry.
+        path_length: how many CAs may stand between it and a leaf.
+        permitted: of each kind of name that occurs here, leaves may bear only names below these.
+    """
+    limits = (Extension(x509.NameConstraints(permitted, None), critical=True),) if permitted else ()
+    return Profile(name, life, (_basic_constraints(path_length), _key_usage(ca=True), *limits))
 
 
 def server(hosts: tuple[str, ...], life: timedelta) -> Profile:
@@ -78,7 +93,9 @@ def user(name: str, role: identity.Role, trust_domain: str, role_oid: str, life:
     except ValueError as error:
         raise InvalidField("role-oid", str(error)) from None
     carried = Extension(x509.UnrecognizedExtension(oid, identity.encode_role(role)), critical=False)
-    return Profile(name, life, (*_leaf(ExtendedKeyUsageOID.CLIENT_AUTH, (uri,)), carried))
+    # OpenSSL takes a common name with a dot for a host's, and a CA's name constraints would then refuse it.
+    common_name = f"user {name}" if "." in name else name
+    return Profile(common_name, life, (*_leaf(ExtendedKeyUsageOID.CLIENT_AUTH, (uri,)), carried))
 
 
 def host_name(text: str) -> x509.GeneralName:
@@ -97,17 +114,24 @@ def host_name(text: str) -> x509.GeneralName:
     return x509.DNSName(text)
 
 
+def label(name: x509.GeneralName) -> str:
+    """A name of a SAN as people read it, e.g. `DNS:agent.example.org`."""
+    kinds = {x509.DNSName: "DNS", x509.IPAddress: "IP", x509.UniformResourceIdentifier: "URI"}
+    return f"{kinds.get(type(name), type(name).__name__)}:{name.value}"
+
+
 def _leaf(purpose: x509.ObjectIdentifier, names: tuple[x509.GeneralName, ...]) -> tuple[Extension, ...]:
     return (
-        _basic_constraints(ca=False),
+        _basic_constraints(None),
         _key_usage(ca=False),
         Extension(x509.ExtendedKeyUsage([purpose]), critical=False),
         Extension(x509.SubjectAlternativeName(names), critical=False),
     )
 
 
-def _basic_constraints(*, ca: bool) -> Extension:
-    return Extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
+def _basic_constraints(path_length: int | None) -> Extension:
+    """Of a CA; of a leaf without a path length."""
+    return Extension(x509.BasicConstraints(path_length is not None, path_length), critical=True)
 
 
 def _key_usage(*, ca: bool) -> Extension:

@@ -20,29 +20,12 @@ from jobworker.identity import DEFAULT_ROLE_OID
 from jobworker_pki import dev
 from support import certs
 from support.certs import SERVER_AUTH, DevPki, Recipe
+from support.pki import openssl, run, worker_pki
 
 HOUR = timedelta(hours=1)
 FILES = {f"{name}.{suffix}" for name in ("ca", "server", "writer", "reader") for suffix in ("pem", "key")}
 SERVER = Recipe("localhost", uris=(), hosts=("localhost", "127.0.0.1", "::1"), usage=SERVER_AUTH, roles=())
 CA = Recipe("old", uris=(), usage=None, roles=(), ca=True)
-
-
-def worker_pki(*arguments: str, umask: int = 0o022) -> subprocess.Popen[str]:
-    command = [os.path.join(os.path.dirname(sys.executable), "worker-pki"), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, umask=umask, stdin=subprocess.DEVNULL
-    )
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    with worker_pki(*arguments) as process:
-        out, err = process.communicate()
-    return process.returncode, out, err
-
-
-def openssl(*arguments: str) -> str:
-    result = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
-    return result.stdout + result.stderr
 
 
 def snapshot(pki: DevPki) -> dict[str, tuple[int, int, bytes]]:

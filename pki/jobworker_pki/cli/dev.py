@@ -1,20 +1,15 @@
-"""worker-pki: the commands, each a thin shell around the library beside it."""
+"""worker-pki dev."""
 
 from __future__ import annotations
 
 import click
 
-from jobworker.errors import InvalidField, JobWorkerError
 from jobworker.identity import DEFAULT_ROLE_OID
 from jobworker_pki import dev as dev_set
+from jobworker_pki.cli.common import reported
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
-    """Make the certificates that jobworker's agents and clients trust."""
-
-
-@main.command(short_help="make a development CA, server and client certificates")
+@click.command(short_help="make a development CA, server and client certificates")
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
 @click.option(
     "--host",
@@ -45,11 +40,7 @@ def dev(directory: str, hosts: tuple[str, ...], trust_domain: str, role_oid: str
       openssl x509 -in .dev/pki/writer.pem -noout -text
     """
     wanted = dev_set.Wanted(hosts, trust_domain, role_oid)
-    try:
+    with reported():
         outcome = dev_set.ensure(directory, wanted, renew=renew, progress=lambda text: click.echo(text, err=True))
-    except InvalidField as error:
-        raise click.UsageError(str(error)) from None
-    except JobWorkerError as error:
-        raise click.ClickException(str(error)) from None
     what = f"made {', '.join(outcome.made)}" if outcome.made else "nothing to do, the set is complete"
     click.echo(f"{directory}: {what}; {outcome.authority}, valid until {outcome.expires:%Y-%m-%d}")

@@ -1,0 +1,27 @@
+"""worker-pki: the commands, each a thin shell around the library beside it."""
+
+from __future__ import annotations
+
+import click
+
+from jobworker_pki.cli.dev import dev
+from jobworker_pki.cli.init import init
+from jobworker_pki.cli.issue import issue, sign
+from jobworker_pki.cli.renew import renew
+from jobworker_pki.cli.revoke import crl, revoke
+from jobworker_pki.cli.show import show
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    r"""Make the certificates that jobworker's agents and clients trust.
+
+    \b
+    From nothing to a host and a user:
+      worker-pki init pki --trust-domain example.org
+      worker-pki --help
+    """
+
+
+for command in (init, issue, sign, renew, revoke, crl, show, dev):
+    main.add_command(command)

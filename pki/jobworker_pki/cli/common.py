@@ -1,0 +1,100 @@
+"""What the commands share: options, passphrases, and errors as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+import click
+
+from jobworker.errors import InvalidField, JobWorkerError, PkiProblem
+from jobworker_pki import home
+from jobworker_pki.home import Home
+from jobworker_pki.keys import Ask
+
+MINIMUM_LENGTH = 8
+_MAX_BYTES = 4096
+
+directory = click.option(
+    "--dir",
+    "directory",
+    metavar="DIR",
+    default=".",
+    envvar="JOBWORKER_PKI",
+    show_envvar=True,
+    help="The PKI's directory; the current one if not given.",
+    type=click.Path(),
+)
+passphrase_file = click.option(
+    "--passphrase-file",
+    metavar="FILE",
+    envvar="JOBWORKER_PKI_PASSPHRASE_FILE",
+    show_envvar=True,
+    type=click.Path(),
+    help="Holds the CA keys' passphrase in its first line; asked for at the terminal if not given.",
+)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Turn errors into a line on stderr and an exit code: 2 for a wrong option, 1 for all else."""
+    try:
+        yield
+    except InvalidField as error:
+        raise click.UsageError(str(error)) from None
+    except JobWorkerError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@contextlib.contextmanager
+def opened(path: str, file: str | None) -> Iterator[Home]:
+    """The PKI at `path`, its passphrase to be had from `file` or the terminal; errors are reported."""
+    with reported(), home.opened(path, asking(file)) as found:
+        yield found
+
+
+def asking(file: str | None) -> Ask:
+    """How an encrypted key's passphrase is had."""
+
+    def ask(key: str) -> bytes:
+        if file:
+            return read_passphrase(file)
+        text: str = click.prompt(f"Passphrase of {key}", hide_input=True, err=True)
+        return text.encode()
+
+    return ask
+
+
+def choose(file: str | None, *, none: bool) -> bytes | None:
+    """The passphrase for new keys."""
+    if none:
+        return None
+    if file:
+        passphrase = read_passphrase(file)
+    else:
+        prompt = "Passphrase for the CA keys (--no-passphrase leaves them open)"
+        passphrase = click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True).encode()
+    if len(passphrase) < MINIMUM_LENGTH:
+        raise InvalidField("passphrase", f"has fewer than {MINIMUM_LENGTH} characters", "several random words")
+    return passphrase
+
+
+def read_passphrase(path: str) -> bytes:
+    """A file's first line.
+
+    Raises:
+        PkiProblem: it cannot be read, is empty, or others can read it.
+    """
+    try:
+        with open(path, "rb") as file:
+            mode, content = os.fstat(file.fileno()).st_mode, file.read(_MAX_BYTES)
+    except OSError as error:
+        raise PkiProblem(path, f"cannot be read: {error.strerror}") from None
+    if stat.S_ISREG(mode) and mode & 0o077:
+        raise PkiProblem(path, "can be read by others", f"chmod 600 {path}")
+    passphrase = content.partition(b"\n")[0].rstrip(b"\r")
+    if not passphrase:
+        raise PkiProblem(path, "holds no passphrase in its first line")
+    return passphrase

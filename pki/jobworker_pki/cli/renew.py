@@ -1,0 +1,44 @@
+"""worker-pki renew."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+from jobworker_pki import renewal
+from jobworker_pki.cli.common import directory, opened, passphrase_file
+from jobworker_pki.reading import moment
+
+
+@click.command(short_help="renew a certificate when two thirds of its life have passed")
+@click.argument("certificates", metavar="CERT...", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option("--force", is_flag=True, help="Also before its time.")
+@click.option("--new-key", is_flag=True, help="Make a new key too, beside the certificate.")
+@click.option("--days", type=click.IntRange(1, 3650), help="Of the new one; those of the old one if not given.")
+@directory
+@passphrase_file
+def renew(
+    certificates: tuple[str, ...],
+    force: bool,  # noqa: FBT001 (click passes it by name)
+    new_key: bool,  # noqa: FBT001
+    days: int | None,
+    directory: str,
+    passphrase_file: str | None,
+) -> None:
+    r"""Renew certificates in their files; names, role and key stay.
+
+    Before two thirds of the life have passed it does nothing and succeeds, so that a timer may run it as
+    often as it likes. The intermediate is renewed the same way, with the root's key at hand.
+
+    \b
+    Example:
+      worker-pki renew pki/hosts/*.pem --dir pki --passphrase-file /run/credentials/pki
+    """
+    with opened(directory, passphrase_file) as home:
+        for path in certificates:
+            life = timedelta(days=days) if days else None
+            outcome = renewal.renew(home, path, life=life, force=force, new_key=new_key)
+            what = "renewed" if outcome.made else "not due"
+            end = moment(outcome.certificate.not_valid_after_utc)
+            click.echo(f"{path}: {what}; valid until {end}, to be renewed from {moment(outcome.due)} on")

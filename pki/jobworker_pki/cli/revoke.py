@@ -1,0 +1,67 @@
+"""worker-pki revoke and crl."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+from jobworker_pki import home as homes
+from jobworker_pki import revocation
+from jobworker_pki.cli.common import directory, opened, passphrase_file
+from jobworker_pki.reading import moment
+
+
+@click.command(short_help="revoke a certificate")
+@click.argument("certificate", metavar="CERT|SERIAL")
+@click.option(
+    "--reason",
+    type=click.Choice(revocation.REASONS, case_sensitive=False),
+    default=revocation.UNSPECIFIED,
+    show_default=True,
+)
+@directory
+def revoke(certificate: str, reason: str, directory: str) -> None:
+    r"""Revoke a certificate, by its file or by its serial number in hexadecimal.
+
+    With it go the others of the same key: a renewed certificate and those that it replaced.
+    It counts from the moment that the agents have the next list: run `worker-pki crl`, and hand it out.
+
+    \b
+    Example:
+      worker-pki revoke pki/users/alice.pem --reason keyCompromise --dir pki
+      worker-pki crl --dir pki
+    """
+    with opened(directory, None) as home:
+        records, fresh = revocation.revoke(home, certificate, reason)
+    for record in records:
+        click.echo(f"{record.serial} ({record.subject}): revoked at {record.time}, {record.reason}")
+    if fresh:
+        ca = "" if records[0].ca == homes.INTERMEDIATE else f" --ca {records[0].ca}"
+        click.echo(f"next: worker-pki crl --dir {directory}{ca}, and hand the list to the agents", err=True)
+
+
+@click.command(short_help="sign a list of what is revoked")
+@click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="Until the next is due.")
+@click.option(
+    "--ca",
+    type=click.Choice([homes.INTERMEDIATE, homes.ROOT]),
+    default=homes.INTERMEDIATE,
+    show_default=True,
+    help="Whose; the root's list is about the intermediate.",
+)
+@directory
+@passphrase_file
+def crl(days: int, ca: str, directory: str, passphrase_file: str | None) -> None:
+    r"""Sign a revocation list (X.509 CRL) and put it into intermediate.crl or root.crl.
+
+    Agents refuse everybody once the list they have is past its date: sign and hand out the next in time.
+
+    \b
+    Example:
+      worker-pki crl --days 30 --dir pki
+    """
+    with opened(directory, passphrase_file) as home:
+        path, made = revocation.crl(home, ca, timedelta(days=days))
+    end = made.next_update_utc
+    click.echo(f"{path}: {len(list(made))} revoked; the next is due by {moment(end) if end else 'no date'}")

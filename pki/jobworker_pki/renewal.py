@@ -1,0 +1,131 @@
+"""Renewing a certificate in place: names, role and key stay, the dates move on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+
+from jobworker.errors import PkiProblem, Unauthenticated
+from jobworker_pki import authority, files, index, issuing, keys, profiles, reading
+from jobworker_pki.authority import CLOCK_SKEW
+from jobworker_pki.files import Store
+from jobworker_pki.home import INTERMEDIATE, ROOT, Home, ca_profile
+from jobworker_pki.profiles import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        certificate: the one that is there now.
+        due: when two thirds of its life have passed.
+        made: it is a new one.
+    """
+
+    certificate: x509.Certificate
+    due: datetime
+    made: bool
+
+
+def renew(home: Home, path: str, *, life: timedelta | None, force: bool, new_key: bool) -> Outcome:
+    """Replace a certificate in its file once two thirds of its life have passed.
+
+    The key stays, so that one rename replaces it all; it may be on another host.
+
+    Args:
+        home: the PKI that issued it.
+        path: its file.
+        life: of the new one; that of the old one if None.
+        force: also before its time.
+        new_key: make a key too. Between the two renames the key is a moment ahead of its certificate.
+
+    Raises:
+        PkiProblem: it is not this PKI's, is revoked, or would gain nothing.
+    """
+    now, file = datetime.now(UTC), os.path.basename(path)
+    with _folder(home, path) as store:
+        old = store.certificate(file)
+        ca = _issuer(home, store.path_of(file), old)
+        if not force and now < due(old):
+            return Outcome(old, due(old), made=False)
+        profile = _profile(home, store.path_of(file), old, life or _life(old))
+        fresh = _renewed(home, store, (file, old), (ca, profile), new_key=new_key)
+    return Outcome(fresh, due(fresh), made=True)
+
+
+def due(certificate: x509.Certificate) -> datetime:
+    """When two thirds of a certificate's life have passed."""
+    return certificate.not_valid_before_utc + CLOCK_SKEW + _life(certificate) * 2 / 3
+
+
+def _life(certificate: x509.Certificate) -> timedelta:
+    return certificate.not_valid_after_utc - certificate.not_valid_before_utc - CLOCK_SKEW
+
+
+@contextlib.contextmanager
+def _folder(home: Home, path: str) -> Iterator[Store]:
+    directory = os.path.dirname(os.path.abspath(path))
+    if os.path.realpath(directory) == os.path.realpath(home.store.path):
+        yield home.store  # a second lock on it would wait for the first
+        return
+    with files.existing(directory) as store:
+        yield store
+
+
+def _issuer(home: Home, path: str, certificate: x509.Certificate) -> str:
+    ca = ROOT if reading.is_ca(certificate) else INTERMEDIATE
+    fault = authority.foreign(certificate, home.certificate(ca))
+    if fault:
+        raise PkiProblem(path, fault, "renew it where it was issued, or name that PKI with --dir")
+    if certificate.subject == certificate.issuer:
+        raise PkiProblem(path, "is the root, which everybody trusts by its file", "make a new PKI in good time")
+    if f"{certificate.serial_number:x}" in index.revocations(index.records(home.store)):
+        raise PkiProblem(path, "is revoked", "issue a new one, with a new key")
+    return ca
+
+
+def _profile(home: Home, path: str, old: x509.Certificate, life: timedelta) -> Profile:
+    """What the old certificate says, made anew by the rules of today."""
+    if reading.is_ca(old):
+        common_name = old.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+        return ca_profile(INTERMEDIATE, home.settings, str(common_name))
+    try:
+        bearer = reading.bearer(old, home.settings.role_oid)
+    except Unauthenticated as error:
+        raise PkiProblem(path, error.reason, "issue a new one") from None
+    if isinstance(bearer, reading.Host):
+        return issuing.host(home, bearer.names[0], bearer.names[1:], life).profile
+    return profiles.user(bearer.name, bearer.role, bearer.trust_domain, home.settings.role_oid, life)
+
+
+def _renewed(
+    home: Home, store: Store, was: tuple[str, x509.Certificate], by: tuple[str, Profile], *, new_key: bool
+) -> x509.Certificate:
+    (file, old), (ca, profile) = was, by
+    now, public = datetime.now(UTC), old.public_key()
+    signer = home.signer(ca, now)
+    if min(now + profile.life, signer.certificate.not_valid_after_utc) <= old.not_valid_after_utc:
+        fix = f"renew that first: worker-pki renew {home.store.path_of(INTERMEDIATE)}.pem"
+        raise PkiProblem(
+            store.path_of(file), f"would not live longer, for its issuer ({ca}) or --days ends it", fix
+        )
+    key = keys.new() if new_key else None
+    if key:
+        public = key.public_key()
+    if not isinstance(public, rsa.RSAPublicKey):
+        raise PkiProblem(store.path_of(file), "the key is not RSA", "issue a new one")
+    fresh = authority.sign(signer, profile, public, now)
+    home.record("renew", ca, fresh, file=store.path_of(file), replaces=f"{old.serial_number:x}")
+    if key:
+        store.put(f"{file.removesuffix('.pem')}.key", keys.pem(key), files.KEY_MODE)
+    chain = () if ca == ROOT else (home.certificate(INTERMEDIATE),)
+    store.put(file, authority.pem(fresh, *chain))
+    return fresh

@@ -1,0 +1,172 @@
+"""`worker-pki init`: what it makes, once, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from jobworker.errors import PkiProblem
+from jobworker_pki import home
+from support import pki as support
+from support.pki import PASSPHRASE, SETTINGS, WANTED, Pki, ask, copied, never_asked, openssl, run, snapshot
+
+FILES = {"pki.json", "ca.pem", "index.jsonl"} | {
+    f"{ca}.{suffix}" for ca in ("root", "intermediate") for suffix in ("pem", "key")
+}
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    return copied(tmp_path)
+
+
+def ensure(pki: Pki) -> tuple[str, ...]:
+    return home.ensure(pki.directory, SETTINGS, lambda: PASSPHRASE, ask, lambda _text: None)
+
+
+def test_files_and_modes_under_an_umask_that_hides_nothing() -> None:
+    pki, out, err = support.made()
+    modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(pki.directory)}
+    assert set(modes) >= FILES
+    assert {modes[name] for name in FILES if name.endswith((".key", ".jsonl"))} == {0o600}
+    assert {modes[name] for name in FILES if name.endswith((".pem", ".json"))} == {0o644}
+    assert stat.S_IMODE(os.stat(pki.directory).st_mode) == 0o700
+    assert "made root, intermediate" in out
+    assert "root.key offline" in err
+    assert PASSPHRASE.decode() not in out + err
+
+
+def test_the_keys_are_encrypted() -> None:
+    pki = support.made()[0]
+    for ca in ("root", "intermediate"):
+        content = Path(pki.path(f"{ca}.key")).read_text()
+        assert content.startswith("-----BEGIN ENCRYPTED PRIVATE KEY-----")
+        opened = openssl("pkey", "-in", pki.path(f"{ca}.key"), "-passin", f"file:{pki.passphrase_file}", "-noout")
+        assert opened == ""
+
+
+def test_what_openssl_reads_in_the_cas() -> None:
+    pki = support.made()[0]
+    text = {
+        ca: openssl("x509", "-in", pki.path(f"{ca}.pem"), "-noout", "-text") for ca in ("root", "intermediate")
+    }
+    assert "CA:TRUE, pathlen:1" in text["root"]
+    assert "CA:TRUE, pathlen:0" in text["intermediate"]
+    assert "X509v3 Name Constraints: critical" in text["intermediate"]
+    for permitted in ("URI:example.org", "DNS:example.org", "IP:10.0.0.0/255.0.0.0"):
+        assert permitted in text["intermediate"]
+    for each in text.values():
+        assert "Public-Key: (4096 bit)" in each
+        assert "X509v3 Key Usage: critical\n                Certificate Sign, CRL Sign" in each
+    verdict = openssl("verify", "-x509_strict", "-CAfile", pki.path("ca.pem"), pki.path("intermediate.pem"))
+    assert verdict.endswith("pem: OK\n")
+
+
+def test_serial_numbers_are_random_and_of_159_bits() -> None:
+    pki = support.made()[0]
+    serials = {pki.certificate(f"{ca}.pem").serial_number for ca in ("root", "intermediate")}
+    assert len(serials) == 2
+    assert all(2**100 < serial < 2**159 for serial in serials)
+
+
+def test_run_again_it_changes_nothing_and_asks_for_nothing(pki: Pki) -> None:
+    os.unlink(pki.path("root.key"))
+    before = snapshot(pki.directory)
+    code, out, err = run("init", pki.directory, *WANTED)
+    assert (code, err) == (0, "")
+    assert "nothing to do" in out
+    assert snapshot(pki.directory) == before
+
+
+def test_an_interrupted_run_is_completed(pki: Pki) -> None:
+    root = Path(pki.path("root.pem")).read_bytes()
+    for file in ("intermediate.pem", "ca.pem"):
+        os.unlink(pki.path(file))
+    assert ensure(pki) == ("intermediate",)
+    assert Path(pki.path("ca.pem")).read_bytes() == root
+    verdict = openssl("verify", "-CAfile", pki.path("ca.pem"), pki.path("intermediate.pem"))
+    assert verdict.endswith("pem: OK\n")
+
+
+def test_without_the_root_key_it_cannot_be_completed(pki: Pki) -> None:
+    for file in ("intermediate.pem", "root.key"):
+        os.unlink(pki.path(file))
+    with pytest.raises(PkiProblem, match=r"root\.key: is not here; bring the root's key back"):
+        ensure(pki)
+
+
+def test_other_settings_are_refused(pki: Pki) -> None:
+    before = snapshot(pki.directory)
+    code, _, err = run("init", pki.directory, "--trust-domain", "example.net")
+    assert code == 1
+    assert "pki.json: was made with other settings; give the options it was made with" in err
+    assert snapshot(pki.directory) == before
+
+
+def test_a_development_set_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "pki").mkdir(mode=0o700)
+    (tmp_path / "pki" / "ca.pem").touch()
+    code, _, err = run("init", str(tmp_path / "pki"), *WANTED, "--no-passphrase")
+    assert code == 1
+    assert "holds certificates of something else; take an empty directory" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--trust-domain", "A B"), "trust-domain: 'A B' is none"),
+        (("--trust-domain", "a", "--domain", "*.example.org"), "domain: '*.example.org' is no domain"),
+        (("--trust-domain", "a", "--domain", "10.0.0.1"), "domain: '10.0.0.1' is no domain"),
+        (("--trust-domain", "a", "--network", "10.0.0.1/8"), "network: 10.0.0.1/8 has host bits set"),
+        (("--trust-domain", "a", "--role-oid", "2.5.29.1"), "role-oid: 2.5.29.1 belongs to X.509 itself"),
+        ((), "Missing option '--trust-domain'"),
+    ],
+)
+def test_wrong_options(tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
+    code, out, err = run("init", str(tmp_path / "pki"), *options, "--no-passphrase")
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert not (tmp_path / "pki").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "expected"),
+    [
+        (b"correct horse\n", 0o640, "can be read by others; chmod 600"),
+        (b"\nsecond line", 0o600, "holds no passphrase in its first line"),
+        (b"short\n", 0o600, "fewer than 8 characters"),
+    ],
+)
+def test_passphrase_files_that_will_not_do(tmp_path: Path, content: bytes, mode: int, expected: str) -> None:
+    file = tmp_path / "passphrase"
+    file.write_bytes(content)
+    file.chmod(mode)
+    code, _, err = run("init", str(tmp_path / "pki"), *WANTED, "--passphrase-file", str(file))
+    assert code in (1, 2)
+    assert expected in err
+    assert not os.path.exists(tmp_path / "pki" / "root.key")
+
+
+def test_a_wrong_passphrase_is_said(pki: Pki) -> None:
+    Path(pki.passphrase_file).write_bytes(b"wrong horse battery\n")
+    assert "intermediate.key: is not opened by this passphrase" in pki.refused("crl")
+
+
+def test_a_directory_that_is_no_pki(tmp_path: Path) -> None:
+    code, _, err = run("crl", "--dir", str(tmp_path))
+    assert code == 1
+    assert "is not a PKI's directory; make one with worker-pki init DIR" in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pki_without_a_passphrase(pki: Pki) -> None:
+    for file in ("intermediate.pem", "ca.pem"):
+        os.unlink(pki.path(file))
+    made = home.ensure(pki.directory, SETTINGS, lambda: None, ask, lambda _text: None)
+    assert made == ("intermediate",)
+    with home.opened(pki.directory, never_asked) as found:
+        certificate = found.certificate("intermediate")
+        assert found.signer("intermediate", certificate.not_valid_before_utc).certificate == certificate

@@ -1,0 +1,140 @@
+"""`worker-pki renew`: from a timer, in place, never more than the old certificate said."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from jobworker.identity import DEFAULT_ROLE_OID, Role
+from jobworker_pki import profiles, renewal
+from support import certs
+from support.pki import Pki, copied, host_profile, openssl, run, snapshot
+
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+A = ("hosts", "a.example.org.pem")
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    return copied(tmp_path)
+
+
+def host(pki: Pki, ago: timedelta, days: int = 30) -> str:
+    return pki.leaf(os.path.join(*A), host_profile("a.example.org", "10.0.0.7", days=days), ago)
+
+
+def names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
+    return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+
+def test_before_its_time_nothing_happens_and_no_passphrase_is_needed(pki: Pki) -> None:
+    path = host(pki, 19 * DAY)
+    before = snapshot(pki.directory)
+    code, out, err = run("renew", path, "--dir", pki.directory)
+    assert (code, err) == (0, "")
+    assert f"{path}: not due; valid until " in out
+    assert snapshot(pki.directory) == before
+
+
+@pytest.mark.parametrize("ago", [20 * DAY + HOUR, 40 * DAY])
+def test_after_two_thirds_it_is_renewed_even_if_late(pki: Pki, ago: timedelta) -> None:
+    path = host(pki, ago)
+    old = pki.certificate(*A)
+    assert f"{path}: renewed; valid until " in pki.ok("renew", path)
+    new = pki.certificate(*A)
+    assert new.serial_number != old.serial_number
+    assert new.public_key() == old.public_key()
+    assert new.subject == old.subject
+    assert names(new) == names(old)
+    assert timedelta(days=30) - HOUR < new.not_valid_after_utc - datetime.now(UTC) <= timedelta(days=30)
+    chain = ("-CAfile", pki.path("ca.pem"), "-untrusted", path)
+    assert openssl("verify", "-x509_strict", "-purpose", "sslserver", *chain, path).endswith("OK\n")
+    assert "not due" in pki.ok("renew", path)
+
+
+def test_a_user_keeps_name_and_role(pki: Pki) -> None:
+    profile = profiles.user("alice.smith", Role.READER, "example.org", DEFAULT_ROLE_OID, DAY)
+    path = pki.leaf("users/alice.smith.pem", profile, 17 * HOUR)
+    old = pki.certificate("users", "alice.smith.pem")
+    assert "renewed" in pki.ok("renew", path)
+    new = pki.certificate("users", "alice.smith.pem")
+    role = x509.ObjectIdentifier(DEFAULT_ROLE_OID)
+    assert names(new) == names(old)
+    assert new.extensions.get_extension_for_oid(role) == old.extensions.get_extension_for_oid(role)
+
+
+def test_force_and_days(pki: Pki) -> None:
+    path = host(pki, DAY)
+    pki.ok("renew", path, "--force", "--days", "60")
+    assert pki.certificate(*A).not_valid_after_utc - datetime.now(UTC) > 59 * DAY
+
+
+def test_a_new_key_beside_it(pki: Pki) -> None:
+    path = host(pki, DAY)
+    old = pki.certificate(*A).public_key()
+    pki.ok("renew", path, "--force", "--new-key")
+    assert pki.certificate(*A).public_key() != old
+    key = path.replace(".pem", ".key")
+    assert openssl("x509", "-in", path, "-noout", "-pubkey") == openssl("pkey", "-in", key, "-pubout")
+    assert os.stat(key).st_mode & 0o777 == 0o600
+
+
+def test_several_in_one_call(pki: Pki) -> None:
+    first, second = host(pki, 25 * DAY), pki.leaf("hosts/b.pem", host_profile("b.example.org"), DAY)
+    out = pki.ok("renew", first, second).splitlines()
+    assert [line.split("; ")[0] for line in out] == [f"{first}: renewed", f"{second}: not due"]
+
+
+def test_the_file_is_old_or_new_and_never_absent(pki: Pki) -> None:
+    path = host(pki, DAY)
+    before = os.stat(path).st_ino
+    held = os.open(path, os.O_RDONLY)
+    try:
+        pki.ok("renew", path, "--force")
+        assert os.stat(path).st_ino != before
+        assert os.pread(held, 10_000, 0).count(b"BEGIN CERTIFICATE") == 1  # what was open is as it was
+    finally:
+        os.close(held)
+    assert Path(path).read_bytes().count(b"BEGIN CERTIFICATE") == 2
+    assert not [name for name in os.listdir(os.path.dirname(path)) if name.startswith(".")]
+
+
+def test_refusals(pki: Pki, tmp_path: Path) -> None:
+    stranger = certs.dev_pki().files("writer").cert
+    copy = tmp_path / "writer.pem"
+    copy.write_bytes(Path(stranger).read_bytes())
+    assert "was not issued by this CA; renew it where it was issued" in pki.refused("renew", str(copy))
+    assert "is the root" in pki.refused("renew", pki.path("root.pem"))
+    assert "cannot be used: No such file" in pki.refused("renew", pki.path("hosts", "none.pem"))
+    path = host(pki, 25 * DAY)
+    pki.ok("revoke", path)
+    assert "is revoked; issue a new one, with a new key" in pki.refused("renew", path)
+
+
+def test_the_intermediate_keeps_its_key_so_that_leaves_still_verify(pki: Pki) -> None:
+    path = host(pki, DAY)
+    old = pki.certificate("intermediate.pem")
+    assert "intermediate.pem: renewed" in pki.ok("renew", pki.path("intermediate.pem"), "--force")
+    new = pki.certificate("intermediate.pem")
+    assert (new.subject, new.public_key()) == (old.subject, old.public_key())
+    assert new.not_valid_after_utc > old.not_valid_after_utc
+    chain = ("-CAfile", pki.path("ca.pem"), "-untrusted", pki.path("intermediate.pem"))
+    assert openssl("verify", "-x509_strict", *chain, path).endswith("OK\n")
+    assert "Name Constraints: critical" in openssl("x509", "-in", pki.path("intermediate.pem"), "-noout", "-text")
+
+
+def test_an_issuer_that_ends_as_soon_is_renewed_first(pki: Pki) -> None:
+    path = host(pki, DAY, days=3650)
+    problem = pki.refused("renew", path, "--force")
+    assert "would not live longer" in problem
+    assert f"renew that first: worker-pki renew {pki.path('intermediate.pem')}" in problem
+
+
+def test_due_is_two_thirds_of_the_life(pki: Pki) -> None:
+    host(pki, timedelta(0))
+    certificate = pki.certificate(*A)
+    assert certificate.not_valid_after_utc - renewal.due(certificate) == 10 * DAY
