@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,37 +15,9 @@ from jobworker.gateway.certificates import read_peer
 from jobworker.identity import DEFAULT_ROLE_OID, Role
 from jobworker_pki import reading
 from support import certs
-from support.pki import openssl, run
+from support.pki import document, openssl, run
 
 OF_TLS = {"foreign_ca", "self_signed", "signed_by_leaf"}  # the chain is TLS's to check
-
-# The fields as docs/pki.md gives them.
-CONFIGURATION = """
-[req]
-distinguished_name = dn
-prompt = no
-[dn]
-CN = made by openssl
-[ca]
-basicConstraints = critical, CA:TRUE, pathlen:0
-keyUsage = critical, keyCertSign, cRLSign
-subjectKeyIdentifier = hash
-[user]
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = clientAuth
-subjectAltName = URI:spiffe://example.org/user/alice
-subjectKeyIdentifier = hash
-authorityKeyIdentifier = keyid
-1.3.6.1.4.1.32473.1.1 = ASN1:UTF8String:WRITER
-[server]
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth
-subjectAltName = DNS:localhost, IP:127.0.0.1
-subjectKeyIdentifier = hash
-authorityKeyIdentifier = keyid
-"""
 
 
 def gateways_reason(certificate: x509.Certificate) -> str | None:
@@ -84,9 +57,11 @@ def test_the_same_are_accepted(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def openssls(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, a user and a server, made by openssl alone, with keys of the pool."""
+    """A CA, a user and a server, made by openssl from the fields in docs/pki.md, with keys of the pool."""
     directory = tmp_path_factory.mktemp("openssl")
-    (directory / "conf").write_text(CONFIGURATION)
+    fields = re.search(r"^```ini\n(.*?)^```$", document(), re.DOTALL | re.MULTILINE)
+    assert fields
+    (directory / "conf").write_text(fields[1])
     for name, key in (("ca", "rsa4096"), ("user", "other4096"), ("server", "foreign4096")):
         (directory / f"{name}.key").write_bytes(
             certs.Pair(certs.dev_pki().pair("ca").certificate, certs.key(key)).key_pem

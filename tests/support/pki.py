@@ -173,3 +173,8 @@ def request(
 
 def host_profile(*names: str, days: int = 30) -> Profile:
     return profiles.server(names, timedelta(days=days))
+
+
+def document() -> str:
+    """docs/pki.md."""
+    return (Path(__file__).parents[2] / "docs" / "pki.md").read_text()
