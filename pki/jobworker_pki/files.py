@@ -168,3 +168,5 @@ def _make(path: str, mode: int) -> None:
         _make(os.path.dirname(path), _PARENT_MODE)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, mode)
+            if mode == _DIRECTORY_MODE:
+                os.chmod(path, mode)  # an umask may have taken the owner's rights

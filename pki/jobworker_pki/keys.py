@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from jobworker.errors import PkiProblem
+from jobworker_pki.sealing import sealed
 
 KEY_BITS = 4096
 # Above this a handshake takes so long that a peer could keep an agent busy with it.
@@ -25,22 +26,29 @@ def new(bits: int = KEY_BITS) -> rsa.RSAPrivateKey:
 
 
 def weakness(key: object) -> str | None:
-    """What the policy has against a public key; None if nothing."""
+    """What agents have against a public key; None if nothing."""
     if not isinstance(key, rsa.RSAPublicKey):
         return "the key is not RSA"
     if key.key_size < KEY_BITS:
         return f"the key has {key.key_size} bits, fewer than {KEY_BITS}"
-    if key.key_size > MAX_BITS:
-        return f"the key has {key.key_size} bits, more than {MAX_BITS}"
-    if key.public_numbers().e < _EXPONENT:
-        return f"the key's public exponent is below {_EXPONENT}"
     return None
+
+
+def objection(key: object) -> str | None:
+    """What speaks against signing for a public key that came from elsewhere; None if nothing does."""
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size > MAX_BITS:
+        return f"the key has {key.key_size} bits, more than {MAX_BITS}"
+    if isinstance(key, rsa.RSAPublicKey) and key.public_numbers().e < _EXPONENT:
+        return f"the key's public exponent is below {_EXPONENT}"
+    return weakness(key)
 
 
 def pem(key: rsa.RSAPrivateKey, passphrase: bytes | None = None) -> bytes:
     """PKCS #8; without a passphrase the file's mode alone protects it."""
-    form = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, form)
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    if passphrase:
+        return sealed(key.private_bytes(serialization.Encoding.DER, form, plain), passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, form, plain)
 
 
 def load(path: str, content: bytes, ask: Ask | None) -> rsa.RSAPrivateKey:

@@ -63,7 +63,7 @@ def authority(
         permitted: of each kind of name that occurs here, leaves may bear only names below these.
     """
     limits = (Extension(x509.NameConstraints(permitted, None), critical=True),) if permitted else ()
-    return Profile(name, life, (_basic_constraints(path_length), _key_usage(ca=True), *limits))
+    return Profile(name, life, (_basic_constraints(path_length), key_usage(ca=True), *limits))
 
 
 def server(hosts: tuple[str, ...], life: timedelta) -> Profile:
@@ -123,7 +123,7 @@ def label(name: x509.GeneralName) -> str:
 def _leaf(purpose: x509.ObjectIdentifier, names: tuple[x509.GeneralName, ...]) -> tuple[Extension, ...]:
     return (
         _basic_constraints(None),
-        _key_usage(ca=False),
+        key_usage(ca=False),
         Extension(x509.ExtendedKeyUsage([purpose]), critical=False),
         Extension(x509.SubjectAlternativeName(names), critical=False),
     )
@@ -134,8 +134,8 @@ def _basic_constraints(path_length: int | None) -> Extension:
     return Extension(x509.BasicConstraints(path_length is not None, path_length), critical=True)
 
 
-def _key_usage(*, ca: bool) -> Extension:
-    """TLS 1.3 signs with a leaf's key and does nothing else with it."""
+def key_usage(*, ca: bool) -> Extension:
+    """What a key is for: TLS 1.3 signs with a leaf's and does nothing else with it."""
     return Extension(
         x509.KeyUsage(
             digital_signature=not ca,

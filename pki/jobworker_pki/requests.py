@@ -80,7 +80,7 @@ def _parse(path: str, content: bytes) -> x509.CertificateSigningRequest:
 
 def _checked(path: str, request: x509.CertificateSigningRequest) -> Request:
     key = request.public_key()
-    weak = keys.weakness(key)
+    weak = keys.objection(key)
     if weak or not isinstance(key, rsa.RSAPublicKey):
         raise PkiProblem(path, weak or "the key is not RSA", _ASK)
     if not isinstance(request.signature_hash_algorithm, reading.HASHES):

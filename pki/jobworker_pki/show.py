@@ -162,7 +162,7 @@ def _request(request: x509.CertificateSigningRequest) -> Lines:
     yield "key", f"{_key(request.public_key())}, signed with {_hash(request)}"
     held = "its sender holds the key" if request.is_signature_valid else "its signature does not hold"
     yield "proof", held
-    weak = keys.weakness(request.public_key())
+    weak = keys.objection(request.public_key())
     if weak:
         yield "refused", weak
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from jobworker.identity import DEFAULT_ROLE_OID, Role, encode_role
-from jobworker_pki import dev
+from jobworker_pki import dev, profiles
 
 Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -179,7 +179,7 @@ def _extensions(recipe: Recipe, own: Key, signer: Key) -> list[x509.Extension[x5
     names += [_host(host) for host in recipe.hosts]
     wanted: list[tuple[x509.ExtensionType, bool]] = [
         (x509.BasicConstraints(ca=recipe.ca, path_length=None), True),
-        (_key_usage(ca=recipe.ca), True),
+        (profiles.key_usage(ca=recipe.ca).value, True),
         (x509.SubjectKeyIdentifier.from_public_key(own.public_key()), False),
         (x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False),
     ]
@@ -192,21 +192,8 @@ def _extensions(recipe: Recipe, own: Key, signer: Key) -> list[x509.Extension[x5
     return [x509.Extension(value.oid, critical, value) for value, critical in wanted]
 
 
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=ca,
-        crl_sign=ca,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
 def _host(host: str) -> x509.GeneralName:
+    """Not the profiles' own, which refuses names that a hostile authority would put in."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:

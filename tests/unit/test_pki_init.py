@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import re
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +17,19 @@ import pytest
 from jobworker.errors import PkiProblem
 from jobworker_pki import home
 from support import pki as support
-from support.pki import PASSPHRASE, SETTINGS, WANTED, Pki, ask, copied, never_asked, openssl, run, snapshot
+from support.pki import (
+    PASSPHRASE,
+    SETTINGS,
+    WANTED,
+    Pki,
+    ask,
+    copied,
+    never_asked,
+    openssl,
+    run,
+    snapshot,
+    worker_pki,
+)
 
 FILES = {"pki.json", "ca.pem", "index.jsonl"} | {
     f"{ca}.{suffix}" for ca in ("root", "intermediate") for suffix in ("pem", "key")
@@ -46,6 +64,66 @@ def test_the_keys_are_encrypted() -> None:
         assert content.startswith("-----BEGIN ENCRYPTED PRIVATE KEY-----")
         opened = openssl("pkey", "-in", pki.path(f"{ca}.key"), "-passin", f"file:{pki.passphrase_file}", "-noout")
         assert opened == ""
+
+
+def test_an_encrypted_key_is_expensive_to_guess() -> None:
+    text = openssl("asn1parse", "-in", support.made()[0].path("root.key"))
+    assert "PBKDF2" in text
+    assert "hmacWithSHA256" in text
+    assert "aes-256-cbc" in text
+    (rounds,) = re.findall(r"prim: INTEGER +:([0-9A-F]+)", text)
+    assert int(rounds, 16) == 600_000
+
+
+def test_two_at_once_make_one_pki(tmp_path: Path) -> None:
+    both = [worker_pki("init", str(tmp_path / "pki"), *WANTED, "--no-passphrase", umask=0o177) for _ in "12"]
+    printed = sorted(process.communicate()[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert "made root, intermediate" in printed[0]
+    assert "nothing to do" in printed[1]
+    assert stat.S_IMODE(os.stat(tmp_path / "pki").st_mode) == 0o700
+
+
+@pytest.mark.parametrize("step", ["root", "intermediate"])
+def test_killed_in_the_middle_the_next_run_completes(tmp_path: Path, step: str) -> None:
+    program = """
+import os, signal, sys
+from jobworker_pki import home, settings
+def progress(text):
+    if sys.argv[2] in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+home.ensure(sys.argv[1], settings.Settings("example.org"), lambda: None, None, progress)
+"""
+    directory = str(tmp_path / "pki")
+    killed = subprocess.run([sys.executable, "-c", program, directory, step], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    code, out, err = run("init", directory, "--trust-domain", "example.org", "--no-passphrase")
+    assert code == 0, err
+    assert "intermediate; agents" in out
+    verdict = openssl("verify", "-CAfile", f"{directory}/ca.pem", f"{directory}/intermediate.pem")
+    assert verdict.endswith("pem: OK\n")
+
+
+def test_the_passphrase_is_asked_for_at_a_terminal_without_an_echo(pki: Pki) -> None:
+    ours, theirs = pty.openpty()
+    tool = os.path.join(os.path.dirname(sys.executable), "worker-pki")
+    # In a session of its own, so that it does not take the terminal that the tests may run at.
+    with subprocess.Popen(
+        [tool, "crl", "--dir", pki.directory], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        heard = b""
+        while not heard.endswith(b": "):  # the blank comes when the echo is off
+            heard += os.read(ours, 4096)
+        os.write(ours, PASSPHRASE + b"\n")
+        with contextlib.suppress(OSError):  # EIO is the terminal's end
+            while more := os.read(ours, 4096):
+                heard += more
+    os.close(ours)
+    assert process.returncode == 0
+    assert f"Passphrase of {pki.path('intermediate.key')}: ".encode() in heard
+    assert PASSPHRASE not in heard
+    assert b"0 revoked" in heard
 
 
 def test_what_openssl_reads_in_the_cas() -> None:
