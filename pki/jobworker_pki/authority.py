@@ -17,7 +17,14 @@ from jobworker_pki.profiles import Profile
 # A peer whose clock is a little slow must not take a fresh certificate for one of the future.
 CLOCK_SKEW = timedelta(minutes=5)
 
-UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+# What the library raises at structures that are not as they should be.
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True, slots=True)

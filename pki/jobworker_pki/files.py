@@ -73,7 +73,7 @@ class Store:
         """
         try:
             return x509.load_pem_x509_certificate(self.content(file))
-        except ValueError:
+        except authority.UNREADABLE:
             raise PkiProblem(self.path_of(file), "holds no certificate in PEM form") from None
 
     def key(self, file: str, ask: Ask | None = None) -> rsa.RSAPrivateKey:

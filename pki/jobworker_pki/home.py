@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,9 +82,11 @@ def opened(path: str, ask: Ask) -> Iterator[Home]:
     Raises:
         PkiProblem: there is none, or it cannot be used.
     """
+    fix = "make one with worker-pki init DIR, or name it with --dir DIR"
+    if not os.path.isdir(path):
+        raise PkiProblem(os.path.abspath(path), "is no directory", fix)
     with files.existing(path) as store:
         if not store.holds(_SETTINGS):
-            fix = "make one with worker-pki init DIR, or name it with --dir DIR"
             raise PkiProblem(store.path, "is not a PKI's directory", fix)
         yield Home(store, settings.decode(store.path_of(_SETTINGS), store.content(_SETTINGS)), ask)
 

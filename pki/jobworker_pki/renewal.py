@@ -88,7 +88,7 @@ def _issuer(home: Home, path: str, certificate: x509.Certificate) -> str:
     if certificate.subject == certificate.issuer:
         raise PkiProblem(path, "is the root, which everybody trusts by its file", "make a new PKI in good time")
     if f"{certificate.serial_number:x}" in index.revocations(index.records(home.store)):
-        raise PkiProblem(path, "is revoked", "issue a new one, with a new key")
+        raise PkiProblem(path, "is revoked", "remove it, or issue a new one, with a new key")
     return ca
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from jobworker.errors import PkiProblem
-from jobworker_pki import keys, reading
+from jobworker_pki import keys, profiles, reading
 from jobworker_pki.authority import UNREADABLE
 
 _MAX_BYTES = 64 * 1024
@@ -35,12 +34,14 @@ class Request:
         """The hosts to be named: those that are both asked for and confirmed.
 
         Raises:
+            InvalidField: a confirmed one is no name.
             PkiProblem: it does not ask for a confirmed one, or nothing is confirmed.
         """
         if not self.hosts:
             raise PkiProblem(self.path, "asks for no host name or address in a subjectAltName", _ASK)
         if accept:
             return self.hosts
+        wanted = tuple(str(profiles.host_name(name).value) for name in wanted)
         absent = [name for name in wanted if name not in self.hosts]
         if absent:
             problem = f"does not ask for {', '.join(absent)}; it asks for {', '.join(self.hosts)}"
@@ -65,7 +66,7 @@ def read(path: str) -> Request:
     request = _parse(path, content)
     try:
         return _checked(path, request)
-    except (*UNREADABLE, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise PkiProblem(path, "holds something that cannot be read", _ASK) from None
 
 
@@ -74,7 +75,7 @@ def _parse(path: str, content: bytes) -> x509.CertificateSigningRequest:
         if b"-----BEGIN" in content:
             return x509.load_pem_x509_csr(content)
         return x509.load_der_x509_csr(content)
-    except ValueError:
+    except UNREADABLE:
         raise PkiProblem(path, "holds no certificate signing request", _ASK) from None
 
 

@@ -123,7 +123,7 @@ def _of_file(home: Home, path: str) -> Record:
             certificate = x509.load_pem_x509_certificate(file.read(_MAX_BYTES))
     except OSError as error:
         raise PkiProblem(path, f"cannot be read: {error.strerror}") from None
-    except ValueError:
+    except authority.UNREADABLE:
         raise PkiProblem(path, "holds no certificate in PEM form") from None
     ca = ROOT if reading.is_ca(certificate) else INTERMEDIATE
     fault = authority.foreign(certificate, home.certificate(ca))

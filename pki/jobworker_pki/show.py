@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from jobworker.errors import PkiProblem, Unauthenticated
@@ -45,7 +44,7 @@ def text(path: str, context: Context) -> str:
     content = _content(path)
     try:
         blocks = list(_blocks(path, content, context))
-    except (*UNREADABLE, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise PkiProblem(path, "holds something that cannot be read") from None
     return "\n\n".join("\n".join(f"{name + ':':<10} {_plain(value)}" for name, value in block) for block in blocks)
 
@@ -58,7 +57,7 @@ def certificates(path: str) -> tuple[x509.Certificate, ...]:
     """
     try:
         return tuple(x509.load_pem_x509_certificates(_content(path)))
-    except ValueError:
+    except UNREADABLE:
         raise PkiProblem(path, "holds no certificate in PEM form") from None
 
 

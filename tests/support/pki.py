@@ -112,8 +112,9 @@ class Pki:
             signer = found.signer(home.INTERMEDIATE, then)
             made = authority.sign(signer, profile, private.public_key(), then)
             found.record("issue", home.INTERMEDIATE, made, file=path)
+            chain = found.certificate(home.INTERMEDIATE)
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        Path(path).write_bytes(authority.pem(made))
+        Path(path).write_bytes(authority.pem(made, chain))
         return path
 
     def certificate(self, *parts: str) -> x509.Certificate:

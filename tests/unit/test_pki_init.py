@@ -234,10 +234,18 @@ def test_a_wrong_passphrase_is_said(pki: Pki) -> None:
 
 
 def test_a_directory_that_is_no_pki(tmp_path: Path) -> None:
+    assert "is no directory; make one with worker-pki init DIR" in run("crl", "--dir", str(tmp_path / "none"))[2]
     code, _, err = run("crl", "--dir", str(tmp_path))
     assert code == 1
     assert "is not a PKI's directory; make one with worker-pki init DIR" in err
     assert os.listdir(tmp_path) == []
+
+
+def test_without_a_terminal_the_passphrase_file_is_named(pki: Pki, tmp_path: Path) -> None:
+    for command in (("crl", "--dir", pki.directory), ("init", str(tmp_path / "new"), *WANTED)):
+        code, out, err = run(*command)
+        assert (code, out) == (1, "")
+        assert "there is no terminal to ask for it; give --passphrase-file FILE" in err
 
 
 def test_a_pki_without_a_passphrase(pki: Pki) -> None:

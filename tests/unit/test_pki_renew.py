@@ -89,14 +89,25 @@ def test_several_in_one_call(pki: Pki) -> None:
     assert [line.split("; ")[0] for line in out] == [f"{first}: renewed", f"{second}: not due"]
 
 
+def test_one_that_cannot_be_renewed_does_not_stop_the_others(pki: Pki) -> None:
+    revoked = pki.leaf("hosts/a.pem", host_profile("a.example.org"), 25 * DAY, "other4096")
+    good = pki.leaf("hosts/b.pem", host_profile("b.example.org"), 25 * DAY)
+    pki.ok("revoke", revoked)
+    code, out, err = pki.run("renew", revoked, good)
+    assert code == 1
+    assert out.startswith(f"{good}: renewed; ")
+    assert f"{revoked}: is revoked" in err
+    assert "1 of 2 certificates were not renewed" in err
+
+
 def test_the_file_is_old_or_new_and_never_absent(pki: Pki) -> None:
     path = host(pki, DAY)
     before = os.stat(path).st_ino
-    held = os.open(path, os.O_RDONLY)
+    content, held = Path(path).read_bytes(), os.open(path, os.O_RDONLY)
     try:
         pki.ok("renew", path, "--force")
         assert os.stat(path).st_ino != before
-        assert os.pread(held, 10_000, 0).count(b"BEGIN CERTIFICATE") == 1  # what was open is as it was
+        assert os.pread(held, 100_000, 0) == content
     finally:
         os.close(held)
     assert Path(path).read_bytes().count(b"BEGIN CERTIFICATE") == 2
@@ -112,7 +123,7 @@ def test_refusals(pki: Pki, tmp_path: Path) -> None:
     assert "cannot be used: No such file" in pki.refused("renew", pki.path("hosts", "none.pem"))
     path = host(pki, 25 * DAY)
     pki.ok("revoke", path)
-    assert "is revoked; issue a new one, with a new key" in pki.refused("renew", path)
+    assert "is revoked; remove it, or issue a new one, with a new key" in pki.refused("renew", path)
 
 
 def test_the_intermediate_keeps_its_key_so_that_leaves_still_verify(pki: Pki) -> None:

@@ -28,7 +28,8 @@ def fields(text: str) -> list[tuple[str, str]]:
 
 def test_a_hosts_certificate_in_its_pki(pki: Pki) -> None:
     path = pki.leaf(FILE, host_profile("a.example.org", "10.0.0.7"), DAY)
-    told = fields(pki.ok("show", path))
+    own, above = pki.ok("show", path).split("\n\n")
+    told = fields(own)
     serial = f"{pki.certificate(FILE).serial_number:x}"
     issuers = [pki.certificate(f"{ca}.pem").subject.rfc4514_string() for ca in ("intermediate", "root")]
     assert [value for name, value in told if name == "name"] == ["DNS:a.example.org", "IP:10.0.0.7"]
@@ -38,6 +39,7 @@ def test_a_hosts_certificate_in_its_pki(pki: Pki) -> None:
     assert dict(told)["valid"].endswith(" UTC, 28 d left")
     assert dict(told)["serial"] == serial
     assert dict(told)["agent"] == "serves with it as a.example.org, 10.0.0.7"
+    assert "trusts what this CA has issued" in above
     pki.ok("revoke", path)
     assert "agent:     refuses it: the certificate is revoked" in pki.ok("show", path)
 

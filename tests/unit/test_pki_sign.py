@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
+import tempfile
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from jobworker.errors import PkiProblem
 from jobworker.identity import DEFAULT_ROLE_OID, Role, encode_role
+from jobworker_pki import requests
 from support import certs
 from support.pki import Pki, copied, openssl, request, snapshot
 
@@ -122,3 +128,29 @@ def test_what_is_no_request(pki: Pki, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "csr").write_bytes(content)
     assert "holds no certificate signing request" in pki.refused("sign", str(tmp_path / "csr"), "--accept-names")
     assert "cannot be read: No such file" in pki.refused("sign", str(tmp_path / "none"), "--accept-names")
+
+
+def test_confirming_does_not_depend_on_how_an_address_is_written(pki: Pki, tmp_path: Path) -> None:
+    csr = request(tmp_path / "csr", x509.IPAddress(ipaddress.ip_address("10.0.0.7")), A)
+    assert "'10.0.0.07' is neither a host name" in pki.refused("sign", csr, "--san", "10.0.0.07")
+    pki.ok("sign", csr, "--san", "10.0.0.7")
+    assert len(san(pki.certificate("hosts", "10.0.0.7.pem"))) == 1
+
+
+@given(at=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), keep=st.floats(0.5, 1))
+@settings(deadline=None, max_examples=300)
+def test_a_damaged_request_is_refused_in_its_own_words(at: float, byte: int, keep: float) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "csr"
+        der = x509.load_pem_x509_csr(Path(request(path, A, ALICE)).read_bytes()).public_bytes(
+            serialization.Encoding.DER
+        )
+        damaged = bytearray(der[: int(len(der) * keep)])
+        damaged[int(len(damaged) * at)] ^= byte
+        path.write_bytes(damaged)
+        intact = bytes(damaged) == der
+        if intact:
+            assert requests.read(str(path)).hosts == ("a.example.org",)
+        else:
+            with pytest.raises(PkiProblem):
+                requests.read(str(path))

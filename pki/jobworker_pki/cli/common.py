@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Iterator
 
 import click
@@ -61,8 +62,7 @@ def asking(file: str | None) -> Ask:
     def ask(key: str) -> bytes:
         if file:
             return read_passphrase(file)
-        text: str = click.prompt(f"Passphrase of {key}", hide_input=True, err=True)
-        return text.encode()
+        return _prompt(f"Passphrase of {key}", confirm=False)
 
     return ask
 
@@ -74,11 +74,17 @@ def choose(file: str | None, *, none: bool) -> bytes | None:
     if file:
         passphrase = read_passphrase(file)
     else:
-        prompt = "Passphrase for the CA keys (--no-passphrase leaves them open)"
-        passphrase = click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True).encode()
+        passphrase = _prompt("Passphrase for the CA keys (--no-passphrase leaves them open)", confirm=True)
     if len(passphrase) < MINIMUM_LENGTH:
         raise InvalidField("passphrase", f"has fewer than {MINIMUM_LENGTH} characters", "several random words")
     return passphrase
+
+
+def _prompt(text: str, *, confirm: bool) -> bytes:
+    if not sys.stdin.isatty():
+        raise PkiProblem("passphrase", "there is no terminal to ask for it", "give --passphrase-file FILE")
+    answer: str = click.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True)
+    return answer.encode()
 
 
 def read_passphrase(path: str) -> bytes:

@@ -6,9 +6,11 @@ from datetime import timedelta
 
 import click
 
+from jobworker.errors import JobWorkerError
 from jobworker_pki import renewal
 from jobworker_pki.cli.common import directory, opened, passphrase_file
 from jobworker_pki.reading import moment
+from jobworker_pki.renewal import Outcome
 
 
 @click.command(short_help="renew a certificate when two thirds of its life have passed")
@@ -29,16 +31,28 @@ def renew(
     r"""Renew certificates in their files; names, role and key stay.
 
     Before two thirds of the life have passed it does nothing and succeeds, so that a timer may run it as
-    often as it likes. The intermediate is renewed the same way, with the root's key at hand.
+    often as it likes. What cannot be renewed is named, and the others are renewed all the same. The
+    intermediate is renewed in the same way, with the root's key at hand.
 
     \b
     Example:
       worker-pki renew pki/hosts/*.pem --dir pki --passphrase-file /run/credentials/pki
     """
+    life, failed = timedelta(days=days) if days else None, 0
     with opened(directory, passphrase_file) as home:
         for path in certificates:
-            life = timedelta(days=days) if days else None
-            outcome = renewal.renew(home, path, life=life, force=force, new_key=new_key)
-            what = "renewed" if outcome.made else "not due"
-            end = moment(outcome.certificate.not_valid_after_utc)
-            click.echo(f"{path}: {what}; valid until {end}, to be renewed from {moment(outcome.due)} on")
+            try:
+                outcome = renewal.renew(home, path, life=life, force=force, new_key=new_key)
+            except JobWorkerError as error:
+                click.echo(f"Error: {error}", err=True)
+                failed += 1
+            else:
+                _say(path, outcome)
+    if failed:
+        raise click.ClickException(f"{failed} of {len(certificates)} certificates were not renewed")
+
+
+def _say(path: str, outcome: Outcome) -> None:
+    what = "renewed" if outcome.made else "not due"
+    end = moment(outcome.certificate.not_valid_after_utc)
+    click.echo(f"{path}: {what}; valid until {end}, to be renewed from {moment(outcome.due)} on")
