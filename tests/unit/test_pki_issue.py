@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 from datetime import timedelta
@@ -19,7 +20,7 @@ from support.pki import Pki, copied, openssl, run, snapshot, worker_pki
 
 HOST, USER = ("hosts", "build7.example.org.pem"), ("users", "alice.smith.pem")
 ISSUE_HOST = ("issue", "host", "build7.example.org", "--san", "10.0.0.7")
-ISSUE_USER = ("issue", "user", "alice.smith", "--role", "writer")
+ISSUE_USER = ("issue", "user", "alice.smith", "--role", "WRITER")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_run_again_it_changes_nothing(pki: Pki) -> None:
         (("issue", "host", "192.168.0.1"), "192.168.0.1 is in none of the networks 10.0.0.0/8"),
         (("issue", "user", "../alice", "--role", "READER"), "'../alice' cannot name a file"),
         (("issue", "user", "al ice", "--role", "READER"), "is not an identity"),
-        (("issue", "user", "alice", "--role", "ADMIN"), "'ADMIN' is not one of 'reader', 'writer'"),
+        (("issue", "user", "alice", "--role", "ADMIN"), "'ADMIN' is not one of 'READER', 'WRITER'"),
         ((*ISSUE_USER, "--key-bits", "2048"), "2048 is not in the range 4096<=x<=8192"),
     ],
 )
@@ -193,13 +194,14 @@ def test_nothing_secret_is_printed(pki: Pki) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "issue host", "issue user", "sign", "renew", "revoke", "crl", "show", "dev"]
+    "command", ["init", "issue", "issue host", "issue user", "sign", "renew", "revoke", "crl", "show", "dev"]
 )
 def test_help_teaches_by_an_example(command: str) -> None:
     code, out, _ = run(*command.split(), "--help")
     assert code == 0
     assert "Example" in out
-    assert f"  worker-pki {command} " in out
+    assert re.search(rf"^ +worker-pki {command} \S", out, re.MULTILINE)
+    assert "\\b" not in out
 
 
 def test_default_lives_are_short(issued: Pki) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from cryptography import x509
 
 from support import certs
-from support.pki import Pki, copied, host_profile, openssl, snapshot
+from support.pki import Pki, copied, host_profile, openssl, snapshot, worker_pki
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 FILE = "hosts/a.example.org.pem"
@@ -65,6 +66,15 @@ def test_numbers_increase_and_the_next_is_due_in_time(pki: Pki) -> None:
         assert number(made) == expected
         assert made.next_update_utc == made.last_update_utc + 7 * DAY
         assert abs(made.last_update_utc - datetime.now(UTC)) < HOUR
+
+
+def test_two_at_once_take_turns(pki: Pki) -> None:
+    command = ("crl", "--dir", pki.directory, "--passphrase-file", pki.passphrase_file)
+    both = [worker_pki(*command) for _ in "12"]
+    assert [process.communicate()[1] for process in both] == ["", ""]
+    lines = Path(pki.path("index.jsonl")).read_text().splitlines()
+    assert [json.loads(line).get("number") for line in lines] == [None, None, 1, 2]
+    assert number(crl(pki)) == 2
 
 
 @pytest.mark.parametrize("form", ["{:x}", "{:X}", "0x{:x}", "colons"])

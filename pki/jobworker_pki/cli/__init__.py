@@ -11,16 +11,20 @@ from jobworker_pki.cli.renew import renew
 from jobworker_pki.cli.revoke import crl, revoke
 from jobworker_pki.cli.show import show
 
+_MAIN = """\
+Make the certificates that jobworker's agents and clients trust.
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+\b
+From nothing to a host and a user:
+  worker-pki init pki --trust-domain example.org
+  worker-pki sign agent.csr --san build7.example.org --dir pki
+  worker-pki issue user alice --role WRITER --dir pki
+"""
+
+
+@click.group(help=_MAIN, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    r"""Make the certificates that jobworker's agents and clients trust.
-
-    \b
-    From nothing to a host and a user:
-      worker-pki init pki --trust-domain example.org
-      worker-pki --help
-    """
+    """All commands."""
 
 
 for command in (init, issue, sign, renew, revoke, crl, show, dev):

@@ -9,8 +9,22 @@ from jobworker_pki import home
 from jobworker_pki.cli.common import asking, choose, passphrase_file, reported
 from jobworker_pki.settings import Settings
 
+_INIT = """\
+Make a PKI in DIR: a root CA for twenty years, and an intermediate that issues, for five.
 
-@click.command(short_help="make a root and an intermediate CA")
+The root's key is needed again only to renew or revoke the intermediate: take DIR/root.key offline.
+Both keys are encrypted with a passphrase. The intermediate is held to the trust domain, and to the
+domains and networks if there are any, by name constraints.
+
+Run again it completes what is missing, and leaves the rest alone.
+
+\b
+Example:
+  worker-pki init pki --trust-domain example.org --domain example.org --network 10.0.0.0/8
+"""
+
+
+@click.command(help=_INIT, short_help="make a root and an intermediate CA")
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
 @click.option("--trust-domain", required=True, help="Of the users' identities, e.g. example.org.")
 @click.option(
@@ -31,18 +45,6 @@ def init(
     passphrase_file: str | None,
     no_passphrase: bool,  # noqa: FBT001 (click passes it by name)
 ) -> None:
-    r"""Make a PKI in DIR: a root CA for twenty years, and an intermediate that issues, for five.
-
-    The root's key is needed again only to renew or revoke the intermediate: take DIR/root.key offline.
-    Both keys are encrypted with a passphrase. The intermediate is held to the trust domain, and to the
-    domains and networks if there are any, by name constraints.
-
-    Run again it completes what is missing, and leaves the rest alone.
-
-    \b
-    Example:
-      worker-pki init pki --trust-domain example.org --domain example.org --network 10.0.0.0/8
-    """
     wanted = Settings(trust_domain, role_oid, domains, networks)
     with reported():
         made = home.ensure(

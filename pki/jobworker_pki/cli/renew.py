@@ -12,8 +12,20 @@ from jobworker_pki.cli.common import directory, opened, passphrase_file
 from jobworker_pki.reading import moment
 from jobworker_pki.renewal import Outcome
 
+_RENEW = """\
+Renew certificates in their files; names, role and key stay.
 
-@click.command(short_help="renew a certificate when two thirds of its life have passed")
+Before two thirds of the life have passed it does nothing and succeeds, so that a timer may run it as
+often as it likes. What cannot be renewed is named, and the others are renewed all the same. The
+intermediate is renewed in the same way, with the root's key at hand.
+
+\b
+Example:
+  worker-pki renew pki/hosts/*.pem --dir pki --passphrase-file /run/credentials/pki
+"""
+
+
+@click.command(help=_RENEW, short_help="renew a certificate when two thirds of its life have passed")
 @click.argument("certificates", metavar="CERT...", nargs=-1, required=True, type=click.Path(dir_okay=False))
 @click.option("--force", is_flag=True, help="Also before its time.")
 @click.option("--new-key", is_flag=True, help="Make a new key too, beside the certificate.")
@@ -28,16 +40,6 @@ def renew(
     directory: str,
     passphrase_file: str | None,
 ) -> None:
-    r"""Renew certificates in their files; names, role and key stay.
-
-    Before two thirds of the life have passed it does nothing and succeeds, so that a timer may run it as
-    often as it likes. What cannot be renewed is named, and the others are renewed all the same. The
-    intermediate is renewed in the same way, with the root's key at hand.
-
-    \b
-    Example:
-      worker-pki renew pki/hosts/*.pem --dir pki --passphrase-file /run/credentials/pki
-    """
     life, failed = timedelta(days=days) if days else None, 0
     with opened(directory, passphrase_file) as home:
         for path in certificates:

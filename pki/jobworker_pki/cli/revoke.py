@@ -11,27 +11,40 @@ from jobworker_pki import revocation
 from jobworker_pki.cli.common import directory, opened, passphrase_file
 from jobworker_pki.reading import moment
 
+_REVOKE = """\
+Revoke a certificate, by its file or by its serial number in hexadecimal.
 
-@click.command(short_help="revoke a certificate")
+With it go the others of the same key: a renewed certificate and those that it replaced.
+It counts from the moment that the agents have the next list: run `worker-pki crl`, and hand it out.
+
+\b
+Example:
+  worker-pki revoke pki/users/alice.pem --reason keyCompromise --dir pki
+  worker-pki crl --dir pki
+"""
+
+_CRL = """\
+Sign a revocation list (X.509 CRL) and put it into intermediate.crl or root.crl.
+
+Agents refuse everybody once the list they have is past its date: sign and hand out the next in time.
+
+\b
+Example:
+  worker-pki crl --days 30 --dir pki
+"""
+
+
+@click.command(help=_REVOKE, short_help="revoke a certificate")
 @click.argument("certificate", metavar="CERT|SERIAL")
 @click.option(
     "--reason",
-    type=click.Choice(revocation.REASONS, case_sensitive=False),
+    type=click.Choice(revocation.REASONS),
     default=revocation.UNSPECIFIED,
     show_default=True,
+    help="As RFC 5280 calls it.",
 )
 @directory
 def revoke(certificate: str, reason: str, directory: str) -> None:
-    r"""Revoke a certificate, by its file or by its serial number in hexadecimal.
-
-    With it go the others of the same key: a renewed certificate and those that it replaced.
-    It counts from the moment that the agents have the next list: run `worker-pki crl`, and hand it out.
-
-    \b
-    Example:
-      worker-pki revoke pki/users/alice.pem --reason keyCompromise --dir pki
-      worker-pki crl --dir pki
-    """
     with opened(directory, None) as home:
         records, fresh = revocation.revoke(home, certificate, reason)
     for record in records:
@@ -41,7 +54,7 @@ def revoke(certificate: str, reason: str, directory: str) -> None:
         click.echo(f"next: worker-pki crl --dir {directory}{ca}, and hand the list to the agents", err=True)
 
 
-@click.command(short_help="sign a list of what is revoked")
+@click.command(help=_CRL, short_help="sign a list of what is revoked")
 @click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="Until the next is due.")
 @click.option(
     "--ca",
@@ -53,14 +66,6 @@ def revoke(certificate: str, reason: str, directory: str) -> None:
 @directory
 @passphrase_file
 def crl(days: int, ca: str, directory: str, passphrase_file: str | None) -> None:
-    r"""Sign a revocation list (X.509 CRL) and put it into intermediate.crl or root.crl.
-
-    Agents refuse everybody once the list they have is past its date: sign and hand out the next in time.
-
-    \b
-    Example:
-      worker-pki crl --days 30 --dir pki
-    """
     with opened(directory, passphrase_file) as home:
         path, made = revocation.crl(home, ca, timedelta(days=days))
     end = made.next_update_utc

@@ -14,21 +14,23 @@ from jobworker_pki import show as shown
 from jobworker_pki.cli.common import asking, reported
 from jobworker_pki.show import Context
 
+_SHOW = """\
+Tell what is in FILE: a certificate, a bundle, a signing request or a revocation list, in PEM form.
 
-@click.command(short_help="tell what a certificate, request or revocation list says")
+Of a certificate it tells too whether the agent would accept it, and if not, why.
+
+\b
+Example:
+  worker-pki show pki/users/alice.pem --dir pki
+"""
+
+
+@click.command(help=_SHOW, short_help="tell what a certificate, request or revocation list says")
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
 @click.option("--dir", "directory", metavar="DIR", help="The PKI whose CA, role OID and revocations count.")
 @click.option("--ca", metavar="FILE", help="The CAs that the agent trusts.")
 @click.option("--role-oid", default=DEFAULT_ROLE_OID, show_default=True, help="Of the extension with the role.")
 def show(file: str, directory: str | None, ca: str | None, role_oid: str) -> None:
-    r"""Tell what is in FILE: a certificate, a bundle, a signing request or a revocation list, in PEM form.
-
-    Of a certificate it tells too whether the agent would accept it, and if not, why.
-
-    \b
-    Example:
-      worker-pki show pki/users/alice.pem --dir pki
-    """
     with reported():
         trusted = shown.certificates(ca) if ca else ()
         context = Context(datetime.now(UTC), role_oid, trusted)
