@@ -35,6 +35,9 @@ jobs:
   default_path: /bin
   cgroup_parent: /system.slice/jobs
   kill_wait: 3s
+metrics:
+  listen: 127.0.0.1:7444
+  plain_http: true
 """
 
 
@@ -44,10 +47,12 @@ def test_a_full_file_sets_every_field() -> None:
     assert settings.jobs.segment_bytes == 1 << 20
     assert settings.jobs.kill_wait_ms == 3000
     defaults = schema.Settings("", "", schema.TlsSettings("", "", ""))
-    for part in (settings, settings.tls, settings.jobs):
-        default = {type(settings): defaults, type(settings.tls): defaults.tls, type(settings.jobs): defaults.jobs}[
-            type(part)
-        ]
+    for part, default in (
+        (settings, defaults),
+        (settings.tls, defaults.tls),
+        (settings.jobs, defaults.jobs),
+        (settings.metrics, defaults.metrics),
+    ):
         for field in fields(part):
             assert getattr(part, field.name) != getattr(default, field.name), f"{field.name} can't be set"
     assert codec.loads(schema.Settings, codec.dumps(settings)) == settings
@@ -68,6 +73,8 @@ def test_a_full_file_sets_every_field() -> None:
         ("jobs: {max_active: true}", "jobs.max_active: True is not a number"),
         ("jobs: {cgroup_parent: /a/../b}", "jobs.cgroup_parent"),
         ("log_level: loud", "log_level: 'loud' is not one of"),
+        ("metrics: {listen: '0.0.0.0:1', plain_http: true}", "metrics.plain_http: needs metrics.listen on a loop"),
+        ("metrics: {plain_http: 1}", "metrics.plain_http: 1 is neither true nor false"),
         ("jobs: [1]", "jobs: must be a mapping"),
         ("- 1", "the file: must be a mapping"),
         ("a: [", "line 1: is not YAML"),

@@ -107,7 +107,7 @@ def _settings(directory: str, pki: str, listen: str, config: str | None) -> Sett
         raise InvalidField(config, made.stderr.decode(errors="replace").strip())
     # Where everything is stays as asked for on the command line.
     loaded = codec.loads(Settings, made.stdout)
-    return replace(own, jobs=loaded.jobs, log_level=loaded.log_level)
+    return replace(own, jobs=loaded.jobs, log_level=loaded.log_level, metrics=loaded.metrics)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,14 @@ import structlog
 from grpc import aio
 
 from jobworker.errors import AgentUnavailable
-from jobworker.gateway import credentials, server, watchdog
+from jobworker.gateway import credentials, metrics_server, server, watchdog
+from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import PeerReader
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.gate import Gate
 from jobworker.gateway.health import Health
 from jobworker.gateway.link import SupervisorLink
+from jobworker.gateway.metrics import AgentMetrics
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Output
 from jobworker.gateway.segments import Segments
@@ -49,10 +51,12 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     credentials.check_listen(settings.listen, own, settings.tls)
     stop = _asked_to_stop(while_stdin=while_stdin)
     link, streams = SupervisorLink(settings.socket_path), OpenStreams()
-    grpc_server = _assemble(settings, own, link, streams)
+    mirror, calls = Mirror(), Calls()
+    grpc_server = _assemble(settings, own, link, streams, mirror, calls)
     address = server.bind(grpc_server, settings.listen, own)
+    scraped = await metrics_server.serve(settings, own, AgentMetrics(mirror, calls, own))
     await grpc_server.start()
-    _log.info("serving", address=address, dev_certificates=own.dev)
+    _log.info("serving", address=address, dev_certificates=own.dev, metrics=scraped)
     _report(ready_fd, address)
     async with asyncio.TaskGroup() as tasks:
         keeping = tasks.create_task(link.run())
@@ -84,14 +88,19 @@ def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
 
 
 def _assemble(
-    settings: Settings, own: credentials.Credentials, link: SupervisorLink, streams: OpenStreams
+    settings: Settings,
+    own: credentials.Credentials,
+    link: SupervisorLink,
+    streams: OpenStreams,
+    mirror: Mirror,
+    calls: Calls,
 ) -> aio.Server:
-    mirror, health, feeds = Mirror(), Health(), Feeds(link)
+    health, feeds = Health(), Feeds(link)
     link.listen(mirror.apply, feeds.apply, health.apply)
     files_per_segment = 2
     output = Output(Segments(link, min(_raise_file_limit() // 2 // files_per_segment, _MAX_SEGMENTS)))
     jobs = JobWorker(link, mirror, feeds, output, own.expires_ns)
-    return server.make(Gate(PeerReader(settings.tls.role_oid), streams), jobs, health)
+    return server.make(Gate(PeerReader(settings.tls.role_oid), streams, calls), jobs, health)
 
 
 def _raise_file_limit() -> int:

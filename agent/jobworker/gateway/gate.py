@@ -15,6 +15,7 @@ from grpc import aio
 
 from jobworker.errors import AgentUnavailable, HostFault, InvalidField, PermissionDenied, Unauthenticated
 from jobworker.gateway import access, requests, status
+from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import Peer, PeerReader
 from jobworker.gateway.streams import OpenStreams
 
@@ -34,9 +35,10 @@ class Gate(aio.ServerInterceptor):
     Nothing passes beside it: methods that do not exist and those of other services are judged as well.
     """
 
-    def __init__(self, peers: PeerReader, streams: OpenStreams) -> None:
+    def __init__(self, peers: PeerReader, streams: OpenStreams, calls: Calls) -> None:
         self._peers = peers
         self._streams = streams
+        self._calls = calls
 
     async def intercept_service(
         self,
@@ -52,7 +54,8 @@ class Gate(aio.ServerInterceptor):
 
     async def guard(self, method: str, context: Context, work: Work) -> bytes:
         """Do the work of a call if the caller may have it done, and turn what goes wrong into a status."""
-        decision = _Decision(method, context.peer(), time.monotonic())
+        decision = _Decision(method, context.peer(), time.monotonic(), self._calls)
+        self._calls.started(method)
         try:
             decision.peer = self._peers.identify(context.auth_context())
             access.authorise(method, decision.peer.principal)
@@ -127,9 +130,11 @@ class _Decision:
     method: str
     address: str
     started: float
+    calls: Calls
     peer: Peer | None = None
 
     def log(self, code: str, **more: str) -> None:
+        self.calls.ended(self.method, code, time.monotonic() - self.started, more.get("reason", ""))
         principal = self.peer.principal if self.peer else None
         write = _log.info if code in ("OK", "CANCELLED") else _log.warning
         write(

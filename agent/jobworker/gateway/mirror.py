@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -20,12 +21,37 @@ from jobworker.errors import AgentUnavailable, JobNotFound
 from jobworker.gateway.known import ACTIVE, Known, Wanted, known
 from jobworker.gateway.link import PATIENCE_SECONDS, Lost
 from jobworker.gateway.order import Position, Timelines
-from jobworker.jobs import JobRecord
+from jobworker.jobs import EndReason, JobRecord, State
 from jobworker.wire.messages import HostInfo, JobChanged, JobRemoved, JobReply, LogGrew, Synced, Welcome
 
 _SHARED_VALUES = 1024
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorStatistics:
+    """What the mirror has seen. After the gateway's restart the totals begin with the jobs that still exist.
+
+    Attributes:
+        jobs: that exist, by state.
+        seen: jobs, those included that were removed since.
+        ended: likewise, by reason.
+        log_bytes: likewise, written by jobs.
+        lost_bytes: those among them that could not be kept.
+        connects: to the supervisor.
+        synced: the supervisor is there and has told of all jobs.
+        host: None before the supervisor has been heard.
+    """
+
+    jobs: dict[State, int]
+    seen: int
+    ended: dict[EndReason, int]
+    log_bytes: int
+    lost_bytes: int
+    connects: int
+    synced: bool
+    host: HostInfo | None
 
 
 class Mirror:
@@ -38,6 +64,8 @@ class Mirror:
         self._awaited: dict[str, asyncio.Event] = {}
         self._share = functools.lru_cache(_SHARED_VALUES)(lambda value: value)
         self._host: HostInfo | None = None
+        self._seen = self._log_bytes = self._lost_bytes = self._connects = 0
+        self._ended: Counter[EndReason] = Counter()
         # Of the connection.
         self._synced = asyncio.Event()
         self._unconfirmed: set[str] = set()
@@ -55,6 +83,7 @@ class Mirror:
                 self._remove(job_id)
             case Welcome(_, host):
                 self._host = host
+                self._connects += 1
                 self._unconfirmed = set(self._jobs)
             case Synced():
                 for job_id in self._unconfirmed:
@@ -79,6 +108,7 @@ class Mirror:
         self._unconfirmed.discard(job.job_id)
         old = self._jobs.get(job.job_id)
         self._jobs[job.job_id] = job
+        self._count(old, job)
         if old is None:
             insort(self._ids, job.job_id)
         if old is None or old.keys() != job.keys():
@@ -87,14 +117,25 @@ class Mirror:
             self._timelines.add(job.position, job.keys())
         self._wake(job.job_id)
 
+    def _count(self, old: Known | None, job: Known) -> None:
+        self._seen += old is None
+        self._log_bytes += max(0, job.log_bytes - (old.log_bytes if old else 0))
+        self._lost_bytes += max(0, job.lost_bytes - (old.lost_bytes if old else 0))
+        if job.end_reason and not (old and old.end_reason):
+            self._ended[job.end_reason] += 1
+
     def _grow(self, to: LogGrew) -> None:
         job = self._jobs.get(to.job_id)
         # Never back: of a job that was removed the supervisor says 0.
         if job is not None and to.log_bytes >= job.log_bytes:
-            lost = max(to.lost_bytes, job.lost_bytes)
-            self._jobs[to.job_id] = replace(
-                job, log_bytes=to.log_bytes, lost_bytes=lost, output_ended=to.output_ended
+            grown = replace(
+                job,
+                log_bytes=to.log_bytes,
+                lost_bytes=max(to.lost_bytes, job.lost_bytes),
+                output_ended=to.output_ended,
             )
+            self._count(job, grown)
+            self._jobs[to.job_id] = grown
 
     def _remove(self, job_id: str) -> None:
         job = self._jobs.pop(job_id, None)
@@ -178,3 +219,11 @@ class Mirror:
     def active(self) -> int:
         """How many jobs have not ended."""
         return self._timelines.count(ACTIVE)
+
+    def statistics(self) -> MirrorStatistics:
+        jobs = {state: self._timelines.count((state,)) for state in State}
+        ended = {reason: self._ended[reason] for reason in EndReason}
+        synced = self._synced.is_set()
+        return MirrorStatistics(
+            jobs, self._seen, ended, self._log_bytes, self._lost_bytes, self._connects, synced, self._host
+        )

@@ -18,7 +18,7 @@ import yaml
 
 from jobworker.errors import InvalidField
 from jobworker.jobs import PIDS_RANGE, parse_cpu, parse_duration, parse_size
-from jobworker.settings.schema import Settings, TlsSettings
+from jobworker.settings.schema import MetricsSettings, Settings, TlsSettings
 
 Parse = Callable[[str, Any], Any]
 
@@ -56,6 +56,12 @@ def _one_of(*choices: str) -> Parse:
         return str(value)
 
     return parse
+
+
+def _flag(field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidField(field, f"{value!r:.40} is neither true nor false", "false")
+    return value
 
 
 def _number(low: int, high: int) -> Parse:
@@ -124,6 +130,11 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "kill_wait": ("kill_wait_ms", _duration),
 }
 
+_METRICS: dict[str, tuple[str, Parse]] = {
+    "listen": ("listen", _listen),
+    "plain_http": ("plain_http", _flag),
+}
+
 
 def load(text: str, base: Settings | None = None) -> Settings:
     """Read a configuration.
@@ -136,14 +147,29 @@ def load(text: str, base: Settings | None = None) -> Settings:
         InvalidField: what is wrong, with the field's path.
     """
     tree = _mapping("the file", _parse(text))
-    top = _section("", {key: value for key, value in tree.items() if key not in ("tls", "jobs")}, _TOP)
+    top = _section("", {key: value for key, value in tree.items() if key not in ("tls", "jobs", "metrics")}, _TOP)
     tls = _section("tls.", _mapping("tls", tree.get("tls", {})), _TLS)
     jobs = _section("jobs.", _mapping("jobs", tree.get("jobs", {})), _JOBS)
+    metrics = _section("metrics.", _mapping("metrics", tree.get("metrics", {})), _METRICS)
     if base is None:
         _require({"state_dir", "listen"}, top, "")
         _require({"ca", "cert", "key"}, tls, "tls.")
         base = Settings(top["state_dir"], top["listen"], TlsSettings(**tls))
-    return replace(base, **top, tls=replace(base.tls, **tls), jobs=replace(base.jobs, **jobs))
+    return replace(
+        base,
+        **top,
+        tls=replace(base.tls, **tls),
+        jobs=replace(base.jobs, **jobs),
+        metrics=_checked(replace(base.metrics, **metrics)),
+    )
+
+
+def _checked(metrics: MetricsSettings) -> MetricsSettings:
+    host = metrics.listen.rpartition(":")[0].strip("[]")
+    if metrics.plain_http and not (host and ipaddress.ip_address(host).is_loopback):
+        problem = f"needs metrics.listen on a loopback address, and it is {metrics.listen!r:.60}"
+        raise InvalidField("metrics.plain_http", problem, "listen: 127.0.0.1:7444")
+    return metrics
 
 
 def _parse(text: str) -> Any:

@@ -67,6 +67,20 @@ class JobSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """Where Prometheus may scrape.
+
+    Attributes:
+        listen: HOST:PORT; empty for no metrics. Over TLS with the agent's own pair, for bearers of a client
+            certificate of its CAs, whatever their role.
+        plain_http: without TLS and for anyone who reaches the port; on a loopback address only.
+    """
+
+    listen: str = ""
+    plain_http: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings.
 
@@ -81,6 +95,7 @@ class Settings:
     listen: str
     tls: TlsSettings
     jobs: JobSettings = JobSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log_level: str = "info"
     gateway_uid: int = 0
 

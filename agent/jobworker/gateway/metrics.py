@@ -1,0 +1,93 @@
+"""The agent's state as Prometheus metrics, put together when it is scraped.
+
+No label holds a job's id or a principal: the number of series is bounded by the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+from cryptography import x509
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+import jobworker
+from jobworker.gateway.calls import BOUNDS, Calls, Durations
+from jobworker.gateway.credentials import Credentials
+from jobworker.gateway.mirror import Mirror, MirrorStatistics
+
+_NS = 1_000_000_000
+
+
+class AgentMetrics(Collector):
+    """Reads the gateway's statistics."""
+
+    def __init__(self, mirror: Mirror, calls: Calls, own: Credentials) -> None:
+        self._mirror = mirror
+        self._calls = calls
+        self._own_end = own.expires_ns / _NS
+        authorities = x509.load_pem_x509_certificates(own.ca)
+        self._ca_end = min(authority.not_valid_after_utc.timestamp() for authority in authorities)
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("jobworker_build", "Version of the gateway.", {"version": jobworker.__version__})
+        yield from _of_jobs(self._mirror.statistics())
+        yield from _of_calls(self._calls)
+        ends = GaugeMetricFamily(
+            "jobworker_certificate_expiry_timestamp_seconds",
+            "When the certificate in use ends, in Unix time; of several CAs the first.",
+            labels=["certificate"],
+        )
+        ends.add_metric(["agent"], self._own_end)
+        ends.add_metric(["ca"], self._ca_end)
+        yield ends
+
+
+def _of_jobs(seen: MirrorStatistics) -> Iterator[Metric]:
+    if seen.host:
+        mode = {"cgroup_mode": seen.host.cgroup_mode}
+        yield InfoMetricFamily("jobworker_host", "The host as the supervisor found it.", mode)
+    jobs = GaugeMetricFamily("jobworker_jobs", "Jobs that exist, by state.", labels=["state"])
+    for state, number in seen.jobs.items():
+        jobs.add_metric([state.value.lower()], number)
+    yield jobs
+    yield CounterMetricFamily("jobworker_jobs_started", "Jobs that were made.", seen.seen)
+    ended = CounterMetricFamily("jobworker_jobs_ended", "Jobs that ended, by reason.", labels=["reason"])
+    for reason, number in seen.ended.items():
+        ended.add_metric([reason.value.lower()], number)
+    yield ended
+    yield CounterMetricFamily("jobworker_log_bytes", "Output that jobs have written.", seen.log_bytes)
+    yield CounterMetricFamily("jobworker_log_lost_bytes", "Output that the disk did not take.", seen.lost_bytes)
+    yield CounterMetricFamily("jobworker_supervisor_connects", "Connections to the supervisor.", seen.connects)
+    yield GaugeMetricFamily("jobworker_supervisor_up", "Whether the supervisor is there and in step.", seen.synced)
+
+
+def _of_calls(calls: Calls) -> Iterator[Metric]:
+    opened = GaugeMetricFamily("jobworker_rpcs_open", "Calls under way, streams included.", labels=["method"])
+    for method, number in calls.open.items():
+        opened.add_metric([method], number)
+    yield opened
+    ended = CounterMetricFamily("jobworker_rpcs", "Calls that ended.", labels=["method", "code"])
+    for (method, code), number in calls.by_code.items():
+        ended.add_metric([method, code], number)
+    yield ended
+    denials = CounterMetricFamily("jobworker_denials", "Calls that were denied.", labels=["reason"])
+    for reason, number in calls.denials.items():
+        denials.add_metric([reason], number)
+    yield denials
+    lasted = HistogramMetricFamily("jobworker_rpc_duration_seconds", "How long calls took.", labels=["method"])
+    for method, durations in calls.durations.items():
+        lasted.add_metric([method], _buckets(durations), durations.seconds)
+    yield lasted
+
+
+def _buckets(durations: Durations) -> list[tuple[str, float]]:
+    names = (*map(str, BOUNDS), "+Inf")
+    return list(zip(names, accumulate(durations.counts), strict=True))

@@ -1,0 +1,140 @@
+"""Metrics of a real agent, scraped as Prometheus does."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.agent import DEADLINE, Agent, running_agent
+
+SERVICE = "jobworker.api.v1.JobWorkerService"
+
+
+class Scraper:
+    """Scrapes an agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        serving = next(line for line in agent.log().splitlines() if '"serving"' in line)
+        host, _, port = json.loads(serving)["metrics"].rpartition(":")
+        self.address = (host, int(port))
+
+    def context(self, role: str = "") -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=os.path.join(self.agent.pki_dir, "ca.pem"))
+        if role:
+            pair = (os.path.join(self.agent.pki_dir, f"{role}.{kind}") for kind in ("pem", "key"))
+            context.load_cert_chain(*pair)
+        return context
+
+    def ask(self, method: str = "GET", path: str = "/metrics", role: str = "reader") -> tuple[int, str]:
+        connection = http.client.HTTPSConnection(*self.address, timeout=DEADLINE, context=self.context(role))
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def value(self, name: str, **labels: str) -> float:
+        """Of one series; 0 where there is none yet."""
+        status, text = self.ask()
+        assert status == 200
+        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+        return sum(s.value for s in samples if s.name == name and s.labels.items() >= labels.items())
+
+
+@pytest.fixture(scope="module")
+def scraper() -> Iterator[Scraper]:
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as config:
+        config.write("metrics: {listen: '127.0.0.1:0'}\n")
+        config.flush()
+        with running_agent(config.name) as agent:
+            yield Scraper(agent)
+
+
+def test_jobs_and_calls_are_counted(scraper: Scraper) -> None:
+    started = scraper.value("jobworker_jobs_started_total")
+    exited = scraper.value("jobworker_jobs_ended_total", reason="exited")
+    logged = scraper.value("jobworker_log_bytes_total")
+    calls = scraper.value("jobworker_rpcs_total", method=f"{SERVICE}/Start", code="OK")
+    assert scraper.agent.cli("run", "--", "echo", "hello").stdout == b"hello\n"
+    assert scraper.value("jobworker_jobs_started_total") == started + 1
+    assert scraper.value("jobworker_jobs_ended_total", reason="exited") == exited + 1
+    assert scraper.value("jobworker_log_bytes_total") > logged
+    assert scraper.value("jobworker_rpcs_total", method=f"{SERVICE}/Start", code="OK") == calls + 1
+    assert scraper.value("jobworker_rpc_duration_seconds_count", method=f"{SERVICE}/Start") == calls + 1
+    assert scraper.value("jobworker_supervisor_up") == 1
+
+
+def test_denials_are_counted(scraper: Scraper) -> None:
+    before = scraper.value("jobworker_denials_total")
+    assert scraper.agent.cli("start", "true", role="reader").returncode == 4
+    assert scraper.value("jobworker_denials_total") == before + 1
+
+
+def test_no_metrics_without_a_client_certificate(scraper: Scraper) -> None:
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        scraper.ask(role="")
+
+
+def test_no_metrics_below_tls_1_3(scraper: Scraper) -> None:
+    context = scraper.context("reader")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_connection(scraper.address, DEADLINE) as raw, pytest.raises(ssl.SSLError):
+        context.wrap_socket(raw, server_hostname="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/", 404), ("POST", "/metrics", 405), ("HEAD", "/metrics", 200)]
+)
+def test_nothing_else_is_served(scraper: Scraper, method: str, path: str, status: int) -> None:
+    assert scraper.ask(method, path) == (status, "")
+
+
+def answer_to(scraper: Scraper, request: bytes) -> bytes:
+    """What comes back over TLS before the connection's end, however it ends."""
+    answer = b""
+    with (
+        socket.create_connection(scraper.address, DEADLINE) as raw,
+        scraper.context("reader").wrap_socket(raw, server_hostname="127.0.0.1") as tls,
+        contextlib.suppress(ssl.SSLError, ConnectionError),
+    ):
+        tls.sendall(request)
+        while piece := tls.recv(1000):
+            answer += piece
+    return answer
+
+
+def test_garbage_and_silence_hurt_nobody(scraper: Scraper) -> None:
+    silent = [socket.create_connection(scraper.address, DEADLINE) for _ in range(50)]
+    try:
+        for garbage in (b"GET /metrics HTTP/1.1\r\n\r\n", b"\x16\x03" + b"\xff" * 4000):
+            with socket.create_connection(scraper.address, DEADLINE) as raw:
+                raw.sendall(garbage)
+        assert answer_to(scraper, b"x" * 100_000) == b""
+        assert answer_to(scraper, b"x\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        assert scraper.ask()[0] == 200
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed")
+def test_promtool_finds_nothing(scraper: Scraper) -> None:
+    scraper.agent.cli("run", "--", "true")
+    text = scraper.ask()[1].encode()
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, check=False, timeout=DEADLINE
+    )
+    assert (checked.returncode, checked.stderr) == (0, b"")
