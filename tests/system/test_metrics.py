@@ -13,9 +13,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 
+import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from jobworker.api.v1 import job_worker_service_pb2 as service
+from jobworker.api.v1 import job_worker_service_pb2_grpc as api
 from support.agent import DEADLINE, Agent, running_agent
 
 SERVICE = "jobworker.api.v1.JobWorkerService"
@@ -128,6 +131,72 @@ def test_garbage_and_silence_hurt_nobody(scraper: Scraper) -> None:
     finally:
         for connection in silent:
             connection.close()
+
+
+def test_a_scrape_while_fifty_streams_are_open(scraper: Scraper) -> None:
+    job = scraper.agent.start_job("sleep", "1000")
+    agent_files = (os.path.join(scraper.agent.pki_dir, f"reader.{kind}") for kind in ("key", "pem"))
+    key, cert = (_read(path) for path in agent_files)
+    ca = _read(os.path.join(scraper.agent.pki_dir, "ca.pem"))
+    with grpc.secure_channel(scraper.agent.addr, grpc.ssl_channel_credentials(ca, key, cert)) as channel:
+        stub = api.JobWorkerServiceStub(channel)
+        streams = [stub.Stream(service.StreamRequest(job_id=job, follow=True)) for _ in range(50)]
+        for stream in streams:
+            stream.initial_metadata()  # is there once the stream is open
+        assert scraper.value("jobworker_rpcs_open", method=f"{SERVICE}/Stream") == 50
+        for stream in streams:
+            stream.cancel()
+    scraper.agent.cli("stop", job, check=True)
+
+
+def test_a_new_pair_is_served_without_a_restart(scraper: Scraper) -> None:
+    pki = scraper.agent.pki_dir
+    served = {kind: _read(os.path.join(pki, f"server.{kind}")) for kind in ("key", "pem")}
+    other = {kind: _read(os.path.join(pki, f"writer.{kind}")) for kind in ("key", "pem")}
+    assert served_certificate(scraper) == ssl.PEM_cert_to_DER_cert(served["pem"].decode())
+    try:
+        _install(pki, other)
+        assert served_certificate(scraper) == ssl.PEM_cert_to_DER_cert(other["pem"].decode())
+    finally:
+        _install(pki, served)
+    assert scraper.ask()[0] == 200
+
+
+def served_certificate(scraper: Scraper) -> bytes | None:
+    context = scraper.context("reader")
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with socket.create_connection(scraper.address, DEADLINE) as raw, context.wrap_socket(raw) as tls:
+        return tls.getpeercert(binary_form=True)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _install(pki: str, pair: dict[str, bytes]) -> None:
+    for kind, data in pair.items():
+        path = os.path.join(pki, f"server.{kind}")
+        with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+        os.rename(f"{path}.new", path)
+
+
+@pytest.fixture
+def plain_agent() -> Iterator[Agent]:
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as config:
+        config.write("metrics: {listen: '127.0.0.1:0', plain_http: true}\n")
+        config.flush()
+        with running_agent(config.name) as agent:
+            yield agent
+
+
+def test_plain_http_where_it_is_asked_for(plain_agent: Agent) -> None:
+    connection = http.client.HTTPConnection(*Scraper(plain_agent).address, timeout=DEADLINE)
+    connection.request("GET", "/metrics")
+    assert b"jobworker_build_info" in connection.getresponse().read()
+    connection.close()
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed")
