@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 PROTOS := $(wildcard proto/jobworker/api/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo server client certs proto lint format test bench lock clean
+.PHONY: help setup demo server client certs proto lint format test bench faults lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test: setup ## Run everything that needs no VM; as root the cgroup tests too
 
 bench: setup ## Measure, with peers side by side; writes docs/benchmarks.md
 	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
+
+faults: setup ## Kill parts of an agent at random, and look for what was lost: N=2000 JOBS=200 SEED=1
+	PYTHONPATH=tests $(BIN)/python -m system.faults --kills $(or $(N),100) --jobs $(or $(JOBS),20) $(if $(SEED),--seed $(SEED))
 
 .PHONY: vms-up vms-test vms-down vms-ssh
 vms-up: ## Bring up the virtual machines v1, v2 and v2-next, or some of them: M="v1 v2"

@@ -1,0 +1,237 @@
+"""Random SIGKILLs of a whole agent under load, and a comparison of all it kept with what the jobs recorded."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TypeVar
+
+from jobworker.api.v1 import job_pb2
+from jobworker.cli.owner_link import OwnerLink
+from jobworker.client import Endpoint, connect
+from jobworker.client.failures import CallFailed
+from jobworker.client.output import Chunk
+from jobworker.client.rpc.client import Client
+from jobworker.errors import TlsProblem
+from jobworker.jobs import JobSpec
+from support.agent import Agent
+from support.leftovers import cgroups
+from system.faults import jobs
+
+_PATIENCE = 60.0
+# Not this one, which may lie where a job's user has no way to.
+_PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin") or sys.executable
+T = TypeVar("T")
+
+
+@dataclass
+class Report:
+    """What a campaign did and found; recovery times in seconds."""
+
+    seed: int
+    kills: Counter[str] = field(default_factory=Counter)
+    jobs: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+    losses: list[str] = field(default_factory=list)
+    recovery: dict[str, list[float]] = field(default_factory=lambda: {"supervisor": [], "gateway": []})
+
+
+class Campaign:
+    """One agent, workers that each run one job after the other, and the kills.
+
+    Args:
+        agent: to be killed; closed by `run`.
+        kills: how many; the last tenth hits the keeper once, then gateways alone, since nothing replaces a keeper.
+        workers: jobs at a time.
+        seed: repeats kinds, contents, targets and pauses, not the interleaving.
+    """
+
+    def __init__(self, agent: Agent, kills: int, workers: int, seed: int) -> None:
+        self.report = Report(seed)
+        self._agent, self._kills, self._workers = agent, kills, workers
+        self._random = random.Random(seed)  # noqa: S311 - to be repeated
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._started: dict[str, str] = {}
+        self._scratch = os.path.join(agent.directory, "scratch")
+        os.mkdir(self._scratch)
+        os.chmod(self._scratch, 0o1777)  # noqa: S103 - jobs run as other users
+        self._program = shutil.copy(jobs.__file__, self._scratch)
+
+    def run(self) -> Report:
+        threads = [threading.Thread(target=self._work, args=(n,)) for n in range(self._workers)]
+        for thread in threads:
+            thread.start()
+        try:
+            self._kill_all()
+        finally:
+            self._done.set()
+            for thread in threads:
+                thread.join()
+        self._check_whole()
+        return self.report
+
+    def _lose(self, job_id: str, what: str) -> None:
+        with self._lock:
+            self.report.losses.append(f"job {job_id}: {what} (SEED={self.report.seed})")
+
+    def _work(self, number: int) -> None:
+        own = random.Random(f"{self.report.seed}/{number}")  # noqa: S311 - to be repeated
+        role = (os.path.join(self._agent.pki_dir, name) for name in ("ca.pem", "writer.pem", "writer.key"))
+        with connect(Endpoint(self._agent.addr, *role)) as client:
+            while not self._done.is_set():
+                kind, seed = own.choice(list(jobs.SHAPES)), own.getrandbits(40)
+                try:
+                    self._live(client, kind, seed)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is a loss
+                    self._lose(f"kind {kind}, content {seed}", f"{type(error).__name__}: {error}")
+
+    def _live(self, client: Client, kind: str, seed: int) -> None:
+        record = os.path.join(self._scratch, f"{seed}.record")
+        spec = JobSpec(_PYTHON, ("-I", "-S", self._program, kind, str(seed), record))
+        key = f"campaign-{seed}"
+        job_id = patiently(lambda: client.start(spec, idempotency_key=key)).id
+        with self._lock:
+            self._started[job_id] = record
+        again = patiently(lambda: client.start(spec, idempotency_key=key)).id
+        if again != job_id:
+            self._lose(job_id, f"its key started {again} as well")
+        expected = jobs.content(kind, seed)
+        for follow in (True, False):
+            if problem := difference(self._read(client, job_id, follow=follow), expected):
+                self._lose(job_id, f"{'followed' if follow else 'stored'} output: {problem}")
+        self._check_end(patiently(lambda: client.query(job_id)), kind, seed, record)
+        with self._lock:
+            self.report.jobs[kind] += 1
+            self.report.bytes += len(expected)
+
+    def _read(self, client: Client, job_id: str, *, follow: bool) -> bytes:
+        """The output; goes on behind the last byte where the client's own patience has ended."""
+        data = bytearray()
+
+        def go_on() -> None:
+            for item in client.stream(job_id, offset=len(data), follow=follow):
+                if isinstance(item, Chunk):
+                    if item.offset != len(data):
+                        raise ValueError(f"offset {item.offset} after {len(data)} bytes")
+                    data.extend(item.data)
+
+        patiently(go_on)
+        return bytes(data)
+
+    def _check_end(self, job: job_pb2.Job, kind: str, seed: int, record: str) -> None:
+        state = job_pb2.JobState.Name(job.state)
+        if state != "JOB_STATE_ENDED" or job.exit_code != jobs.exit_code(seed):
+            self._lose(job.id, f"{state} with {job.exit_code} instead of ended with {jobs.exit_code(seed)}")
+        with open(record) as file:
+            if (text := file.read()) != jobs.line(kind, seed):
+                self._lose(job.id, f"it recorded {text!r} itself: not run exactly once")
+
+    def _kill_all(self) -> None:
+        keeper_at = self._kills - max(1, self._kills // 10)
+        for number in range(self._kills):
+            time.sleep(self._random.uniform(0.02, 0.6))
+            if number == keeper_at:
+                self._kill("keeper")
+            elif number > keeper_at:
+                self._kill("gateway")
+            else:
+                self._kill(*self._random.choice((("supervisor",), ("gateway",), ("supervisor", "gateway"))))
+            if not (number + 1) % 25:
+                sys.stderr.write(f"{number + 1} kills, {self.report.jobs.total()} jobs\n")
+
+    def _kill(self, *parts: str) -> None:
+        began = time.monotonic()
+        for part in parts:
+            pid = patiently(lambda part=part: self._pid(part))  # type: ignore[misc]
+            pidfd = os.pidfd_open(pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], _PATIENCE)
+            os.close(pidfd)
+        self.report.kills["+".join(parts)] += 1
+        for part in parts:
+            if part != "keeper":
+                patiently(self._reach_supervisor if part == "supervisor" else self._reach_gateway)
+                self.report.recovery[part].append(time.monotonic() - began)
+
+    def _reach_supervisor(self) -> None:
+        OwnerLink(os.path.join(self._agent.state_dir, "supervisor.sock"), attend=False).close()
+
+    def _reach_gateway(self) -> None:
+        host, _, port = self._agent.addr.rpartition(":")
+        socket.create_connection((host, int(port)), 1).close()
+
+    def _pid(self, part: str) -> int:
+        for pid in of_agent(self._agent.directory):
+            with open(f"/proc/{pid}/comm") as comm, open(f"/proc/{pid}/cmdline") as line:
+                name, command = comm.read().strip(), line.read()
+            marks = {
+                "supervisor": name == "jw-supervisor",
+                "gateway": "jobworker.gateway" in command,
+                "keeper": "keeper/__main__.py" in command and name != "jw-supervisor",
+            }
+            if marks[part]:
+                return pid
+        raise ConnectionError(f"no {part} is running")
+
+    def _check_whole(self) -> None:
+        """No job beyond those started; nothing left of them once the agent has ended."""
+        role = (os.path.join(self._agent.pki_dir, name) for name in ("ca.pem", "writer.pem", "writer.key"))
+        with connect(Endpoint(self._agent.addr, *role)) as client:
+            known = patiently(lambda: {job.id for job in client.list_jobs()})
+        for job_id in known ^ self._started.keys():
+            self._lose(job_id, "known to the agent or to its client alone")
+        if status := self._agent.close():
+            self._lose("-", f"the agent ended with {status}")
+        for job_id in self._started:
+            if left := cgroups(job_id):
+                self._lose(job_id, f"left {left}")
+        end = time.monotonic() + _PATIENCE
+        while (pids := of_agent(self._agent.directory)) and time.monotonic() < end:
+            time.sleep(0.05)
+        if pids:
+            self._lose("-", f"processes left: {pids}")
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Call again while what it needs is being started again, for a minute."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return call()
+        except (OSError, CallFailed, TlsProblem) as error:  # TlsProblem: nobody listens
+            if (isinstance(error, CallFailed) and error.code != "UNAVAILABLE") or time.monotonic() > end:
+                raise
+            time.sleep(0.005)
+
+
+def of_agent(directory: str) -> list[int]:
+    """The processes whose command line names the directory."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                if directory.encode() in file.read():
+                    found.append(int(name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def difference(got: bytes, expected: bytes) -> str:
+    """Where they begin to differ; empty where they do not."""
+    if got == expected:
+        return ""
+    at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(got, expected, strict=False)))
+    return f"{len(got)} bytes for {len(expected)}, other from offset {at}"
