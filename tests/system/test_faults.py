@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from support.agent import running_agent
 from system.faults.campaign import Campaign
 
 
-@pytest.mark.xfail(
-    reason="a job whose supervisor died while starting it may run twice under one key", strict=False
-)
 def test_random_kills_lose_nothing() -> None:
     with running_agent() as agent:
         report = Campaign(agent, kills=30, workers=6, seed=1).run()

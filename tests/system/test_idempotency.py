@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from jobworker.errors import IdempotencyConflict, InvalidField, StartFailed
-from jobworker.jobs import Idempotency, JobSpec
+from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State
 from jobworker.wire import messages
 from support.agent import Agent
-from support.root_side import Link, RootSide
+from support.root_side import Link, RootSide, root_side
 
 pytestmark = pytest.mark.root
 
@@ -89,3 +91,56 @@ def test_by_the_command_line(agent: Agent) -> None:
     other = start("--env", "TOKEN=2", "true")
     assert other.returncode == 1
     assert b"'deploy-7' was used for another request" in other.stderr
+
+
+# Where the supervisor dies while it starts a job: right before this line of its program.
+_MOMENTS = {
+    "before the clone": "            pid, pidfd = spawn.start(",
+    "before the keeper has the pidfd": "            self._around.keeper.hold_process(",
+    "when the command has been executed": "        started = time.monotonic()\n        group = self._",
+    "before anybody is told": "        self._answer(job)\n        job.announce()",
+}
+
+
+def die_once(side: RootSide, line: str) -> None:
+    """Have the supervisor that starts next die there, but none after it."""
+    path, died = Path(side.package, "supervisor", "launcher.py"), Path(side.package, "died")
+    indent = " " * (len(line) - len(line.lstrip()))
+    trap = f"open({str(died)!r}, 'x').close(), time.sleep(0.3), os.kill(os.getpid(), 9)"
+    text = path.read_text()
+    assert text.count(line) == 1
+    path.write_text(text.replace(line, f"{indent}os.path.exists({str(died)!r}) or ({trap})\n{line}"))
+
+
+@pytest.mark.parametrize("moment", _MOMENTS)
+def test_a_command_is_not_executed_twice_whenever_the_supervisor_dies(tmp_path: Path, moment: str) -> None:
+    with tempfile.NamedTemporaryFile() as counted, root_side(str(tmp_path), own_package=True) as side:
+        os.fchmod(counted.fileno(), 0o666)
+        spec = JobSpec("/bin/sh", ("-c", f"echo executed >> {counted.name}; echo once; exit 3"))
+        die_once(side, _MOMENTS[moment])
+        os.kill(side.supervisor_pid(), signal.SIGKILL)
+        link = side.reconnect()
+        link.send(request("f", spec=spec))
+        link.drain()
+        link = side.reconnect(subscribe=True)
+        again: JobRecord = link.ask(request("f", spec=spec)).record
+        ended = again if again.state is State.ENDED else link.wait_ended(again.job_id)
+        executed = counted.read().count(b"executed")
+        if ended.end_reason is EndReason.LOST:
+            assert "it is not known whether the command was executed" in ended.detail
+            assert executed <= 1
+        else:
+            assert (ended.exit_code, link.read_log(ended), executed) == (3, b"once\n", 1)
+        assert link.ask(request("f", spec=spec)).record.job_id == ended.job_id
+
+
+@pytest.mark.parametrize("moment", ["when the command has been executed", "before anybody is told"])
+def test_a_start_without_a_key_that_nobody_was_told_of_leaves_nothing(tmp_path: Path, moment: str) -> None:
+    with root_side(str(tmp_path), own_package=True) as side:
+        die_once(side, _MOMENTS[moment])
+        os.kill(side.supervisor_pid(), signal.SIGKILL)
+        link = side.reconnect()
+        link.send(request("", digest="", spec=JobSpec("/bin/sleep", ("1000",))))
+        link.drain()
+        side.reconnect(subscribe=True)
+        assert os.listdir(os.path.join(side.state_dir, "jobs")) == []

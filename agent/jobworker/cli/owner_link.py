@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from jobworker.errors import AgentUnavailable
+from jobworker.errors import AgentUnavailable, JobWorkerError
 from jobworker.wire import frames, messages, sockets
 
 
@@ -24,9 +24,12 @@ class OwnerLink:
     def __init__(self, path: str, *, attend: bool = False) -> None:
         self._sock = sockets.connect(path)
         self._sock.setblocking(True)
-        self.welcome: messages.Welcome = self.ask(
-            messages.Hello(messages.PROTOCOL, subscribe=False, attend=attend)
-        )
+        hello = messages.Hello(messages.PROTOCOL, subscribe=False, attend=attend)
+        try:
+            self.welcome: messages.Welcome = self.ask(hello)
+        except (OSError, JobWorkerError):
+            self._sock.close()
+            raise
 
     def ask(self, request: Any) -> Any:
         """Send a request and wait for its answer.

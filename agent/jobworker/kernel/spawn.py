@@ -27,6 +27,8 @@ _NO_CLONE3 = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
 _NO_SIGNALS: frozenset[int] = frozenset()
 
 REPORT_SIZE = 256
+# What a process that could not execute its command exits with, like a shell's.
+NOT_EXECUTED = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def _child(command: Command, pipes: Pipes, group: Group, *, cloned_into: bool) -
     except OSError as error:
         os.write(report, b"%s %d" % (step.encode(), error.errno or 0))
     finally:
-        os._exit(127)
+        os._exit(NOT_EXECUTED)
 
 
 def _arrange_descriptors(pipes: Pipes) -> int:

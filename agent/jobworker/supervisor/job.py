@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
-from jobworker.kernel import pidfd
+from jobworker.kernel import pidfd, spawn
 from jobworker.kernel.cgroup.base import Group
 from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
@@ -26,7 +26,7 @@ from jobworker.supervisor.output import LONE_BYTES, ROUND_BYTES, OutputLog
 from jobworker.supervisor.stand_in import Stream
 from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
-from jobworker.wire import keeping
+from jobworker.wire import keeping, sockets
 from jobworker.wire.handover import Held
 
 DEFAULT_GRACE = 10.0
@@ -34,6 +34,7 @@ DEFAULT_GRACE = 10.0
 _SAVE_AGAIN = 1.0
 _SAY_AGAIN = 1.0
 _LOOK_AGAIN = 0.01
+UNSURE = "the agent died while it was starting this job: it is not known whether the command was executed"
 _UNKNOWN_END = "how it ended is not known: the keeper died before, and a kernel older than 6.15 does not tell"
 
 
@@ -90,6 +91,8 @@ class Job:
         self._pipes = {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR}
         self._started = started
         self._idempotency = idempotency
+        # An earlier life was still starting it.
+        self._unsure = record.state is State.PENDING
         self._stopping: Stopping | None = None
         self._end: End | None = None
         self._empty = False
@@ -116,6 +119,9 @@ class Job:
             left = self._started + self.record.timeout_ms / 1000 - time.monotonic()
             self._timeout = loop.call_after(max(0.0, left), self._time_out)
         self.record = replace(self.record, log_bytes=self._log.size)
+        if self._unsure:
+            pid = max(0, sockets.pid_of(self._pidfd))
+            self._change(state=State.RUNNING, pid=pid, started_ns=self.record.created_ns)
         if stop_reason:
             self.stop(signal.SIGTERM, DEFAULT_GRACE, stop_reason)
         # What happened before we watched makes no event.
@@ -277,7 +283,7 @@ class Job:
             end_reason=self._end_reason(usage.oom_kills),
             usage=usage,
             stuck=False,
-            detail=_UNKNOWN_END if self._end == keeping.FOREIGN else "",
+            detail=self._end_detail(),
             log_bytes=self._log.size,
             lost_bytes=self._log.lost,
             output_ended=True,
@@ -306,6 +312,8 @@ class Job:
             return EndReason.OOM_KILLED
         if record.signal is not None:
             return EndReason.SIGNALED
+        if self._never_executed():
+            return EndReason.LOST
         return EndReason.LOST if record.exit_code is None else EndReason.EXITED
 
     def streams(self) -> list[Stream]:
@@ -319,6 +327,14 @@ class Job:
         held.pidfd, held.pid = self._pidfd, self.record.pid
         held.end = self._end or (keeping.FOREIGN if self._foreign else keeping.RUNNING)
         return held
+
+    def _never_executed(self) -> bool:
+        return self._unsure and self.record.exit_code == spawn.NOT_EXECUTED
+
+    def _end_detail(self) -> str:
+        if self._never_executed():
+            return UNSURE
+        return _UNKNOWN_END if self._end == keeping.FOREIGN else ""
 
     # What is known of it.
 

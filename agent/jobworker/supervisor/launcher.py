@@ -88,12 +88,20 @@ class Launcher:
                 log = OutputLog(self._around.store.open_logs(job_id), job_id, order.record.segment_bytes)
                 undo.callback(log.close)
                 log.open()
+                if order.idempotency.key:
+                    operation = "writing the job's record"
+                    self._promise(order, group)
                 operation = "cloning the job's process"
                 handles, report = self._clone(order, group, log, undo)
             except OSError as error:
                 detail = str(error.filename or error.strerror)
                 raise HostFault(operation, errno.errorcode.get(error.errno or 0, "?"), detail) from error
             _Started(self._around, order, handles, report, undo.pop_all(), answer)
+
+    def _promise(self, order: Order, group: Group) -> None:
+        """Have on record that the command may be executed, so that no repeated start executes it again."""
+        pending = replace(order.record, limits=order.report(group.limits()))
+        self._around.store.save(pending, time.monotonic(), None, order.idempotency)
 
     def _clone(
         self, order: Order, group: Group, log: OutputLog, undo: contextlib.ExitStack

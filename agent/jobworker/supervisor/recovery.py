@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import replace
 
 from jobworker.errors import InvalidField, ProtocolError
 from jobworker.jobs import EndReason, State, check_job_id
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
-from jobworker.supervisor.job import Handles, Job, Surroundings
+from jobworker.supervisor.job import UNSURE, Handles, Job, Surroundings
 from jobworker.supervisor.keeper_link import Held
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.registry import Registry
@@ -79,7 +80,9 @@ class Recovery:
             return
         held = self._held.get(record.job_id)
         if held is None or held.pidfd is None or not self._around.store.is_of_this_boot(stored):
-            self._lose(stored, "the agent was not there to see its end")
+            self._lose(
+                stored, UNSURE if record.state is State.PENDING else "the agent was not there to see its end"
+            )
             return
         try:
             job = self._adopt(stored, held, held.pidfd)
@@ -109,8 +112,20 @@ class Recovery:
     def _lose(self, stored: StoredJob, detail: str) -> None:
         record = stored.record
         self._sweep(record.job_id)
-        lost = replace(record, state=State.ENDED, end_reason=EndReason.LOST, detail=detail, output_ended=True)
-        self._around.store.save(lost, stored.started, stored.stop_reason, stored.idempotency)
+        lost = replace(
+            record,
+            state=State.ENDED,
+            end_reason=EndReason.LOST,
+            detail=detail,
+            # At the latest: nothing of it is left now.
+            ended_ns=time.time_ns(),
+            output_ended=True,
+        )
+        try:
+            self._around.store.save(lost, stored.started, stored.stop_reason, stored.idempotency)
+        except OSError as error:
+            # It is found lost again the next time.
+            self._around.log.error("record not saved", job=record.job_id, error=str(error))
         self._registry.add_ended(lost)
         self._around.log.warning("job lost", job=record.job_id, detail=detail)
 

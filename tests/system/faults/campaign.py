@@ -30,6 +30,9 @@ from support.leftovers import cgroups
 from system.faults import jobs
 
 _PATIENCE = 60.0
+_PARTS = ("keeper", "supervisor", "gateway")
+# At once as well, but not keeper and supervisor: running jobs outlive that only under a service manager.
+_TARGETS = (*((part,) for part in _PARTS), ("supervisor", "gateway"), ("keeper", "gateway"))
 # Not this one, which may lie where a job's user has no way to.
 _PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin") or sys.executable
 T = TypeVar("T")
@@ -44,7 +47,7 @@ class Report:
     jobs: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
     losses: list[str] = field(default_factory=list)
-    recovery: dict[str, list[float]] = field(default_factory=lambda: {"supervisor": [], "gateway": []})
+    recovery: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in _PARTS})
 
 
 class Campaign:
@@ -52,7 +55,7 @@ class Campaign:
 
     Args:
         agent: to be killed; closed by `run`.
-        kills: how many; the last tenth hits the keeper once, then gateways alone, since nothing replaces a keeper.
+        kills: how many.
         workers: jobs at a time.
         seed: repeats kinds, contents, targets and pauses, not the interleaving.
     """
@@ -139,15 +142,9 @@ class Campaign:
                 self._lose(job.id, f"it recorded {text!r} itself: not run exactly once")
 
     def _kill_all(self) -> None:
-        keeper_at = self._kills - max(1, self._kills // 10)
         for number in range(self._kills):
             time.sleep(self._random.uniform(0.02, 0.6))
-            if number == keeper_at:
-                self._kill("keeper")
-            elif number > keeper_at:
-                self._kill("gateway")
-            else:
-                self._kill(*self._random.choice((("supervisor",), ("gateway",), ("supervisor", "gateway"))))
+            self._kill(*self._random.choice(_TARGETS))
             if not (number + 1) % 25:
                 sys.stderr.write(f"{number + 1} kills, {self.report.jobs.total()} jobs\n")
 
@@ -161,9 +158,13 @@ class Campaign:
             os.close(pidfd)
         self.report.kills["+".join(parts)] += 1
         for part in parts:
-            if part != "keeper":
-                patiently(self._reach_supervisor if part == "supervisor" else self._reach_gateway)
-                self.report.recovery[part].append(time.monotonic() - began)
+            patiently(getattr(self, f"_reach_{part}"))
+            self.report.recovery[part].append(time.monotonic() - began)
+
+    def _reach_keeper(self) -> None:
+        # The supervisor becomes one, and another supervisor serves.
+        self._pid("keeper")
+        self._reach_supervisor()
 
     def _reach_supervisor(self) -> None:
         OwnerLink(os.path.join(self._agent.state_dir, "supervisor.sock"), attend=False).close()
