@@ -46,6 +46,8 @@ class SubtreeGroup(Group):
         return Limits()
 
     def populated(self) -> bool:
+        if self.events_fd < 0:
+            return False
         poll = select.poll()
         poll.register(self.events_fd, select.POLLIN)
         return not poll.poll(0)
@@ -126,6 +128,9 @@ class SubtreeHierarchy(Hierarchy):
 
     def adopt(self, name: str) -> SubtreeGroup:
         return SubtreeGroup(name)
+
+    def discard(self, name: str) -> None:
+        pass
 
     def names(self) -> list[str]:
         return []

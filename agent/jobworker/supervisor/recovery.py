@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from jobworker.errors import InvalidField, ProtocolError
@@ -144,11 +145,28 @@ class Recovery:
 
     def _sweep(self, name: str) -> None:
         """Kill what is in a group that nobody will look after, and remove it."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             group = self._hierarchy.adopt(name)
+        except FileNotFoundError:
+            with self._left_behind(name):
+                self._hierarchy.discard(name)
+        else:
             group.kill()
-            try:
-                group.remove()
-            except OSError as error:
-                group.close()
-                self._around.log.warning("cgroup left behind", job=name, error=str(error))
+            self._remove_when_empty(group)
+
+    def _remove_when_empty(self, group: Group) -> None:
+        # What was killed is still there for as long as it takes to die.
+        if group.populated():
+            self._around.loop.watch(group.events_fd, group.events_mask, lambda: self._remove_when_empty(group))
+            return
+        self._around.loop.forget(group.events_fd)
+        with self._left_behind(group.name, group.close):
+            group.remove()
+
+    @contextlib.contextmanager
+    def _left_behind(self, name: str, close: Callable[[], None] = lambda: None) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            close()
+            self._around.log.warning("cgroup left behind", job=name, error=str(error))

@@ -107,6 +107,14 @@ class Hierarchy(ABC):
         """
 
     @abstractmethod
+    def discard(self, name: str) -> None:
+        """Remove what there is of a group that was made, or removed, in part, and so holds no process.
+
+        Raises:
+            OSError: it could not be removed.
+        """
+
+    @abstractmethod
     def names(self) -> list[str]:
         """The groups that are there."""
 

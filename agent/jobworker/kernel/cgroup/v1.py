@@ -89,7 +89,7 @@ class V1Group(Group):
         )
 
     def remove(self) -> None:
-        self._parents.remove_group(self.name)
+        self._parents.discard(self.name)
         self.close()
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class V1Hierarchy(Hierarchy):
                 group.close()
                 raise
         except OSError:
-            self.remove_group(name)
+            self.discard(name)
             raise
         return group
 
@@ -146,14 +146,14 @@ class V1Hierarchy(Hierarchy):
             undo.pop_all()
         return group
 
-    def names(self) -> list[str]:
-        bases = (self._holder, *self._bases.values())
-        return sorted({name for base in bases for name in base.children()})
-
-    def remove_group(self, name: str) -> None:
+    def discard(self, name: str) -> None:
         # The holder last: while it is there, the group is still known by it.
         for base in (*self._bases.values(), self._holder):
             base.remove_child(name)
+
+    def names(self) -> list[str]:
+        bases = (self._holder, *self._bases.values())
+        return sorted({name for base in bases for name in base.children()})
 
     def remove(self) -> None:
         for top, base in zip(self._tops, (*self._bases.values(), self._holder), strict=True):

@@ -107,6 +107,9 @@ class V2Hierarchy(Hierarchy):
     def adopt(self, name: str) -> V2Group:
         return V2Group(self._base, self._base.child(name), name)
 
+    def discard(self, name: str) -> None:
+        self._base.remove_child(name)
+
     def names(self) -> list[str]:
         return self._base.children()
 
