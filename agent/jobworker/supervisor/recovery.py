@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from jobworker.errors import InvalidField, ProtocolError
-from jobworker.jobs import EndReason, State, check_job_id
+from jobworker.jobs import EndReason, JobRecord, State, check_job_id
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
 from jobworker.supervisor.job import UNSURE, Handles, Job, Surroundings
-from jobworker.supervisor.keeper_link import Held
+from jobworker.supervisor.keeper_link import End, Held
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.store import StoredJob
@@ -93,8 +93,8 @@ class Recovery:
         del self._held[record.job_id]
         self._registry.add_running(job)
         job.begin(stored.stop_reason)
-        if held.end:
-            job.main_ended(held.end)
+        if end := held.end or _end_on_record(record):
+            job.main_ended(end)
 
     def _adopt(self, stored: StoredJob, held: Held, pidfd: int) -> Job:
         record = stored.record
@@ -170,3 +170,10 @@ class Recovery:
         except OSError as error:
             close()
             self._around.log.warning("cgroup left behind", job=name, error=str(error))
+
+
+def _end_on_record(record: JobRecord) -> End | None:
+    """How the main process ended, if an earlier life put it on disk: it may have been reaped since."""
+    if record.exit_code is not None:
+        return os.CLD_EXITED, record.exit_code
+    return None if record.signal is None else (os.CLD_KILLED, record.signal)
