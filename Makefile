@@ -51,6 +51,10 @@ format: setup ## Put the code into its form
 test: setup ## Run everything that needs no VM; as root the cgroup tests too
 	$(BIN)/pytest
 
+.PHONY: faults-calls
+faults-calls: setup ## Let each system call of a start, an exit and a stop go wrong in turn; as root, with strace
+	JOBWORKER_FAULTS=all $(BIN)/pytest tests/system/faults/test_calls.py --timeout 0
+
 bench: setup ## Measure, with peers side by side; writes docs/benchmarks.md
 	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
 

@@ -14,13 +14,14 @@ def cgroups(name: str) -> list[str]:
     return [path for root in roots for path, _, _ in os.walk(root) if os.path.basename(path) == name]
 
 
-def processes_of(uid: int) -> list[int]:
-    """Every process, zombies included, that runs as this user."""
+def processes_of(uid: int | range) -> list[int]:
+    """Every process, zombies included, that runs as this user, or as one of these."""
+    uids = range(uid, uid + 1) if isinstance(uid, int) else uid
     pids = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                if os.stat(f"/proc/{name}").st_uid == uid:
+                if os.stat(f"/proc/{name}").st_uid in uids:
                     pids.append(int(name))
             except FileNotFoundError:
                 continue

@@ -1,0 +1,74 @@
+"""strace(1) on a running process: which system calls it makes, and what happens when one of them goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+
+_CALL = re.compile(r"^(\w+)\(", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The n-th call by this name since strace was attached, counted from 1."""
+
+    name: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.name}#{self.number}"
+
+
+@contextlib.contextmanager
+def attached(pid: int, *arguments: str) -> Iterator[None]:
+    """Trace a process without the children that it makes meanwhile, which would be jobs."""
+    command = ["strace", "-p", str(pid), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as strace:
+        try:
+            assert strace.stderr
+            said = strace.stderr.readline()
+            assert b"attached" in said, said
+            yield
+        finally:
+            strace.terminate()
+            strace.communicate()
+
+
+class Recorder:
+    """What a process has called, once `recording` is over."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    @contextlib.contextmanager
+    def recording(self, pid: int) -> Iterator[None]:
+        with tempfile.NamedTemporaryFile(mode="r", prefix="jobworker-strace-") as file:
+            with attached(pid, "-o", file.name):
+                yield
+            counts: dict[str, int] = {}
+            for name in _CALL.findall(file.read()):
+                counts[name] = counts.get(name, 0) + 1
+                self.calls.append(Call(name, counts[name]))
+
+
+def killing(call: Call) -> tuple[str, ...]:
+    """SIGKILL on entry to the call, which is not made any more (ptrace(2), syscall-enter-stop)."""
+    return _inject(call, "signal=KILL")
+
+
+def failing(call: Call, error: str) -> tuple[str, ...]:
+    """The call is not made, and returns this error."""
+    return _inject(call, f"error={error}")
+
+
+def _inject(call: Call, what: str) -> tuple[str, ...]:
+    return ("-o", "/dev/null", "-e", f"trace={call.name}", "-e", f"inject={call.name}:{what}:when={call.number}")
