@@ -20,6 +20,7 @@ from typing import Any
 
 import jobworker
 from jobworker.jobs import JobRecord, JobSpec, Limits
+from jobworker.kernel import pidfd
 from jobworker.settings import schema
 from jobworker.wire import frames, messages, sockets
 from support import seccomp
@@ -336,3 +337,18 @@ def root_side(directory: str, **options: Any) -> Iterator[RootSide]:
         yield side
     finally:
         side.close()
+
+
+def tells_ends() -> bool:
+    """True if this kernel keeps how a process ended with its pidfd, as Linux 6.15 and later do."""
+    child = os.fork()
+    if child == 0:
+        os._exit(3)
+    fd = os.pidfd_open(child)
+    os.waitpid(child, 0)
+    try:
+        return pidfd.end(fd) == (os.CLD_EXITED, 3)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)

@@ -14,7 +14,7 @@ import pytest
 from jobworker.jobs import EndReason, JobRecord, Limits, State
 from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors, processes_of
-from support.root_side import DEADLINE, Link, RootSide, root_side
+from support.root_side import DEADLINE, Link, RootSide, root_side, tells_ends
 
 pytestmark = pytest.mark.root
 
@@ -206,17 +206,25 @@ def test_the_keeper_may_die(own_side: RootSide) -> None:
     assert "the keeper is gone" in own_side.log()
 
 
-def test_a_job_that_ends_while_there_is_no_keeper(own_side: RootSide) -> None:
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_job_that_ends_while_there_is_no_keeper(own_side: RootSide, *, adopted: bool) -> None:
     link = own_side.link(subscribe=True)
     records = [link.start("/bin/sh", "-c", f"echo {n}; read line < /proc/self/fd/0; exit {n}") for n in range(10)]
     waiting = [link.start("/bin/sh", "-c", f"sleep 0.{n}; echo {n}; exit {n}") for n in range(10)]
+    if adopted:
+        # Children of the keeper now, and nobody's when it dies.
+        link = kill_supervisor(own_side, link)
     own_side.kill_keeper()
     link.drain()
     link = own_side.reconnect(subscribe=True)
     for n in range(10):
         for record in (records[n], waiting[n]):
             ended = link.wait_ended(record.job_id)
-            assert (ended.end_reason, ended.exit_code, link.read_log(ended)) == (EndReason.EXITED, n, b"%d\n" % n)
+            assert link.read_log(ended) == b"%d\n" % n
+            if adopted and not tells_ends():
+                assert (ended.end_reason, ended.exit_code) == (EndReason.LOST, None)
+            else:
+                assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, n)
 
 
 def test_the_end_of_the_agent_ends_its_jobs(own_side: RootSide) -> None:

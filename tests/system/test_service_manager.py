@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from jobworker.jobs import EndReason, JobRecord
-from jobworker.kernel import pidfd
 from jobworker.wire import messages
 from support.leftovers import cgroups
-from support.root_side import DEADLINE, Link, RootSide
+from support.root_side import DEADLINE, Link, RootSide, tells_ends
 from support.service_manager import ServiceManager
 
 pytestmark = pytest.mark.root
@@ -32,21 +31,6 @@ def side(tmp_path: Path, manager: ServiceManager) -> Iterator[RootSide]:
     side = RootSide(str(tmp_path), manager=manager)
     yield side
     side.close()
-
-
-def tells() -> bool:
-    """True if this kernel keeps how a process ended with its pidfd, as Linux 6.15 and later do."""
-    child = os.fork()
-    if child == 0:
-        os._exit(3)
-    fd = os.pidfd_open(child)
-    os.waitpid(child, 0)
-    try:
-        return pidfd.end(fd) == (os.CLD_EXITED, 3)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
 
 
 def die(side: RootSide, *, both: bool) -> None:
@@ -90,7 +74,7 @@ def test_no_byte_is_lost(side: RootSide, manager: ServiceManager, *, both: bool)
 
 def check_end(ended: JobRecord, reason: EndReason, **fields: int) -> None:
     """How the job ended is known exactly, or said to be unknown."""
-    if tells():
+    if tells_ends():
         known = {"exit_code": ended.exit_code, "signal": ended.signal}
         assert (ended.end_reason, known | fields) == (reason, known)
     else:

@@ -325,8 +325,16 @@ class Job:
         pipes = {source: pipe for pipe, source in self._pipes.items()}
         held = Held(*(pipes[source] if source in pipes else _closed_pipe() for source in Source))
         held.pidfd, held.pid = self._pidfd, self.record.pid
-        held.end = self._end or (keeping.FOREIGN if self._foreign else keeping.RUNNING)
+        held.end = self._end or (keeping.RUNNING if self._is_child() else keeping.FOREIGN)
         return held
+
+    def _is_child(self) -> bool:
+        """False for what an earlier life started: the keeper that died had inherited that."""
+        try:
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
 
     def _never_executed(self) -> bool:
         return self._unsure and self.record.exit_code == spawn.NOT_EXECUTED
