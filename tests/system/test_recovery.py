@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import select
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 
@@ -244,3 +246,19 @@ def test_the_flusher_may_die(own_side: RootSide) -> None:
     record = link.start("/bin/sh", "-c", "while :; do echo x; sleep 0.05; done")
     own_side.wait_for(lambda: own_side.flusher_pid() != pid)
     assert link.stop(record.job_id).end_reason is EndReason.STOPPED
+
+
+def test_no_descriptor_left_for_a_connection(own_side: RootSide) -> None:
+    link = own_side.link()
+    pid = own_side.supervisor_pid()
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (own_side.open_files(link), limits[1]))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as waiting:
+        waiting.connect(own_side.settings.socket_path)
+        own_side.wait_for(lambda: "connection not accepted" in own_side.log())
+        # Who is connected is served, and the loop does not go round and round.
+        for _ in range(100):
+            link.ask(messages.Hello(messages.PROTOCOL, subscribe=False))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        assert own_side.link().start("/bin/true").started_ns
+    assert own_side.log().count("connection not accepted") < 10

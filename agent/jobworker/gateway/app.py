@@ -11,14 +11,13 @@ import structlog
 from grpc import aio
 
 from jobworker.errors import AgentUnavailable
-from jobworker.gateway import credentials, metrics_server, server, watchdog
+from jobworker.gateway import credentials, server, watchdog
 from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import PeerReader
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.gate import Gate
 from jobworker.gateway.health import Health
 from jobworker.gateway.link import SupervisorLink
-from jobworker.gateway.metrics import AgentMetrics
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Output
 from jobworker.gateway.segments import Segments
@@ -54,7 +53,7 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     mirror, calls = Mirror(), Calls()
     grpc_server = _assemble(settings, own, link, streams, mirror, calls)
     address = server.bind(grpc_server, settings.listen, own)
-    scraped = await metrics_server.serve(settings, own, AgentMetrics(mirror, calls, own))
+    scraped = await _serve_metrics(settings, own, mirror, calls) if settings.metrics.listen else ""
     await grpc_server.start()
     _log.info("serving", address=address, dev_certificates=own.dev, metrics=scraped)
     _report(ready_fd, address)
@@ -68,6 +67,14 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
         await _drain(grpc_server, streams)
         for task in (keeping, living):
             task.cancel()
+
+
+async def _serve_metrics(settings: Settings, own: credentials.Credentials, mirror: Mirror, calls: Calls) -> str:
+    # prometheus_client is 2 MiB, which only those pay who want metrics.
+    from jobworker.gateway import metrics_server  # noqa: PLC0415
+    from jobworker.gateway.metrics import AgentMetrics  # noqa: PLC0415
+
+    return await metrics_server.serve(settings, own, AgentMetrics(mirror, calls, own))
 
 
 def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:

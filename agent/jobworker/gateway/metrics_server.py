@@ -26,15 +26,13 @@ _log = structlog.get_logger()
 
 
 async def serve(settings: Settings, own: Credentials, collector: Collector) -> str:
-    """Serve in the running loop for as long as it runs; HOST:PORT, empty where metrics are not asked for.
+    """Serve in the running loop for as long as it runs; HOST:PORT.
 
     Raises:
         InvalidField: the address cannot be had.
         PkiProblem: the certificates are for development, and the address is not.
     """
     wanted = settings.metrics
-    if not wanted.listen:
-        return ""
     credentials.check_listen(wanted.listen, own, settings.tls)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)

@@ -80,10 +80,10 @@ class Launcher:
         with contextlib.ExitStack() as undo:
             try:
                 self._around.store.create_job(job_id, order.uid)
-                undo.callback(self._around.store.discard_job, job_id)
+                undo.callback(self._undo, self._around.store.discard_job, job_id)
                 operation = "creating the job's cgroup"
                 group = self._hierarchy.create(job_id, order.limits)
-                undo.callback(group.remove)
+                undo.callback(self._undo, group.remove)
                 operation = "creating the job's log"
                 log = OutputLog(self._around.store.open_logs(job_id), job_id, order.record.segment_bytes)
                 undo.callback(log.close)
@@ -97,6 +97,13 @@ class Launcher:
                 detail = str(error.filename or error.strerror)
                 raise HostFault(operation, errno.errorcode.get(error.errno or 0, "?"), detail) from error
             _Started(self._around, order, handles, report, undo.pop_all(), answer)
+
+    def _undo(self, step: Callable[..., None], *arguments: str) -> None:
+        try:
+            step(*arguments)
+        except OSError as error:
+            # A disk that has failed meanwhile, say: what is left is swept at the next start.
+            self._around.log.error("a start not undone in full", error=str(error))
 
     def _promise(self, order: Order, group: Group) -> None:
         """Have on record that the command may be executed, so that no repeated start executes it again."""

@@ -70,8 +70,16 @@ class Recovery:
             # Its command was not executed, or nobody has been told that it was.
             self._undo(name)
         else:
-            self._around.log.error("quarantined", job=name, problem=str(stored))
+            self._quarantine(name, str(stored))
+
+    def _quarantine(self, name: str, problem: str) -> None:
+        try:
             self._around.store.quarantine(name)
+        except OSError as error:
+            # A disk that can't be written, say. The other jobs matter more.
+            self._around.log.error("not quarantined", job=name, problem=problem, error=str(error))
+        else:
+            self._around.log.error("quarantined", job=name, problem=problem)
 
     def _take_over(self, stored: StoredJob) -> None:
         record = stored.record
@@ -134,8 +142,8 @@ class Recovery:
         self._sweep(job_id)
         try:
             self._around.store.discard_job(job_id)
-        except OSError:
-            self._around.store.quarantine(job_id)
+        except OSError as error:
+            self._quarantine(job_id, f"a start that was cut off can't be undone: {error}")
 
     def _let_go(self, job_id: str, held: Held) -> None:
         for fd in (held.stdout, held.stderr, held.pidfd):

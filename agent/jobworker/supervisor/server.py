@@ -27,6 +27,7 @@ from jobworker.supervisor.registry import Registry
 from jobworker.wire import frames, messages, sockets
 
 _MAX_CONNECTIONS = 32
+_ACCEPT_AGAIN = 1.0
 
 
 Reply = Callable[[Any, tuple[int, ...]], None]
@@ -55,14 +56,23 @@ class Server:
         self._gateway_uid = gateway_uid
         self._connections: list[Connection] = []
         self._dirty: set[Connection] = set()
-        loop.watch(listener.fileno(), select.EPOLLIN, self._on_connection)
+        self._listen()
         loop.after_each_round(self._flush)
+
+    def _listen(self) -> None:
+        self.loop.watch(self._listener.fileno(), select.EPOLLIN, self._on_connection)
 
     def _on_connection(self) -> None:
         try:
             sock = sockets.accept(self._listener)
+        except BlockingIOError:
+            # Whoever wanted to connect has gone again.
+            return
         except OSError as error:
+            # No descriptor is left, say. The listener stays readable: not to be looked at again in each round.
             self.log.error("connection not accepted", error=str(error))
+            self.loop.forget(self._listener.fileno())
+            self.loop.call_after(_ACCEPT_AGAIN, self._listen)
             return
         uid = sockets.peer_uid(sock)
         peers = frozenset(
