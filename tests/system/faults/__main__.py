@@ -36,6 +36,7 @@ def text(report: Report) -> str:
         if ordered := sorted(times):
             p50, p99 = (ordered[int(len(ordered) * share)] for share in (0.5, 0.99))
             lines.append(f"{part} serves again after: p50 {p50:.3f} s, p99 {p99:.3f} s, max {ordered[-1]:.3f} s")
+    lines.append(f"starts cut off, told as LOST: {report.unsure}")
     return "\n".join([*lines, f"losses {len(report.losses)}", *report.losses, ""])
 
 

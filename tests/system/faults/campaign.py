@@ -25,6 +25,7 @@ from jobworker.client.output import Chunk
 from jobworker.client.rpc.client import Client
 from jobworker.errors import TlsProblem
 from jobworker.jobs import JobSpec
+from jobworker.supervisor.job import UNSURE
 from support.agent import Agent
 from support.leftovers import cgroups
 from system.faults import jobs
@@ -40,12 +41,17 @@ T = TypeVar("T")
 
 @dataclass
 class Report:
-    """What a campaign did and found; recovery times in seconds."""
+    """What a campaign did and found; recovery times in seconds.
+
+    Attributes:
+        unsure: starts that were cut off and whose jobs are LOST, since nobody can tell whether they ran.
+    """
 
     seed: int
     kills: Counter[str] = field(default_factory=Counter)
     jobs: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
+    unsure: int = 0
     losses: list[str] = field(default_factory=list)
     recovery: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in _PARTS})
 
@@ -107,9 +113,14 @@ class Campaign:
         job_id = patiently(lambda: client.start(spec, idempotency_key=key)).id
         with self._lock:
             self._started[job_id] = record
-        again = patiently(lambda: client.start(spec, idempotency_key=key)).id
-        if again != job_id:
-            self._lose(job_id, f"its key started {again} as well")
+        again = patiently(lambda: client.start(spec, idempotency_key=key))
+        if again.id != job_id:
+            self._lose(job_id, f"its key started {again.id} as well")
+        if again.detail == UNSURE and not os.path.exists(record):
+            # It was cut off while it was being started, and says so.
+            with self._lock:
+                self.report.unsure += 1
+            return
         expected = jobs.content(kind, seed)
         for follow in (True, False):
             if problem := difference(self._read(client, job_id, follow=follow), expected):
