@@ -16,13 +16,42 @@ from jobworker.settings.schema import MAX_SETTINGS_BYTES, SOCKET_NAME, Settings
 _NOBODY = 65534
 
 
+_DEV = """\
+Run the whole agent in the foreground, with certificates made for it.
+
+Development certificates go to DIR/pki, jobs and their logs to DIR/state. Prints a line that starts with
+"ready" once it serves. Ends on Ctrl-C or SIGTERM, and stops its jobs first. If it is killed, jobs run on,
+and the next start on the same DIR takes them over.
+
+As root each job has a user of its own and its cgroup's limits. An ordinary user gets what is delegated to
+that user; what can't be enforced is said at the start, and refused when a job asks for it.
+
+\b
+Example:
+  worker-agent dev --dir /tmp/jobworker --listen 127.0.0.1:7443
+  worker-client --addr 127.0.0.1:7443 --ca /tmp/jobworker/pki/ca.pem \\
+    --cert /tmp/jobworker/pki/writer.pem --key /tmp/jobworker/pki/writer.key run -- ls -l /
+"""
+
+_UPGRADE = """\
+Let the running agent execute the code that is installed now. Jobs notice nothing.
+
+The new code has to prove first that it starts and can read the present state; if it can't, the old one goes
+on, and the answer says why. Only for the user that the agent runs as.
+
+\b
+Example:
+  worker-agent upgrade --state-dir /var/lib/jobworker
+"""
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(jobworker.__version__, prog_name="worker-agent")
 def main() -> None:
     """Run and check the jobworker agent, which runs commands on this host for remote clients."""
 
 
-@main.command()
+@main.command(help=_DEV)
 @click.option(
     "--dir", "directory", required=True, type=click.Path(file_okay=False), metavar="DIR", help="Holds it all."
 )
@@ -31,21 +60,6 @@ def main() -> None:
 )
 @click.option("--config", type=click.Path(dir_okay=False, exists=True), metavar="FILE", help="Settings, in YAML.")
 def dev(directory: str, listen: str, config: str | None) -> None:
-    r"""Run the whole agent in the foreground, with certificates made for it.
-
-    Development certificates go to DIR/pki, jobs and their logs to DIR/state. Prints a line that starts with
-    "ready" once it serves. Ends on Ctrl-C or SIGTERM, and stops its jobs first. If it is killed, jobs run on,
-    and the next start on the same DIR takes them over.
-
-    As root each job has a user of its own and its cgroup's limits. An ordinary user gets what is delegated to
-    that user; what can't be enforced is said at the start, and refused when a job asks for it.
-
-    \b
-    Example:
-      worker-agent dev --dir /tmp/jobworker --listen 127.0.0.1:7443
-      worker-client --addr 127.0.0.1:7443 --ca /tmp/jobworker/pki/ca.pem \\
-        --cert /tmp/jobworker/pki/writer.pem --key /tmp/jobworker/pki/writer.key run -- ls -l /
-    """
     from jobworker.cli import dev as dev_agent  # noqa: PLC0415 - `--help` need not wait for it
 
     try:
@@ -54,7 +68,7 @@ def dev(directory: str, listen: str, config: str | None) -> None:
         _fail(str(error))
 
 
-@main.command()
+@main.command(help=_UPGRADE)
 @click.option(
     "--state-dir",
     required=True,
@@ -63,15 +77,6 @@ def dev(directory: str, listen: str, config: str | None) -> None:
     help="The agent's state directory.",
 )
 def upgrade(state_dir: str) -> None:
-    r"""Let the running agent execute the code that is installed now. Jobs notice nothing.
-
-    The new code has to prove first that it starts and can read the present state; if it can't, the old one goes
-    on, and the answer says why. Only for the user that the agent runs as.
-
-    \b
-    Example:
-      worker-agent upgrade --state-dir /var/lib/jobworker
-    """
     from jobworker.cli.owner_link import OwnerLink, reconnect  # noqa: PLC0415 - `--help` need not wait for it
     from jobworker.wire.messages import Upgrade  # noqa: PLC0415
 
