@@ -1,0 +1,75 @@
+"""A state directory on a disk that is full, or has no inode left."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from jobworker.errors import HostFault
+from jobworker.jobs import EndReason
+from support.root_side import RootSide
+
+pytestmark = pytest.mark.root
+
+MIB = 1 << 20
+
+
+@contextmanager
+def on_disk(directory: Path, options: str) -> Iterator[RootSide]:
+    """An agent whose state directory is a small file system of its own."""
+    state = directory / "state"
+    state.mkdir()
+    with ExitStack() as undo:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "jobworker-test", state], check=True)
+        undo.callback(lambda: subprocess.run(["umount", state], check=True))
+        side = RootSide(str(directory), segment_bytes=MIB)
+        undo.callback(side.close)
+        yield side
+
+
+def go(path: Path) -> None:
+    with open(path, "w"):
+        pass
+
+
+def test_a_full_disk_costs_output_and_nothing_else(tmp_path: Path) -> None:
+    with on_disk(tmp_path, "size=4m") as side:
+        link = side.link(subscribe=True)
+        # As much as fits four times, then a line when there is room again.
+        script = f"head -c {16 * MIB} /dev/zero; while [ ! -e go ]; do sleep 0.05; done; echo more; exit 5"
+        record = link.start("/bin/sh", "-c", script)
+        side.wait_for(lambda: link.inspect(record.job_id).log_bytes == 16 * MIB)
+        seen = link.inspect(record.job_id)
+        assert 12 * MIB <= seen.lost_bytes < 16 * MIB
+        assert "output is being lost: ENOSPC" in seen.detail
+        subprocess.run(["mount", "-o", "remount,size=64m", side.state_dir], check=True)
+        go(Path(side.state_dir, "jobs", record.job_id, "work", "go"))
+        ended = link.wait_ended(record.job_id)
+        assert (ended.end_reason, ended.exit_code, ended.log_bytes) == (EndReason.EXITED, 5, 16 * MIB + 5)
+        assert (ended.lost_bytes, ended.detail) == (seen.lost_bytes, "")
+        logs = Path(side.state_dir, "jobs", record.job_id, "logs")
+        assert (logs / f"job_{record.job_id}.log").read_bytes()[-5:] == b"more\n"
+        assert "output is being lost" in side.log()
+
+
+def test_no_inode_left(tmp_path: Path) -> None:
+    with on_disk(tmp_path, "size=64m,nr_inodes=1000") as side:
+        link = side.link(subscribe=True)
+        fill = Path(side.state_dir, "fill")
+        fill.mkdir()
+        running = link.start("/bin/sh", "-c", f"sleep 0.5; head -c {3 * MIB} /dev/zero; exit 6")
+        with suppress(OSError):
+            for number in range(2000):
+                go(fill / str(number))
+        with pytest.raises(HostFault):
+            link.start("/bin/true")
+        ended = link.wait_ended(running.job_id)
+        assert (ended.exit_code, ended.log_bytes) == (6, 3 * MIB)
+        assert ended.lost_bytes >= MIB
+        for path in fill.iterdir():
+            path.unlink()
+        assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
