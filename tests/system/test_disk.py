@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -54,6 +56,25 @@ def test_a_full_disk_costs_output_and_nothing_else(tmp_path: Path) -> None:
         logs = Path(side.state_dir, "jobs", record.job_id, "logs")
         assert (logs / f"job_{record.job_id}.log").read_bytes()[-5:] == b"more\n"
         assert "output is being lost" in side.log()
+
+
+def test_exit_codes_that_can_t_be_written_outlive_the_supervisor(tmp_path: Path) -> None:
+    with on_disk(tmp_path, "size=4m") as side:
+        link = side.link(subscribe=True)
+        # One ends with its output drained, the other's is still in the pipe when it exits.
+        quiet = link.start("/bin/sh", "-c", "sleep 0.5; exit 6")
+        filling = link.start("/bin/sh", "-c", f"head -c {8 * MIB} /dev/zero; exit 7")
+        for _ in range(2):
+            assert link.wait_ended(filling.job_id).exit_code == 7
+            assert link.wait_ended(quiet.job_id).exit_code == 6
+            assert "record not saved" in side.log()
+            os.kill(side.supervisor_pid(), signal.SIGKILL)
+            link.drain()
+            link = side.reconnect(subscribe=True)
+        subprocess.run(["mount", "-o", "remount,size=64m", side.state_dir], check=True)
+        assert link.wait_ended(filling.job_id).exit_code == 7
+        assert link.wait_ended(quiet.job_id).exit_code == 6
+        assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
 
 
 def test_no_inode_left(tmp_path: Path) -> None:

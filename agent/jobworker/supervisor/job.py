@@ -207,7 +207,6 @@ class Job:
         if self.record.state is not State.ENDED:
             # Descendants live on; the exit code is told at once.
             self._change(**_exit_fields(end))
-            self._reap()
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -293,7 +292,6 @@ class Job:
 
     def _let_go(self) -> None:
         self._log.close()
-        self._reap()
         self._around.loop.forget(self._pidfd)
         os.close(self._pidfd)
         try:
@@ -376,8 +374,10 @@ class Job:
         if self._save_again:
             self._save_again.cancel()
             self._save_again = None
+        if self._end:
+            # On disk now: nobody needs the status any more.
+            self._reap()
         if self.record.state is State.ENDED:
-            # On disk now: nobody needs what holds the exit status any more.
             self._let_go()
 
     def _try_again_to_save(self, error: OSError) -> None:

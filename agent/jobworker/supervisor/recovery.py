@@ -37,16 +37,24 @@ class Recovery:
         self._held = held
         self._read: dict[str, StoredJob | Exception] = {}
         self._groups: dict[str, Group] = {}
+        # Their groups are their jobs' own, which may have ended since and not be on record.
+        self._adopted: set[str] = set()
 
     def read(self) -> None:
         """Take in all that can be had without changing anything, while somebody else still moves the output."""
         for name in self._around.store.job_ids():
             try:
                 stored = self._read[name] = self._around.store.load(check_job_id(name))
-                if name in self._held and stored.record.state is not State.ENDED:
-                    self._groups[name] = self._hierarchy.adopt(name)
             except (FileNotFoundError, ProtocolError, InvalidField) as error:
                 self._read[name] = error
+            else:
+                if name in self._held and stored.record.state is not State.ENDED:
+                    self._open_group(name)
+
+    def _open_group(self, name: str) -> None:
+        # One that is not there is met again when the job is adopted.
+        with contextlib.suppress(OSError):
+            self._groups[name] = self._hierarchy.adopt(name)
 
     def run(self) -> None:
         for name, stored in self._read.items():
@@ -58,7 +66,7 @@ class Recovery:
             # Of a job that had no directory any more, or none yet.
             self._let_go(job_id, held)
         for name in self._hierarchy.names():
-            if name not in self._registry.running:
+            if name not in self._adopted:
                 self._sweep(name)
         running, ended = len(self._registry.running), len(self._registry.ended)
         self._around.log.info("recovered", running=running, ended=ended)
@@ -103,6 +111,7 @@ class Recovery:
             self._lose(stored, f"it could not be taken over: {error}")
             return
         del self._held[record.job_id]
+        self._adopted.add(record.job_id)
         self._registry.add_running(job)
         job.begin(stored.stop_reason)
         if end := held.end or _end_on_record(record):
