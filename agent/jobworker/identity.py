@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
+import time
 from dataclasses import dataclass
 
 from jobworker.errors import Unauthenticated
@@ -103,3 +104,19 @@ def check_user_uri(uri: str) -> str:
         problem = f"the certificate's URI {uri!r:.120} is not of the form spiffe://TRUST-DOMAIN/user/NAME"
         raise Unauthenticated(problem)
     return uri
+
+
+def check_dates(not_before: float, not_after: float, now: float) -> None:
+    """Compare a certificate's dates with a time, all in seconds of Unix time.
+
+    Raises:
+        Unauthenticated: the certificate is not valid then.
+    """
+    if now < not_before:
+        raise Unauthenticated(f"the certificate is valid from {_utc(not_before)} on only")
+    if now > not_after:
+        raise Unauthenticated(f"the certificate expired at {_utc(not_after)}")
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 
 from jobworker.errors import PkiProblem
-from jobworker_pki import authority, files, index, profiles, settings
+from jobworker_pki import authority, files, index, profiles, reading, settings
 from jobworker_pki.authority import Pair
 from jobworker_pki.files import Store
 from jobworker_pki.index import Record
@@ -73,6 +73,17 @@ class Home:
         """Enter a certificate into the index."""
         entry = Record.of(certificate, ca, self.settings.role_oid)
         index.append(self.store, dataclasses.replace(entry, action=action, file=file, replaces=replaces))
+
+    def signer_of(self, path: str, certificate: x509.Certificate, action: str) -> str:
+        """Which of the two CAs signed the certificate that stands at `path`, to which the action is to be done.
+
+        Raises:
+            PkiProblem: neither did.
+        """
+        ca = ROOT if reading.is_ca(certificate) else INTERMEDIATE
+        if fault := authority.foreign(certificate, self.certificate(ca)):
+            raise PkiProblem(path, fault, f"{action} it where it was issued, or name that PKI with --dir")
+        return ca
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from jobworker import identity
 from jobworker.errors import Unauthenticated
 from jobworker.identity import Role, check_user_uri, decode_role
 from jobworker_pki import keys, profiles
@@ -62,10 +63,8 @@ def check_dates(certificate: x509.Certificate, now: datetime) -> None:
     Raises:
         Unauthenticated: its time has not come, or is over.
     """
-    if now < certificate.not_valid_before_utc:
-        raise Unauthenticated(f"the certificate is valid from {moment(certificate.not_valid_before_utc)} on only")
-    if now > certificate.not_valid_after_utc:
-        raise Unauthenticated(f"the certificate expired at {moment(certificate.not_valid_after_utc)}")
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    identity.check_dates(begin.timestamp(), end.timestamp(), now.timestamp())
 
 
 def moment(when: datetime) -> str:

@@ -81,10 +81,7 @@ def _folder(home: Home, path: str) -> Iterator[Store]:
 
 
 def _issuer(home: Home, path: str, certificate: x509.Certificate) -> str:
-    ca = ROOT if reading.is_ca(certificate) else INTERMEDIATE
-    fault = authority.foreign(certificate, home.certificate(ca))
-    if fault:
-        raise PkiProblem(path, fault, "renew it where it was issued, or name that PKI with --dir")
+    ca = home.signer_of(path, certificate, "renew")
     if certificate.subject == certificate.issuer:
         raise PkiProblem(path, "is the root, which everybody trusts by its file", "make a new PKI in good time")
     if f"{certificate.serial_number:x}" in index.revocations(index.records(home.store)):

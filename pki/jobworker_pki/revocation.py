@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from jobworker.errors import InvalidField, PkiProblem
-from jobworker_pki import authority, index, reading
-from jobworker_pki.home import INTERMEDIATE, ROOT, Home
+from jobworker_pki import authority, index
+from jobworker_pki.home import Home
 from jobworker_pki.index import Record
 
 UNSPECIFIED = "unspecified"
@@ -125,10 +125,7 @@ def _of_file(home: Home, path: str) -> Record:
         raise PkiProblem(path, f"cannot be read: {error.strerror}") from None
     except authority.UNREADABLE:
         raise PkiProblem(path, "holds no certificate in PEM form") from None
-    ca = ROOT if reading.is_ca(certificate) else INTERMEDIATE
-    fault = authority.foreign(certificate, home.certificate(ca))
-    if fault:
-        raise PkiProblem(path, fault, "revoke it where it was issued, or name that PKI with --dir")
+    ca = home.signer_of(path, certificate, "revoke")
     if certificate.subject == certificate.issuer:
         raise PkiProblem(path, "is the root, which no list can revoke", "take its ca.pem from every host instead")
     return Record.of(certificate, ca, home.settings.role_oid)

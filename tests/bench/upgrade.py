@@ -12,8 +12,8 @@ from bench.report import Figure, Outcome, Table, below
 from bench.scale import Scale
 from bench.stats import median
 from jobworker.jobs import JobRecord
-from jobworker.supervisor.index import INDEX_RECORD
 from jobworker.wire import messages
+from jobworker.wire.output_index import RECORD
 from support.root_side import Link, RootSide, root_side
 
 _LINES = 300
@@ -61,7 +61,7 @@ def _pauses(side: RootSide, jobs: Sequence[JobRecord], upgrades: int) -> list[fl
 def _times(side: RootSide, job_id: str) -> Iterator[int]:
     for path in glob.glob(os.path.join(side.state_dir, "jobs", job_id, "logs", "*.idx*")):
         with open(path, "rb") as file:
-            yield from (time for *_, time in INDEX_RECORD.iter_unpack(file.read()))
+            yield from (time for *_, time in RECORD.iter_unpack(file.read()))
 
 
 def _outcome(scale: Scale, pauses: Sequence[float], lost: int) -> Outcome:

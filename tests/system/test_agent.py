@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.agent import DEADLINE, Agent, running_agent
-from support.leftovers import cgroups, processes_of
+from support.leftovers import cgroups, processes_of, processes_with
 
 BIN = os.path.dirname(sys.executable)
 
@@ -22,19 +22,6 @@ BIN = os.path.dirname(sys.executable)
 def own_agent() -> Iterator[Agent]:
     with running_agent() as running:
         yield running
-
-
-def processes_with(text: str) -> list[int]:
-    """The processes whose command line holds this."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                if text.encode() in file.read():
-                    found.append(int(name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 def test_sigterm_ends_jobs_and_everything_else(own_agent: Agent) -> None:

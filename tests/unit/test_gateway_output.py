@@ -18,7 +18,6 @@ from jobworker.errors import AgentUnavailable, InvalidField, JobNotFound, Output
 from jobworker.gateway import link as link_module
 from jobworker.gateway import output as output_module
 from jobworker.gateway.follow import Feeds
-from jobworker.gateway.index import LOST, RECORD
 from jobworker.gateway.output import Extent, Fixed, Output
 from jobworker.gateway.seek import Log
 from jobworker.gateway.segments import Segment, Segments
@@ -33,6 +32,7 @@ from jobworker.wire.messages import (
     OpenLog,
     UnfollowLog,
 )
+from jobworker.wire.output_index import LOST, RECORD
 from support.scripted_supervisor import Answer, ScriptedSupervisor, job_id, linked, record
 
 ID = job_id(1)

@@ -15,11 +15,11 @@ import pytest
 
 from jobworker.errors import OutputDropped
 from jobworker.gateway import seek
-from jobworker.gateway.index import LOST, RECORD
 from jobworker.gateway.seek import Log, View, locate
 from jobworker.gateway.segments import Segments
 from jobworker.jobs import Source
 from jobworker.wire.messages import LogSegment, OpenLog
+from jobworker.wire.output_index import LOST, RECORD
 from support.scripted_supervisor import Answer, ScriptedSupervisor, job_id, linked
 
 SEGMENT_BYTES = 40

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobworker.gateway import index as index_module
-from jobworker.gateway.index import LOST, RECORD
 from jobworker.gateway.segments import Segment
+from jobworker.wire.output_index import LOST, RECORD
 
 START = 5_000
 

@@ -12,8 +12,8 @@ import pytest
 
 from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source, State
-from jobworker.supervisor.index import GAP, INDEX_RECORD
 from jobworker.supervisor.output import OutputLog, open_segment
+from jobworker.wire.output_index import LOST, RECORD
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 SEGMENT = 1 << 20
@@ -67,7 +67,7 @@ def record_of(log: OutputLog) -> JobRecord:
 
 def index(path: Path, suffix: str = "") -> list[tuple[int, int, int]]:
     data = (path / f"job_{ID}.idx{suffix}").read_bytes()
-    return [fields[:3] for fields in INDEX_RECORD.iter_unpack(data)]
+    return [fields[:3] for fields in RECORD.iter_unpack(data)]
 
 
 @pytest.mark.parametrize("size", [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 3 * SEGMENT + 17])
@@ -151,7 +151,7 @@ def no_room_beyond(size: int) -> Iterator[None]:
 
 def gaps(path: Path, *suffixes: str) -> list[tuple[int, int]]:
     records = [record for suffix in (*suffixes, "") for record in index(path, suffix)]
-    return [(offset, length) for offset, length, source in records if source == GAP]
+    return [(offset, length) for offset, length, source in records if source == LOST]
 
 
 def test_what_can_t_be_written_is_a_gap_and_does_not_block(tmp_path: Path, log: OutputLog) -> None:
@@ -162,7 +162,7 @@ def test_what_can_t_be_written_is_a_gap_and_does_not_block(tmp_path: Path, log: 
         assert log.failing in ("EFBIG", "ENOSPC")
     feed(log, b" and more", Source.STDERR)
     assert (log.size, log.failing) == (100_013, "")
-    assert index(tmp_path) == [(0, 4, 1), (4, 100_000, GAP), (100_004, 9, 2)]
+    assert index(tmp_path) == [(0, 4, 1), (4, 100_000, LOST), (100_004, 9, 2)]
     content = (tmp_path / f"job_{ID}.log").read_bytes()
     assert (content[:4], content[100_004:]) == (b"kept", b" and more")
 
@@ -222,7 +222,7 @@ def test_nothing_is_written_behind_a_gap_that_the_index_does_not_have(tmp_path: 
     log._index._fd = -1
     feed(log, b"z")
     assert (log.size, log.lost) == (205, 200)
-    assert index(tmp_path) == [(0, 4, 1), (4, 200, GAP), (204, 1, 1)]
+    assert index(tmp_path) == [(0, 4, 1), (4, 200, LOST), (204, 1, 1)]
 
 
 def test_a_directory_that_can_t_be_changed_costs_output_and_nothing_else(tmp_path: Path, log: OutputLog) -> None:

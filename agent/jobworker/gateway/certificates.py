@@ -11,7 +11,6 @@ import functools
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TypeVar
 
 from cryptography import x509
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from jobworker import identity
 from jobworker.errors import Unauthenticated
 from jobworker.identity import Principal, Role, check_user_uri, decode_role
 
@@ -51,14 +51,7 @@ class Peer:
         Raises:
             Unauthenticated: the certificate is not valid then.
         """
-        if now < self.not_before:
-            raise Unauthenticated(f"the certificate is valid from {_utc(self.not_before)} on only")
-        if now > self.not_after:
-            raise Unauthenticated(f"the certificate expired at {_utc(self.not_after)}")
-
-
-def _utc(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        identity.check_dates(self.not_before, self.not_after, now)
 
 
 class PeerReader:

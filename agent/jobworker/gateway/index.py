@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import enum
 import os
-import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
-# In the order of the offsets. Little-endian, as the supervisor writes it.
-RECORD = struct.Struct("<QIB3xQ")
+from jobworker.wire.output_index import LOST, RECORD
+
 # Small, for most of the time the first few tell what is wanted.
 _BLOCK = 128
 
-# Sources beside those of jobs: the agent could not write these bytes; the index does not know them.
-LOST, UNKNOWN = 0, -1
+# A source beside those of the index, for bytes that it does not know.
+UNKNOWN = -1
 
 
 class Record(NamedTuple):

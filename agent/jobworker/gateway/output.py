@@ -11,10 +11,11 @@ from typing import Protocol
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import HostFault, InvalidField, OutputDropped
-from jobworker.gateway.index import LOST, UNKNOWN, Span
+from jobworker.gateway.index import UNKNOWN, Span
 from jobworker.gateway.seek import Log, View, locate
 from jobworker.gateway.segments import Segment, Segments
 from jobworker.jobs import Source
+from jobworker.wire.output_index import LOST
 
 # Larger chunks gain little speed and make a stalled follower hold more.
 CHUNK_BYTES = 256 * 1024

@@ -1,7 +1,7 @@
 """The index of a job's log: which pipe wrote what and when, and what could not be written at all.
 
 One file beside each segment, `job_<id>.idx`, of 24-byte records in the order of their offsets. A record with the
-source `GAP` stands for output that was thrown away: the offsets go on behind it, and the log has a hole there.
+source `LOST` stands for output that was thrown away: the offsets go on behind it, and the log has a hole there.
 What can't be written now is kept here until it can, so that no hole is ever taken for output.
 """
 
@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Absolute offset, length, source, time in nanoseconds of Unix time.
-INDEX_RECORD = struct.Struct("<QIB3xQ")
-GAP = 0
+from jobworker.wire.output_index import LOST, RECORD
+
 # Output of one pipe is one record as long as it comes within this time, so that a job which writes single
 # bytes does not get an index larger than its log.
 _SAME_RECORD_NS = 10_000_000
@@ -39,11 +37,11 @@ class Record:
         return self.offset + self.length
 
     def pack(self) -> bytes:
-        return INDEX_RECORD.pack(self.offset, self.length, self.source, self.time_ns)
+        return RECORD.pack(self.offset, self.length, self.source, self.time_ns)
 
     def takes(self, length: int, source: int, now: int) -> bool:
         """True if more of the same belongs to this record: gaps grow for as long as they last."""
-        soon = source == GAP or 0 <= now - self.time_ns < _SAME_RECORD_NS
+        soon = source == LOST or 0 <= now - self.time_ns < _SAME_RECORD_NS
         return source == self.source and soon and self.length + length < _MAX_RECORD_BYTES
 
 
@@ -77,7 +75,7 @@ class Index:
             self._fd = self._open_file()
         if self._settled < 0:
             # Half a record may be left of an earlier life; the next one takes its place.
-            self._settled = os.fstat(self._fd).st_size // INDEX_RECORD.size * INDEX_RECORD.size
+            self._settled = os.fstat(self._fd).st_size // RECORD.size * RECORD.size
 
     def note(self, offset: int, length: int, source: int) -> None:
         """What lies from `offset` on came from this source, now. Never fails: it may be written later."""
@@ -101,7 +99,7 @@ class Index:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._behind = False
         complete = max(0, len(records) - 1)
-        self._settled += complete * INDEX_RECORD.size
+        self._settled += complete * RECORD.size
         del self._records[:complete]
 
     def catch_up(self) -> None:
@@ -114,7 +112,7 @@ class Index:
             try:
                 self._write()
             except OSError:
-                if len(self._records) >= _MAX_UNWRITTEN or any(one.source == GAP for one in self._records):
+                if len(self._records) >= _MAX_UNWRITTEN or any(one.source == LOST for one in self._records):
                     raise
 
     def close_segment(self) -> None:
@@ -143,14 +141,14 @@ class Index:
 
 def ends(fd: int) -> tuple[Record, Record] | None:
     """The first and the last whole record of an index; None if it has none."""
-    count = os.fstat(fd).st_size // INDEX_RECORD.size
+    count = os.fstat(fd).st_size // RECORD.size
     if not count:
         return None
-    first, last = (os.pread(fd, INDEX_RECORD.size, at * INDEX_RECORD.size) for at in (0, count - 1))
-    return Record(*INDEX_RECORD.unpack(first)), Record(*INDEX_RECORD.unpack(last))
+    first, last = (os.pread(fd, RECORD.size, at * RECORD.size) for at in (0, count - 1))
+    return Record(*RECORD.unpack(first)), Record(*RECORD.unpack(last))
 
 
 def gaps(data: bytes) -> int:
     """How many bytes an index, as read from its file, says are lost."""
-    whole = len(data) // INDEX_RECORD.size * INDEX_RECORD.size
-    return sum(length for _, length, source, _ in INDEX_RECORD.iter_unpack(data[:whole]) if source == GAP)
+    whole = len(data) // RECORD.size * RECORD.size
+    return sum(length for _, length, source, _ in RECORD.iter_unpack(data[:whole]) if source == LOST)

@@ -21,7 +21,8 @@ from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source
 from jobworker.kernel import syscalls
 from jobworker.supervisor import index
-from jobworker.supervisor.index import GAP, Index
+from jobworker.supervisor.index import Index
+from jobworker.wire.output_index import LOST
 
 # Fair between jobs: with more a round, a quiet job's bytes wait for the flood of another.
 ROUND_BYTES = 64 * 1024
@@ -90,7 +91,7 @@ class OutputLog:
             self._segment, self.size = number, first.offset + self._live_bytes()
         if last.offset // self._segment_bytes == number and last.end <= self._end_of_segment():
             self.size = max(self.size, last.end)
-        if self.lost or last.source == GAP:
+        if self.lost or last.source == LOST:
             self.lost = self._count_lost()
 
     def _index_ends(self) -> tuple[index.Record, index.Record] | None:
@@ -180,7 +181,7 @@ class OutputLog:
         data = os.read(pipe, count)
         if data:
             self.failing = errno.errorcode.get(error.errno or 0, "UNKNOWN")
-            self._index.note(self.size, len(data), GAP)
+            self._index.note(self.size, len(data), LOST)
             self.size += len(data)
             self.lost += len(data)
         return bool(data)

@@ -27,7 +27,7 @@ from jobworker.errors import TlsProblem
 from jobworker.jobs import JobSpec
 from jobworker.supervisor.job import UNSURE
 from support.agent import Agent
-from support.leftovers import cgroups
+from support.leftovers import cgroups, processes_with
 from system.faults import jobs
 
 _PATIENCE = 60.0
@@ -185,7 +185,7 @@ class Campaign:
         socket.create_connection((host, int(port)), 1).close()
 
     def _pid(self, part: str) -> int:
-        for pid in of_agent(self._agent.directory):
+        for pid in processes_with(self._agent.directory):
             with open(f"/proc/{pid}/comm") as comm, open(f"/proc/{pid}/cmdline") as line:
                 name, command = comm.read().strip(), line.read()
             marks = {
@@ -210,7 +210,7 @@ class Campaign:
             if left := cgroups(job_id):
                 self._lose(job_id, f"left {left}")
         end = time.monotonic() + _PATIENCE
-        while (pids := of_agent(self._agent.directory)) and time.monotonic() < end:
+        while (pids := processes_with(self._agent.directory)) and time.monotonic() < end:
             time.sleep(0.05)
         if pids:
             self._lose("-", f"processes left: {pids}")
@@ -226,19 +226,6 @@ def patiently(call: Callable[[], T]) -> T:
             if (isinstance(error, CallFailed) and error.code != "UNAVAILABLE") or time.monotonic() > end:
                 raise
             time.sleep(0.005)
-
-
-def of_agent(directory: str) -> list[int]:
-    """The processes whose command line names the directory."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                if directory.encode() in file.read():
-                    found.append(int(name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 def difference(got: bytes, expected: bytes) -> str:

@@ -1,0 +1,10 @@
+"""The form of an output index, which the supervisor writes and the gateway reads, in the order of offsets."""
+
+from __future__ import annotations
+
+import struct
+
+# Absolute offset, length, source, time in nanoseconds of Unix time.
+RECORD = struct.Struct("<QIB3xQ")
+# In place of a job's source: the agent could not write these bytes.
+LOST = 0
