@@ -8,8 +8,10 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from jobworker.jobs import EndReason, JobRecord, Limits, State
 from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors, processes_of
 from support.root_side import DEADLINE, Link, RootSide, root_side, tells_ends
+from support.strace import attached, needs_strace
 
 pytestmark = pytest.mark.root
 
@@ -262,3 +265,34 @@ def test_no_descriptor_left_for_a_connection(own_side: RootSide) -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
         assert own_side.link().start("/bin/true").started_ns
     assert own_side.log().count("connection not accepted") < 10
+
+
+def test_orphaned_cgroups_are_swept(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/sleep", "1000")
+    orphan = "k7f3-9m2q-x4tz-b1cd"
+    paths = [os.path.join(os.path.dirname(path), orphan) for path in cgroups(record.job_id)]
+    with subprocess.Popen(["/bin/sleep", "1000"]) as left:
+        for path in paths:
+            os.mkdir(path)
+            with open(f"{path}/cgroup.procs", "w") as file:
+                file.write(str(left.pid))
+        link = kill_supervisor(own_side, link)
+        assert left.wait(DEADLINE) == -signal.SIGKILL
+    own_side.wait_for(lambda: not cgroups(orphan))
+    assert link.inspect(record.job_id).state is State.RUNNING
+    assert cgroups(record.job_id)
+
+
+@needs_strace
+def test_what_has_changed_is_flushed(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    with (
+        tempfile.NamedTemporaryFile() as file,
+        attached(own_side.flusher_pid(), "-y", "-e", "trace=fsync,fdatasync", "-o", file.name),
+    ):
+        record = link.start("/bin/echo", "x")
+        directory = f"/jobs/{record.job_id}"
+        names = (f"job_{record.job_id}.log", f"job_{record.job_id}.idx")
+        flushed = [f"{directory}/job.json", directory, *(f"{directory}/logs/{name}" for name in names)]
+        own_side.wait_for(lambda: all(f"{path}>)" in Path(file.name).read_text() for path in flushed))

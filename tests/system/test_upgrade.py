@@ -111,3 +111,27 @@ def test_a_state_from_the_future_is_refused(own_side: RootSide) -> None:
     with pytest.raises(RuntimeError, match="written by a later version"):
         RootSide(os.path.dirname(own_side.state_dir))
     assert json.loads(path.read_text())["format"] == 999, "it is left as it was"
+
+
+# The new version lets the job begin, and goes on once it is through.
+_WAIT = """
+import time
+if "--stand-in-fd" in sys.argv:
+    open({work!r} + "/go", "w").close()
+while "--stand-in-fd" in sys.argv and not os.path.exists({work!r} + "/through"):
+    time.sleep(0.01)
+"""
+
+
+def test_output_moves_while_the_next_version_starts(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    size = 8 << 20
+    script = f"while [ ! -e go ]; do sleep 0.05; done; head -c {size} /dev/zero; touch through"
+    record = link.start("/bin/sh", "-c", script)
+    wait = _WAIT.format(work=os.path.join(own_side.state_dir, "jobs", record.job_id, "work"))
+    program = Path(own_side.package, "supervisor", "__main__.py")
+    program.write_text(program.read_text().replace("import sys\n", f"import sys\n{wait}", 1))
+    link = upgrade(own_side, link)
+    ended = link.wait_ended(record.job_id)
+    assert (ended.exit_code, ended.log_bytes, ended.lost_bytes) == (0, size, 0)
+    assert link.read_log(ended) == bytes(size)

@@ -124,9 +124,7 @@ def _child(command: Command, pipes: Pipes, group: Group, *, cloned_into: bool) -
     report, step = pipes.report, "cgroup"
     try:
         group.join(cloned_into=cloned_into)
-        with contextlib.suppress(BrokenPipeError):
-            # If the supervisor has died, the next one takes the job over as it is.
-            os.write(report, b"%d\n" % os.getpid())
+        os.write(report, b"%d\n" % os.getpid())
         step = "session"
         os.setsid()
         os.umask(0o022)

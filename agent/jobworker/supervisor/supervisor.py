@@ -43,7 +43,6 @@ class Supervisor:
         self._settings_path = settings_path
         self._link_fd = link_fd
         self._parked = parked
-        self._leaving = False
         self._log = Log(settings.log_level)
         self._keeper = KeeperLink(link_fd)
         held = self._keeper.take_back()
@@ -96,14 +95,10 @@ class Supervisor:
     def _keeper_gone(self) -> None:
         if self._parked:
             self._log.error("the keeper is gone: leaving the jobs to the one that is started next")
-            self._registry.pause(self._leave)
+            self._registry.pause(self._loop.stop)
         else:
             self._log.error("the keeper is gone: becoming one")
             self._registry.pause(self._become_keeper)
-
-    def _leave(self) -> None:
-        self._leaving = True
-        self._loop.stop()
 
     def _become_keeper(self) -> None:
         """Execute the keeper's program in this process, the jobs' parent, and have it start a supervisor."""
@@ -154,8 +149,7 @@ class Supervisor:
             os.close(ready_fd)
         self._log.info("ready", version=jobworker.__version__, cgroup_mode=self._hierarchy.mode, pid=os.getpid())
         self._loop.run()
-        if not self._leaving:
-            self._hierarchy.remove()
+        self._hierarchy.remove()
 
 
 def _hierarchy(settings: Settings, store: Store, log: Log) -> Hierarchy:
