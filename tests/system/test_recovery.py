@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.jobs import EndReason, JobRecord, Limits, State
+from jobworker.jobs import EndReason, JobRecord, Limits, State, new_job_id
 from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors, processes_of
 from support.root_side import DEADLINE, Link, RootSide, root_side, tells_ends
@@ -270,7 +270,7 @@ def test_no_descriptor_left_for_a_connection(own_side: RootSide) -> None:
 def test_orphaned_cgroups_are_swept(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     record = link.start("/bin/sleep", "1000")
-    orphan = "k7f3-9m2q-x4tz-b1cd"
+    orphan = new_job_id()
     paths = [os.path.join(os.path.dirname(path), orphan) for path in cgroups(record.job_id)]
     with subprocess.Popen(["/bin/sleep", "1000"]) as left:
         for path in paths:
