@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from jobworker.errors import (
+    AgentUnavailable,
     CapExceeded,
     JobAlreadyEnded,
     JobNotFound,
@@ -145,9 +146,10 @@ class Registry:
 
     def _admit(self) -> None:
         active = len(self.running) + len(self._launching)
-        if self._closed or active >= self._settings.max_active:
-            maximum = 0 if self._closed else self._settings.max_active
-            raise CapExceeded("the number of active jobs", maximum, _RETRY_SECONDS)
+        if self._closed:
+            raise AgentUnavailable("it is ending, or starting anew, and takes no jobs")
+        if active >= self._settings.max_active:
+            raise CapExceeded("the number of active jobs", self._settings.max_active, _RETRY_SECONDS)
 
     def _new_record(self, principal: str, spec: JobSpec, uid: int) -> JobRecord:
         job_id = new_job_id()
