@@ -170,10 +170,11 @@ class Keeper:
         return None
 
     def _supervisor_ended(self, code: int, status: int) -> int | None:
-        # What it said before it died still counts: a job may have been made on the strength of it.
-        self._listen()
+        # What was said before it died still counts: a job may have been made on the strength of it. Nothing can be
+        # said any more, so that no process executes a command that is not known here.
         if self._link:
-            self._link.close()
+            self._link.shutdown(socket.SHUT_RD)
+        self._listen()
         if code == os.CLD_EXITED and status == 0:
             return 0
         if not self._was_ready and not self._held:

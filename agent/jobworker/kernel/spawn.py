@@ -12,6 +12,7 @@ import errno
 import os
 import resource
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobworker.errors import ProtocolError
@@ -91,8 +92,15 @@ def forget_inherited_signals() -> None:
             signal.signal(signum, signal.SIG_DFL)
 
 
-def start(command: Command, pipes: Pipes, group: Group) -> tuple[int, int]:
+def start(command: Command, pipes: Pipes, group: Group, announce: Callable[[int], None]) -> tuple[int, int]:
     """Clone the process that will execute the command.
+
+    Args:
+        command: to be executed.
+        pipes: the new process's ends.
+        group: that it is to be in.
+        announce: called in the new process with its pidfd, before anything else: if it raises OSError, the
+            command is not executed.
 
     Returns:
         its pid and its pidfd; the report tells what came of it.
@@ -102,7 +110,7 @@ def start(command: Command, pipes: Pipes, group: Group) -> tuple[int, int]:
     """
     pid, pidfd, cloned_into = _clone(group.clone_into_fd)
     if pid == 0:
-        _child(command, pipes, group, cloned_into=cloned_into)
+        _child(command, pipes, group, announce, cloned_into=cloned_into)
     return pid, pidfd
 
 
@@ -120,9 +128,13 @@ def _clone(cgroup_fd: int | None) -> tuple[int, int, bool]:
     return pid, os.pidfd_open(pid) if pid else -1, False
 
 
-def _child(command: Command, pipes: Pipes, group: Group, *, cloned_into: bool) -> None:
-    report, step = pipes.report, "cgroup"
+def _child(
+    command: Command, pipes: Pipes, group: Group, announce: Callable[[int], None], *, cloned_into: bool
+) -> None:
+    report, step = pipes.report, "keeper"
     try:
+        announce(os.pidfd_open(os.getpid()))
+        step = "cgroup"
         group.join(cloned_into=cloned_into)
         os.write(report, b"%d\n" % os.getpid())
         step = "session"

@@ -97,7 +97,12 @@ class KeeperLink:
         self._say(keeping.HOLD_PIPES, job_id, (stdout, stderr))
 
     def hold_process(self, job_id: str, pidfd: int) -> None:
-        self._say(keeping.HOLD_PROCESS, job_id, (pidfd,))
+        """Hand over a job's process.
+
+        Raises:
+            OSError: the keeper, or the supervisor that this link belongs to, has died.
+        """
+        sockets.send(self._link, keeping.pack(keeping.HOLD_PROCESS, job_id), (pidfd,))
 
     def release(self, job_id: str) -> None:
         self._say(keeping.RELEASE, job_id, ())

@@ -88,9 +88,6 @@ class Launcher:
                 log = OutputLog(self._around.store.open_logs(job_id), job_id, order.record.segment_bytes)
                 undo.callback(log.close)
                 log.open()
-                if order.idempotency.key:
-                    operation = "writing the job's record"
-                    self._promise(order, group)
                 operation = "cloning the job's process"
                 handles, report = self._clone(order, group, log, undo)
             except OSError as error:
@@ -107,8 +104,23 @@ class Launcher:
 
     def _promise(self, order: Order, group: Group) -> None:
         """Have on record that the command may be executed, so that no repeated start executes it again."""
-        pending = replace(order.record, limits=order.report(group.limits()))
-        self._around.store.save(pending, time.monotonic(), None, order.idempotency)
+        if order.idempotency.key:
+            pending = replace(order.record, limits=order.report(group.limits()))
+            self._around.store.save(pending, time.monotonic(), None, order.idempotency)
+
+    def _announce(self, job_id: str) -> Callable[[int], None]:
+        """Has the keeper know a process before it executes anything, whatever becomes of this one."""
+        supervisor = os.getpid()
+
+        def announce(pidfd: int) -> None:
+            try:
+                self._around.keeper.hold_process(job_id, pidfd)
+            except OSError:
+                # The keeper has died; as long as the supervisor has not, it holds the job itself.
+                if os.getppid() != supervisor:
+                    raise
+
+        return announce
 
     def _clone(
         self, order: Order, group: Group, log: OutputLog, undo: contextlib.ExitStack
@@ -129,9 +141,10 @@ class Launcher:
             self._around.keeper.hold_pipes(order.record.job_id, stdout, stderr)
             undo.callback(self._around.keeper.release, order.record.job_id)
             pipes = spawn.Pipes(self._dev_null, stdout_w, stderr_w, report_w)
-            pid, pidfd = spawn.start(self._command(order, work), pipes, group)
+            self._promise(order, group)
+            announce = self._announce(order.record.job_id)
+            pid, pidfd = spawn.start(self._command(order, work), pipes, group, announce)
             undo.callback(os.close, pidfd)
-            self._around.keeper.hold_process(order.record.job_id, pidfd)
             if isinstance(group, SubtreeGroup):
                 group.init_is(pid, pidfd)
         return Handles(group, log, pidfd, stdout, stderr), report

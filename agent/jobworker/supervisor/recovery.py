@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from jobworker.errors import InvalidField, ProtocolError
-from jobworker.jobs import EndReason, JobRecord, State, Usage, check_job_id
+from jobworker.jobs import EndReason, JobRecord, State, check_job_id
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
 from jobworker.supervisor.job import UNSURE, Handles, Job, Surroundings
@@ -96,7 +96,8 @@ class Recovery:
             self._registry.add_ended(record)
             return
         held = self._held.get(record.job_id)
-        if record.state is State.PENDING and (held is None or held.pidfd is None) and self._never_ran(stored):
+        if record.state is State.PENDING and held and held.pidfd is None:
+            # A process makes itself known to the keeper before it executes the command: there was none.
             self._registry.keys.forget(record.job_id)
             self._undo(record.job_id)
             return
@@ -116,18 +117,6 @@ class Recovery:
         job.begin(stored.stop_reason)
         if end := held.end or _end_on_record(record):
             job.main_ended(end)
-
-    def _never_ran(self, stored: StoredJob) -> bool:
-        """True if it is certain that no process was ever made for this job."""
-        if not self._around.store.is_of_this_boot(stored):
-            return False
-        with contextlib.suppress(OSError):
-            group = self._hierarchy.adopt(stored.record.job_id)
-            with contextlib.closing(group):
-                # Without a cgroup there is nothing that counts.
-                counted = not isinstance(group, SubtreeGroup)
-                return counted and not group.populated() and group.usage() == Usage()
-        return False
 
     def _adopt(self, stored: StoredJob, held: Held, pidfd: int) -> Job:
         record = stored.record

@@ -10,7 +10,7 @@ import struct
 
 # From the supervisor: here are the read ends of a job's pipes (stdout, stderr), before the job is made.
 HOLD_PIPES = 1
-# Here is its pidfd, right after.
+# From the job's process itself, before it executes anything: here is its pidfd.
 HOLD_PROCESS = 2
 # The job has ended: let go of it all.
 RELEASE = 3
