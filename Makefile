@@ -58,8 +58,9 @@ faults-calls: setup ## Let each system call of a start, an exit and a stop go wr
 bench: setup ## Measure, with peers side by side; writes docs/benchmarks.md
 	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
 
-faults: setup ## Kill parts of an agent at random, and look for what was lost: N=2000 JOBS=200 SEED=1
-	PYTHONPATH=tests $(BIN)/python -m system.faults --kills $(or $(N),100) --jobs $(or $(JOBS),20) $(if $(SEED),--seed $(SEED))
+faults: setup ## Kill parts of an agent at random, and look for what was lost: N=2000 JOBS=20 STANDING=180 SEED=1
+	PYTHONPATH=tests $(BIN)/python -m system.faults --kills $(or $(N),100) --jobs $(or $(JOBS),20) \
+		--standing $(or $(STANDING),0) $(if $(SEED),--seed $(SEED))
 
 .PHONY: vms-up vms-test vms-down vms-ssh
 vms-up: ## Bring up the virtual machines v1, v2 and v2-next, or some of them: M="v1 v2"

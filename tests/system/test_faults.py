@@ -8,7 +8,7 @@ from system.faults.campaign import Campaign
 
 def test_random_kills_lose_nothing() -> None:
     with running_agent() as agent:
-        report = Campaign(agent, kills=30, workers=6, seed=1).run()
+        report = Campaign(agent, kills=30, workers=6, standing=6, seed=1).run()
     assert report.losses == []
     assert report.kills.total() == 30
-    assert report.jobs.total() > 0
+    assert report.jobs.total() > report.jobs["standing"] == 6

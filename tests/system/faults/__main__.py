@@ -15,14 +15,15 @@ from system.faults.campaign import Campaign, Report
 def main() -> int:
     parser = argparse.ArgumentParser(prog="system.faults")
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--jobs", type=int, default=20, help="at a time")
+    parser.add_argument("--jobs", type=int, default=20, help="short ones at a time")
+    parser.add_argument("--standing", type=int, default=0, help="jobs that run as long as the campaign does")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jobworker-faults-") as directory:
         os.chmod(directory, 0o755)  # noqa: S103 - jobs run as other users, and pass through here
         agent = Agent(directory)
         try:
-            report = Campaign(agent, options.kills, options.jobs, options.seed).run()
+            report = Campaign(agent, options.kills, options.jobs, options.standing, options.seed).run()
         finally:
             agent.close()
     sys.stdout.write(text(report))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TypeVar
@@ -62,13 +63,14 @@ class Campaign:
     Args:
         agent: to be killed; closed by `run`.
         kills: how many.
-        workers: jobs at a time.
+        workers: short jobs at a time.
+        standing: jobs that run from before the first kill until after the last.
         seed: repeats kinds, contents, targets and pauses, not the interleaving.
     """
 
-    def __init__(self, agent: Agent, kills: int, workers: int, seed: int) -> None:
+    def __init__(self, agent: Agent, kills: int, workers: int, standing: int, seed: int) -> None:
         self.report = Report(seed)
-        self._agent, self._kills, self._workers = agent, kills, workers
+        self._agent, self._kills, self._workers, self._standing = agent, kills, workers, standing
         self._random = random.Random(seed)  # noqa: S311 - to be repeated
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -79,6 +81,28 @@ class Campaign:
         self._program = shutil.copy(jobs.__file__, self._scratch)
 
     def run(self) -> Report:
+        release = os.path.join(self._scratch, "release")
+        os.mkfifo(release)
+        holder = os.open(release, os.O_RDWR)
+        try:
+            with self._connect() as client:
+                standing = {
+                    self._start_standing(client, number, release): number for number in range(self._standing)
+                }
+            self._storm()
+        finally:
+            os.close(holder)
+        with self._connect() as client:
+            for job_id, number in standing.items():
+                self._check_standing(client, job_id, number)
+        self._check_whole()
+        return self.report
+
+    def _connect(self) -> AbstractContextManager[Client]:
+        role = (os.path.join(self._agent.pki_dir, name) for name in ("ca.pem", "writer.pem", "writer.key"))
+        return connect(Endpoint(self._agent.addr, *role))
+
+    def _storm(self) -> None:
         threads = [threading.Thread(target=self._work, args=(n,)) for n in range(self._workers)]
         for thread in threads:
             thread.start()
@@ -88,8 +112,6 @@ class Campaign:
             self._done.set()
             for thread in threads:
                 thread.join()
-        self._check_whole()
-        return self.report
 
     def _lose(self, job_id: str, what: str) -> None:
         with self._lock:
@@ -97,14 +119,28 @@ class Campaign:
 
     def _work(self, number: int) -> None:
         own = random.Random(f"{self.report.seed}/{number}")  # noqa: S311 - to be repeated
-        role = (os.path.join(self._agent.pki_dir, name) for name in ("ca.pem", "writer.pem", "writer.key"))
-        with connect(Endpoint(self._agent.addr, *role)) as client:
+        with self._connect() as client:
             while not self._done.is_set():
                 kind, seed = own.choice(list(jobs.SHAPES)), own.getrandbits(40)
                 try:
                     self._live(client, kind, seed)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is a loss
                     self._lose(f"kind {kind}, content {seed}", f"{type(error).__name__}: {error}")
+
+    def _start_standing(self, client: Client, seed: int, release: str) -> str:
+        record = os.path.join(self._scratch, f"standing-{seed}.record")
+        spec = JobSpec(_PYTHON, ("-I", "-S", self._program, "standing", str(seed), record, release))
+        job_id = patiently(lambda: client.start(spec, idempotency_key=f"standing-{seed}")).id
+        self._started[job_id] = record
+        return job_id
+
+    def _check_standing(self, client: Client, job_id: str, seed: int) -> None:
+        stored = self._read(client, job_id, follow=True)
+        if problem := difference(stored, jobs.standing_content(len(stored), seed)):
+            self._lose(job_id, f"stored output: {problem}")
+        self._check_end(patiently(lambda: client.query(job_id)), stored, seed, self._started[job_id])
+        self.report.jobs["standing"] += 1
+        self.report.bytes += len(stored)
 
     def _live(self, client: Client, kind: str, seed: int) -> None:
         record = os.path.join(self._scratch, f"{seed}.record")
@@ -125,7 +161,7 @@ class Campaign:
         for follow in (True, False):
             if problem := difference(self._read(client, job_id, follow=follow), expected):
                 self._lose(job_id, f"{'followed' if follow else 'stored'} output: {problem}")
-        self._check_end(patiently(lambda: client.query(job_id)), kind, seed, record)
+        self._check_end(patiently(lambda: client.query(job_id)), expected, seed, record)
         with self._lock:
             self.report.jobs[kind] += 1
             self.report.bytes += len(expected)
@@ -151,14 +187,14 @@ class Campaign:
                 if len(data) == had:
                     raise
 
-    def _check_end(self, job: job_pb2.Job, kind: str, seed: int, record: str) -> None:
+    def _check_end(self, job: job_pb2.Job, written: bytes, seed: int, record: str) -> None:
         state = job_pb2.JobState.Name(job.state)
         if state != "JOB_STATE_ENDED" or job.exit_code != jobs.exit_code(seed):
             reason = job_pb2.EndReason.Name(job.end_reason)
             told = f"{state}, {reason}, exit code {job.exit_code}, {job.detail!r}"
             self._lose(job.id, f"{told} instead of ended with {jobs.exit_code(seed)}")
         with open(record) as file:
-            if (text := file.read()) != jobs.line(kind, seed):
+            if (text := file.read()) != jobs.line(written, seed):
                 self._lose(job.id, f"it recorded {text!r} itself: not run exactly once")
 
     def _kill_all(self) -> None:
@@ -208,8 +244,7 @@ class Campaign:
 
     def _check_whole(self) -> None:
         """No job beyond those started; nothing left of them once the agent has ended."""
-        role = (os.path.join(self._agent.pki_dir, name) for name in ("ca.pem", "writer.pem", "writer.key"))
-        with connect(Endpoint(self._agent.addr, *role)) as client:
+        with self._connect() as client:
             known = patiently(lambda: {job.id for job in client.list_jobs()})
         for job_id in known ^ self._started.keys():
             self._lose(job_id, "known to the agent or to its client alone")
