@@ -49,7 +49,7 @@ class Bundles:
 
     def close(self) -> None:
         """Remove the cgroups of containers that a program has left behind."""
-        found = detect.mounts()
+        found = detect.cgroup_mounts()
         for root in {*found.v1.values(), *([found.v2] if found.v2 else [])}:
             for path, names, _ in os.walk(root, topdown=False):
                 for name in filter(lambda name: name.startswith(self._prefix), names):

@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def cgroup2_in_the_way() -> str | None:
     """The mount point of a cgroup2 that has controllers, beside a v1 that has others."""
-    found = detect.mounts()
+    found = detect.cgroup_mounts()
     if not found.v1 or not found.v2:
         return None
     with open(f"{found.v2}/cgroup.controllers", encoding="ascii") as file:

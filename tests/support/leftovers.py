@@ -9,7 +9,7 @@ from jobworker.kernel.cgroup import detect
 
 def cgroups(name: str) -> list[str]:
     """Every cgroup directory of this name, in any hierarchy."""
-    found = detect.mounts()
+    found = detect.cgroup_mounts()
     roots = {*found.v1.values(), *([found.v2] if found.v2 else [])}
     return [path for root in roots for path, _, _ in os.walk(root) if os.path.basename(path) == name]
 

@@ -20,13 +20,13 @@ from support.root_side import root_side
 from jobworker.jobs import EndReason, Limits
 from jobworker.kernel.cgroup import detect
 
-assert detect.mounts().v2 is None
+assert detect.cgroup_mounts().v2 is None
 with tempfile.TemporaryDirectory() as directory:
     os.chmod(directory, 0o755)
     with root_side(directory) as side:
         link = side.link(subscribe=True)
         assert link.welcome.host.cgroup_mode == "v1", link.welcome.host
-        assert detect.mounts().v2 is None, "what it has mounted is its own business"
+        assert detect.cgroup_mounts().v2 is None, "what it has mounted is its own business"
         limits = Limits(cpu_millis=500, memory_bytes=32 << 20, pids=20)
         script = "trap '' TERM; (setsid sh -c 'sleep 1000; sleep 1000' &); echo up; sleep 1000; sleep 1000"
         record = link.start("/bin/sh", "-c", script, limits=limits)
@@ -40,14 +40,14 @@ with tempfile.TemporaryDirectory() as directory:
         record = link.start("/usr/bin/python3", "-c", "bytearray(200 << 20)", limits=limits)
         assert link.wait_ended(record.job_id).end_reason is EndReason.OOM_KILLED
         assert cgroups(record.job_id) == []
-    assert detect.mounts().v2 is None, "the agent's own mount is gone with it"
+    assert detect.cgroup_mounts().v2 is None, "the agent's own mount is gone with it"
 print("passed")
 """
 
 
-@pytest.mark.skipif(not detect.mounts().v1, reason="this host has no cgroup v1")
+@pytest.mark.skipif(not detect.cgroup_mounts().v1, reason="this host has no cgroup v1")
 def test_an_agent_on_cgroup_v1_alone() -> None:
-    unmount = f"umount {detect.mounts().v2} && " if detect.mounts().v2 else ""
+    unmount = f"umount {detect.cgroup_mounts().v2} && " if detect.cgroup_mounts().v2 else ""
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'{unmount}exec "$@"', "sh"]
     environment = os.environ | {"PYTHONPATH": TESTS}
     inside = subprocess.run(

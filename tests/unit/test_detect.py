@@ -39,11 +39,11 @@ OTHER = "23 1 8:1 / / rw - ext4 /dev/root rw,cpu\n36 23 0:4 / /proc rw - proc pr
 )
 def test_mounts(tmp_path: Path, text: str, v2: str | None, v1: dict[str, str]) -> None:
     (tmp_path / "mountinfo").write_text(text)
-    assert detect.mounts(str(tmp_path / "mountinfo")) == detect.Mounts(v2, v1)
+    assert detect.cgroup_mounts(str(tmp_path / "mountinfo")) == detect.Mounts(v2, v1)
 
 
 def test_a_hybrid_host_has_both(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text(OTHER + V1 + UNIFIED)
-    found = detect.mounts(str(tmp_path / "mountinfo"))
+    found = detect.cgroup_mounts(str(tmp_path / "mountinfo"))
     assert found.v2 == "/sys/fs/cgroup/unified"
     assert set(found.v1) == {"cpu", "cpuacct", "memory", "pids"}

@@ -9,33 +9,42 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_unshare = _libc.unshare
+_setns = _libc.setns
+_capset = _libc.capset
 
-_NR_FSOPEN = 430
-_NR_FSCONFIG = 431
-_NR_FSMOUNT = 432
 _NR_CLONE3 = 435
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 
 # linux/sched.h
 CLONE_PIDFD = 0x0000_1000
+CLONE_PARENT = 0x0000_8000
+CLONE_NEWNS = 0x0002_0000
+CLONE_NEWCGROUP = 0x0200_0000
+CLONE_NEWUTS = 0x0400_0000
+CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWPID = 0x2000_0000
+CLONE_NEWNET = 0x4000_0000
 CLONE_CLEAR_SIGHAND = 0x1_0000_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000
 
 # linux/prctl.h
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
-# linux/mount.h
-_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
-_FSCONFIG_CMD_CREATE = 6
-_MOUNT_ATTR_NOSUID_NODEV_NOEXEC = 0x02 | 0x04 | 0x08
+# linux/capability.h
+_CAPABILITY_VERSION_3 = 0x2008_0522
+_CAPABILITY_WORDS = 6
 
 # linux/openat2.h
 RESOLVE_NO_SYMLINKS = 0x04
@@ -69,11 +78,26 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def _checked(result: int, what: str) -> int:
+def checked(result: int, what: str) -> int:
+    """The result of a call of the C library.
+
+    Raises:
+        OSError: it is -1.
+    """
     if result < 0:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), what)
     return result
+
+
+def call(number: int, what: str, *arguments: Any) -> int:
+    """Make a system call; whole numbers go over as longs.
+
+    Raises:
+        OSError: it failed, at `what`.
+    """
+    words = (ctypes.c_long(each) if isinstance(each, int) else each for each in arguments)
+    return checked(_syscall(ctypes.c_long(number), *words), what)
 
 
 def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> tuple[int, int]:
@@ -89,45 +113,38 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> tuple[int, int]:
         exit_signal=exit_signal,
         cgroup=cgroup_fd,
     )
-    size = ctypes.c_size_t(ctypes.sizeof(args))
-    pid = _checked(_syscall(ctypes.c_long(_NR_CLONE3), ctypes.byref(args), size), "clone3")
+    pid = call(_NR_CLONE3, "clone3", ctypes.byref(args), ctypes.sizeof(args))
     return pid, pidfd.value
 
 
 def close_range(first: int, last: int = 0xFFFF_FFFF) -> None:
     """close_range(2): close every descriptor from `first` to `last`."""
-    number = ctypes.c_long(_NR_CLOSE_RANGE)
-    _checked(_syscall(number, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0)), "close_range")
+    call(_NR_CLOSE_RANGE, "close_range", first, last, 0)
 
 
 def openat2(directory_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2): open below a directory, with the kernel refusing what `resolve` forbids."""
     how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
-    number, size = ctypes.c_long(_NR_OPENAT2), ctypes.c_size_t(ctypes.sizeof(how))
-    name = ctypes.c_char_p(os.fsencode(path))
-    return _checked(_syscall(number, ctypes.c_int(directory_fd), name, ctypes.byref(how), size), path)
+    name = os.fsencode(path)
+    return call(_NR_OPENAT2, path, directory_fd, name, ctypes.byref(how), ctypes.sizeof(how))
 
 
-def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument."""
-    _checked(_prctl(option, value, 0, 0, 0), "prctl")
+def prctl(option: int, value: int, more: int = 0) -> None:
+    """prctl(2) with one or two arguments."""
+    checked(_prctl(option, value, more, 0, 0), "prctl")
 
 
-def detached_mount(kind: str) -> int:
-    """Mount a file system that needs no device, at no place: fsopen, fsconfig, fsmount (Linux 5.2).
+def unshare(flags: int) -> None:
+    """unshare(2): go into new namespaces of these kinds."""
+    checked(_unshare(flags), "unshare")
 
-    Returns:
-        An O_PATH descriptor of its root. Nobody else sees the mount, and it is gone when the last descriptor of
-        something in it is.
-    """
-    nothing, cloexec = ctypes.c_void_p(), ctypes.c_uint(_FSOPEN_CLOEXEC)
-    kind_name = ctypes.c_char_p(os.fsencode(kind))
-    context = _checked(_syscall(ctypes.c_long(_NR_FSOPEN), kind_name, cloexec), kind)
-    try:
-        fd, create = ctypes.c_int(context), ctypes.c_uint(_FSCONFIG_CMD_CREATE)
-        number = ctypes.c_long(_NR_FSCONFIG)
-        _checked(_syscall(number, fd, create, nothing, nothing, ctypes.c_int(0)), kind)
-        number, attributes = ctypes.c_long(_NR_FSMOUNT), ctypes.c_uint(_MOUNT_ATTR_NOSUID_NODEV_NOEXEC)
-        return _checked(_syscall(number, fd, ctypes.c_uint(_FSMOUNT_CLOEXEC), attributes), kind)
-    finally:
-        os.close(context)
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2): go into the namespace of this kind that a descriptor stands for."""
+    checked(_setns(fd, kind), "setns")
+
+
+def drop_capabilities() -> None:
+    """capset(2): have no capability, and none to inherit."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    checked(_capset(header, (ctypes.c_uint32 * _CAPABILITY_WORDS)()), "capset")

@@ -15,21 +15,19 @@ import contextlib
 import errno
 import os
 import select
-import stat
 
 from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source
-from jobworker.kernel import syscalls
+from jobworker.kernel import beneath
 from jobworker.supervisor import index
 from jobworker.supervisor.index import Index
-from jobworker.wire.output_index import LOST
+from jobworker.wire.output_index import LOST, RECORD
 
 # Fair between jobs: with more a round, a quiet job's bytes wait for the flood of another.
 ROUND_BYTES = 64 * 1024
 # When nothing else is ready there is nobody to be fair to.
 LONE_BYTES = 1024 * 1024
 
-_BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _SPLICE_F_NONBLOCK = 2
 
 
@@ -96,7 +94,7 @@ class OutputLog:
 
     def _index_ends(self) -> tuple[index.Record, index.Record] | None:
         with contextlib.suppress(OSError):
-            fd = _open_regular(self._directory, f"{self._name}.idx", os.O_RDONLY)
+            fd = beneath.open_regular(self._directory, f"{self._name}.idx", os.O_RDONLY)
             try:
                 return index.ends(fd)
             finally:
@@ -106,11 +104,10 @@ class OutputLog:
     def _count_lost(self) -> int:
         lost = 0
         for name in (f"{self._name}.idx", *(f"{self._name}.idx.{number}" for number in self._numbers("idx"))):
-            with (
-                contextlib.suppress(OSError),
-                open(_open_regular(self._directory, name, os.O_RDONLY), "rb") as file,
-            ):
-                lost += index.gaps(file.read())
+            with contextlib.suppress(OSError):
+                # A record for each byte, at the most.
+                limit = self._segment_bytes * RECORD.size
+                lost += index.gaps(beneath.read_regular(self._directory, name, limit))
         return lost
 
     # Writing.
@@ -126,7 +123,7 @@ class OutputLog:
             self._log = self._open_file("log")
 
     def _open_file(self, kind: str) -> int:
-        return _open_regular(self._directory, f"{self._name}.{kind}", os.O_WRONLY | os.O_CREAT)
+        return beneath.open_regular(self._directory, f"{self._name}.{kind}", os.O_WRONLY | os.O_CREAT)
 
     def pump(self, pipe: int, source: Source, limit: int = ROUND_BYTES) -> bool:
         """Move up to `limit` bytes from a pipe to the log; False when the pipe has no writer left.
@@ -239,16 +236,6 @@ def _check_segment(index_fd: int, segment: int, segment_bytes: int) -> None:
 
 def _open_to_read(directory_fd: int, name: str, segment: int) -> int:
     try:
-        return _open_regular(directory_fd, f"{name}.{segment}", os.O_RDONLY)
+        return beneath.open_regular(directory_fd, f"{name}.{segment}", os.O_RDONLY)
     except FileNotFoundError:
-        return _open_regular(directory_fd, name, os.O_RDONLY)
-
-
-def _open_regular(directory_fd: int, name: str, flags: int) -> int:
-    """Open a regular file of the directory itself: no link is followed, no FIFO waited for."""
-    mode = 0o640 if flags & os.O_CREAT else 0
-    fd = syscalls.openat2(directory_fd, name, flags | os.O_NONBLOCK, _BENEATH, mode)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", name)
-    return fd
+        return beneath.open_regular(directory_fd, name, os.O_RDONLY)

@@ -17,13 +17,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import stat
 from dataclasses import dataclass, field
 
 from jobworker import codec
 from jobworker.errors import HostFault, ProtocolError
 from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_job_id
-from jobworker.kernel import syscalls
+from jobworker.kernel import beneath
 
 FORMAT = 1
 _MAX_RECORD = 2 * 1024 * 1024
@@ -116,8 +115,7 @@ class Store:
         return self._open_dir(f"{job_id}/logs")
 
     def _open_dir(self, path: str) -> int:
-        beneath = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-        return syscalls.openat2(self.jobs_fd, path, os.O_RDONLY | os.O_DIRECTORY, beneath)
+        return beneath.open_directory(self.jobs_fd, path)
 
     def work_path(self, job_id: str) -> str:
         return f"{self.path}/jobs/{job_id}/work"
@@ -221,12 +219,12 @@ def _read_boot_id() -> str:
 
 
 def _read_file(directory_fd: int, name: str) -> bytes:
-    beneath = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-    fd = syscalls.openat2(directory_fd, name, os.O_RDONLY | os.O_NONBLOCK, beneath)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ProtocolError(f"{name} is not a regular file")
-        return file.read(_MAX_RECORD)
+    try:
+        return beneath.read_regular(directory_fd, name, _MAX_RECORD)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ProtocolError(f"{name}: {error.strerror}") from None
+        raise
 
 
 def _write_file(directory_fd: int, name: str, data: bytes) -> None:

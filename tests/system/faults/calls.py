@@ -180,11 +180,12 @@ class Bench:
         self.restarts = 0
         self._pid = side.supervisor_pid()
         self.link = side.link(subscribe=True)
-        # What is opened once and kept is open now.
+        self._kept = descriptors(side.keeper.pid)
+        # What the supervisor opens once and keeps is open afterwards.
         self.link.wait_ended(self.link.start("/bin/true").job_id)
         with open(f"{side.state_dir}/instance") as file:
             self._instance = file.read()
-        self._kept = descriptors(side.keeper.pid)
+        until(lambda: descriptors(side.keeper.pid), self._kept)
         self._open_files = side.open_files(self.link)
 
     def next_number(self) -> int:

@@ -10,7 +10,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from jobworker.kernel import syscalls
+from jobworker.kernel import mounts
 from jobworker.kernel.cgroup import tree
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.cgroup.files import CgroupDir
@@ -34,7 +34,7 @@ class NoCgroups(Exception):
     """The agent can't make cgroups here; the message says why, for the user."""
 
 
-def mounts(mountinfo: str = "/proc/self/mountinfo") -> Mounts:
+def cgroup_mounts(mountinfo: str = "/proc/self/mountinfo") -> Mounts:
     v2: str | None = None
     v1: dict[str, str] = {}
     with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
@@ -59,7 +59,7 @@ def hierarchy(instance: str, parent: str) -> Hierarchy:
     Raises:
         NoCgroups: there are none to be had here.
     """
-    found = mounts()
+    found = cgroup_mounts()
     try:
         if found.v2 and set(_LIMITING) & set(_read_controllers(found.v2)):
             return _v2(found.v2, instance, parent)
@@ -137,7 +137,7 @@ def _v1(found: Mounts, instance: str, parent: str) -> V1Hierarchy:
 
 def _mount_own() -> CgroupDir:
     """A cgroup2 without controllers, at no place: seen, it would make the host a hybrid to the next agent."""
-    root = syscalls.detached_mount("cgroup2")
+    root = mounts.detached("cgroup2", mounts.NOSUID | mounts.NODEV | mounts.NOEXEC)
     try:
         return CgroupDir(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root), "cgroup2:")
     finally:

@@ -19,7 +19,11 @@ _KILL_PASSES = 100
 def open_events(group: CgroupDir) -> int:
     """A descriptor that polls as EPOLLPRI after `populated` has changed since it was last read."""
     fd = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=group.fd)
-    populated(fd)
+    try:
+        populated(fd)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
