@@ -30,6 +30,11 @@ def dumps(value: Any) -> bytes:
     return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
 
 
+def dumps_sparse(value: Any) -> bytes:
+    """Encode what differs from its default: a field that a later version adds changes nothing."""
+    return _SPARSE_ENCODER.encode(value).encode("utf-8", "surrogatepass")
+
+
 def loads(cls: type[T], data: bytes) -> T:
     """Decode what `dumps` made.
 
@@ -63,6 +68,14 @@ def _to_plain(value: Any) -> Any:
     return {name: getattr(value, name) for name in _names(cls)}
 
 
+def _to_sparse(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    cls: Any = type(value)
+    given = ((field, getattr(value, field.name)) for field in fields(cls))
+    return {field.name: each for field, each in given if each != field.default}
+
+
 @functools.cache
 def _names(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(cls))
@@ -74,6 +87,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=_to_plain)
+_SPARSE_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=_to_sparse)
 
 
 def field_types(cls: Any) -> tuple[Any, ...]:

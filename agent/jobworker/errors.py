@@ -105,6 +105,34 @@ class LimitUnsupported(JobWorkerError):
 
 
 @dataclass(eq=False)
+class SandboxUnsupported(JobWorkerError):
+    """This host lacks a part of the sandbox, and its settings do not allow for less."""
+
+    profile: str
+    part: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"sandbox {self.profile!r} cannot be had on this host, which lacks {self.part}: {self.reason}; "
+            "take another one, or have the administrator set isolation.missing to `report`"
+        )
+
+
+@dataclass(eq=False)
+class SandboxDenied(JobWorkerError):
+    """The principal may not run jobs in this sandbox."""
+
+    profile: str
+    principal: str
+
+    def __str__(self) -> str:
+        return (
+            f"isolation.host_for of the agent's settings does not allow {self.principal} sandbox {self.profile!r}"
+        )
+
+
+@dataclass(eq=False)
 class CapExceeded(JobWorkerError):
     """A cap of this agent is reached; what was asked may succeed later."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from jobworker import codec
 from jobworker.errors import InvalidField
+from jobworker.sandbox import NOT_SANDBOXED, Applied, check_profile
 
 # Crockford's base 32: no i, l, o, u, so that an id read aloud or off a screen comes back right.
 _ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -203,6 +204,7 @@ class JobSpec:
             directory of the job's own.
         timeout_ms: the job is stopped after this time; 0 for never.
         best_effort: start even though a limit that was asked for cannot be enforced here.
+        sandbox: the profile of its isolation; empty for the agent's default.
     """
 
     command: str
@@ -213,6 +215,7 @@ class JobSpec:
     timeout_ms: int = 0
     labels: tuple[tuple[str, str], ...] = ()
     best_effort: bool = False
+    sandbox: str = ""
 
     def check(self) -> None:
         """Check everything that can be checked without the host.
@@ -228,6 +231,7 @@ class JobSpec:
         self._check_workdir()
         self._check_labels()
         self.limits.check()
+        check_profile(self.sandbox)
         _in_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), lambda ms: f"{ms}ms")
         size = len(codec.dumps(self))
         if size > MAX_SPEC_BYTES:
@@ -357,6 +361,7 @@ class JobRecord:
         log_bytes: the offset behind the last byte of output.
         output_ended: no more output will come.
         lost_bytes: output that could not be written (a full disk, say): gaps in the log, which the index names.
+        sandbox: what it is isolated by.
     """
 
     job_id: str
@@ -385,3 +390,4 @@ class JobRecord:
     log_bytes: int = 0
     output_ended: bool = False
     lost_bytes: int = 0
+    sandbox: Applied = NOT_SANDBOXED

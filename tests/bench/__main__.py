@@ -20,6 +20,7 @@ from bench import (  # noqa: E402
     pump,
     query_speed,
     recovery,
+    sandbox_cost,
     start_latency,
     start_rate,
     stream_rate,
@@ -39,6 +40,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Outcome]] = {
     "cli": cli_startup.measure,
     "recovery": recovery.measure,
     "upgrade": upgrade.measure,
+    "sandbox": sandbox_cost.measure,
 }
 _DOCUMENT = "docs/benchmarks.md"
 

@@ -33,9 +33,9 @@ QUIET = ("sleep", "1000000")
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[str]:
-    """A directory that jobs, which are other users, can get through."""
-    with tempfile.TemporaryDirectory(prefix="jobworker-bench-") as directory:
+def scratch(parent: str | None = None) -> Iterator[str]:
+    """A directory that jobs, which are other users, can get through; below an agent's they may write there."""
+    with tempfile.TemporaryDirectory(prefix="jobworker-bench-", dir=parent) as directory:
         os.chmod(directory, 0o755)  # noqa: S103
         yield directory
 
@@ -49,7 +49,7 @@ def running(ended_jobs: int = 0) -> Iterator[Agent]:
             state = os.path.join(directory, "state")
             command = [sys.executable, "-m", "bench.ended_jobs", state, str(ended_jobs)]
             subprocess.run(command, check=True, timeout=2 * DEADLINE)
-        agent = Agent(directory)
+        agent = Agent(directory, f"isolation: {{missing: report, writable: [{directory}], host_for: ['*']}}\n")
         try:
             yield agent
         finally:
@@ -80,8 +80,8 @@ async def async_stubs(agent: Agent, count: int) -> AsyncIterator[list[JobWorkerS
         yield [JobWorkerServiceStub(channel) for channel in channels]
 
 
-def start_request(command: Sequence[str]) -> pb.StartRequest:
-    return pb.StartRequest(command=command[0], args=command[1:])
+def start_request(command: Sequence[str], sandbox: str = "") -> pb.StartRequest:
+    return pb.StartRequest(command=command[0], args=command[1:], sandbox=sandbox)
 
 
 def start_jobs(service: JobWorkerServiceStub, command: Sequence[str], count: int) -> list[job_pb2.Job]:

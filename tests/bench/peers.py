@@ -49,20 +49,23 @@ class Peer(ABC):
 
 
 class AgentPeer(Peer):
-    """Start over mutual TLS, on connections that are up."""
+    """Start over mutual TLS, on connections that are up; in a sandbox other than the default one, where named."""
 
     name = "jobworker"
 
-    def __init__(self, agent: Agent, service: JobWorkerServiceStub) -> None:
+    def __init__(self, agent: Agent, service: JobWorkerServiceStub, sandbox: str = "") -> None:
+        if sandbox:
+            self.name = f"jobworker, {sandbox}"
         self._agent = agent
+        self._sandbox = sandbox
         self._service = service
 
     def start(self, command: Command) -> Wait:
-        answer = self._service.Start.future(agents.start_request(command))
+        answer = self._service.Start.future(agents.start_request(command, self._sandbox))
         return lambda: answer.result(DEADLINE)
 
     def live(self, command: Command, clients: int, seconds: float) -> Lives:
-        return asyncio.run(self._live(agents.start_request(command), clients, seconds))
+        return asyncio.run(self._live(agents.start_request(command, self._sandbox), clients, seconds))
 
     async def _live(self, request: pb.StartRequest, clients: int, seconds: float) -> Lives:
         async with agents.async_stubs(self._agent, clients) as stubs:

@@ -39,10 +39,11 @@ class Mark:
 
 
 def measure(scale: Scale) -> Outcome:
-    with agents.running() as agent, agents.scratch() as directory:
+    with agents.running() as agent, agents.scratch(agent.directory) as directory:
         mark = Mark(directory)
-        with peers.all_peers(agent, directory, clients=1) as contenders:
-            samples = _interleaved(contenders, mark, scale.starts)
+        with peers.all_peers(agent, directory, clients=1) as contenders, agents.stub(agent) as service:
+            others = [peers.AgentPeer(agent, service, profile) for profile in ("strict", "host")]
+            samples = _interleaved([*contenders, *others], mark, scale.starts)
         mark.close()
     return _outcome(samples)
 

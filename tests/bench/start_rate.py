@@ -19,7 +19,7 @@ def measure(scale: Scale) -> Outcome:
     costs: list[dict[str, float]] = []
     with (
         agents.running() as agent,
-        agents.scratch() as directory,
+        agents.scratch(agent.directory) as directory,
         peers.all_peers(agent, directory, _CLIENTS) as contenders,
     ):
         pids = asdict(parts(agent))

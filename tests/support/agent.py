@@ -19,27 +19,28 @@ _BIN = os.path.dirname(sys.executable)
 
 
 class Agent:
-    """A running `worker-agent dev` on a free port.
+    """A running `worker-agent dev` on a free port, whose jobs may write below its directory.
 
     Attributes:
         addr: HOST:PORT.
         pki_dir: where ca.pem, writer.pem, writer.key and so on are.
     """
 
-    def __init__(self, directory: str, config: str | None = None) -> None:
+    def __init__(self, directory: str, config: str = "") -> None:
         self.directory = directory
         self.pki_dir = os.path.join(directory, "pki")
         self.state_dir = os.path.join(directory, "state")
         self.log_path = os.path.join(directory, "agent.log")
-        self._config = config
+        self._config = os.path.join(directory, "config.yaml")
+        with open(self._config, "w") as file:
+            file.write(config or f"isolation: {{missing: report, writable: [{directory}]}}\n")
         if not os.path.exists(self.pki_dir):
             dev_pki().copy(self.pki_dir)
         self.process, self.addr = self._start()
 
     def _start(self) -> tuple[subprocess.Popen[bytes], str]:
-        command = [os.path.join(_BIN, "worker-agent"), "dev", "--dir", self.directory, "--listen", "127.0.0.1:0"]
-        if self._config:
-            command += ["--config", self._config]
+        program = os.path.join(_BIN, "worker-agent")
+        command = [program, "dev", "--dir", self.directory, "--listen", "127.0.0.1:0", "--config", self._config]
         with open(self.log_path, "ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
         assert process.stdout
@@ -97,7 +98,7 @@ class Agent:
 
 
 @contextlib.contextmanager
-def running_agent(config: str | None = None) -> Iterator[Agent]:
+def running_agent(config: str = "") -> Iterator[Agent]:
     """An agent in a directory of its own, which is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
         # Jobs run as other users, and pass through here.

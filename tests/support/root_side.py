@@ -142,6 +142,8 @@ class RootSide:
         without_call: the number of a system call that it is to do without.
         own_package: run a copy of the package, `package`, that the test may change.
         manager: the service manager that starts it.
+        isolation: settings; by default jobs may write in the directory, and an ordinary user's agent does what
+            it can.
         jobs: settings.
     """
 
@@ -153,8 +155,10 @@ class RootSide:
         own_package: bool = False,
         without_call: int | None = None,
         manager: ServiceManager | None = None,
+        isolation: schema.IsolationSettings | None = None,
         **jobs: Any,
     ) -> None:
+        missing = "refuse" if as_user is None else "report"
         self._without_call, self._manager = without_call, manager
         self._python, self.package = sys.executable if as_user is None else "/usr/bin/python3", _ROOT
         if own_package or as_user is not None:
@@ -167,6 +171,7 @@ class RootSide:
             listen="127.0.0.1:0",
             tls=schema.TlsSettings("", "", ""),
             jobs=schema.JobSettings(**{"first_uid": next(_UID_RANGES)} | jobs),
+            isolation=isolation or schema.IsolationSettings(missing=missing, writable=(directory,)),
             gateway_uid=os.getuid() if as_user is None else as_user,
         )
         self._settings_path = os.path.join(directory, "settings.json")

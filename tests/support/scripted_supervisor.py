@@ -17,7 +17,7 @@ from jobworker.jobs import JobRecord, State
 from jobworker.wire import frames, messages, sockets
 
 SILENCE = object()
-HOST = messages.HostInfo("none", (), 1, 1024, 10, user_per_job=False)
+HOST = messages.HostInfo("none", (), 1, 1024, 10, user_per_job=False, sandbox="standard", isolation=())
 
 T = TypeVar("T")
 

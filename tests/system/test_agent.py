@@ -120,11 +120,8 @@ def test_only_loopback_is_served(listen: str, tmp_path: object) -> None:
     assert "127.0.0.1:7443" in run.stderr
 
 
-def test_a_configuration_is_obeyed(tmp_path: object) -> None:
-    config = os.path.join(str(tmp_path), "agent.yaml")
-    with open(config, "w") as file:
-        file.write("jobs: {segment_size: 1M, max_active: 1, default_pids: 77}\n")
-    with running_agent(config) as agent:
+def test_a_configuration_is_obeyed() -> None:
+    with running_agent("jobs: {segment_size: 1M, max_active: 1, default_pids: 77}\n") as agent:
         job_id = agent.start_job("--", "sleep", "1000")
         refused = agent.cli("start", "--", "true")
         assert refused.returncode == 1

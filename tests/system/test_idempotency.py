@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,9 +115,13 @@ def die_once(side: RootSide, line: str, *, pause: float = 0.3) -> None:
 
 @pytest.mark.parametrize("moment", _MOMENTS)
 def test_a_command_is_not_executed_twice_whenever_the_supervisor_dies(tmp_path: Path, moment: str) -> None:
-    with tempfile.NamedTemporaryFile() as counted, root_side(str(tmp_path), own_package=True) as side:
-        os.fchmod(counted.fileno(), 0o666)
-        spec = JobSpec("/bin/sh", ("-c", f"echo executed >> {counted.name}; echo once; exit 3"))
+    # Jobs are other users, and pass through here.
+    tmp_path.chmod(0o755)
+    counted = tmp_path / "counted"
+    counted.touch()
+    counted.chmod(0o666)
+    with root_side(str(tmp_path), own_package=True) as side:
+        spec = JobSpec("/bin/sh", ("-c", f"echo executed >> {counted}; echo once; exit 3"))
         die_once(side, _MOMENTS[moment])
         os.kill(side.supervisor_pid(), signal.SIGKILL)
         link = side.reconnect()
@@ -127,7 +130,7 @@ def test_a_command_is_not_executed_twice_whenever_the_supervisor_dies(tmp_path: 
         link = side.reconnect(subscribe=True)
         again: JobRecord = link.ask(request("f", spec=spec)).record
         ended = again if again.state is State.ENDED else link.wait_ended(again.job_id)
-        executed = counted.read().count(b"executed")
+        executed = counted.read_text().count("executed")
         assert (ended.exit_code, link.read_log(ended), executed) == (3, b"once\n", 1)
         assert link.ask(request("f", spec=spec)).record.job_id == ended.job_id
 
@@ -149,9 +152,9 @@ def test_a_process_that_has_hardly_begun_is_taken_over(tmp_path: Path) -> None:
         die_once(side, _AT_ONCE, pause=0)
         # The process comes to report when nobody is left to read that.
         spawning = Path(side.package, "kernel", "spawn.py")
-        joined = "        group.join(cloned_into=cloned_into)\n"
+        joined = "            group.join(cloned_into=cloned_into)\n"
         assert joined in spawning.read_text()
-        late = f"{joined}        __import__('time').sleep(0.3)\n"
+        late = f"{joined}            __import__('time').sleep(0.3)\n"
         spawning.write_text(spawning.read_text().replace(joined, late))
         os.kill(side.supervisor_pid(), signal.SIGKILL)
         link = side.reconnect()

@@ -10,7 +10,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import tempfile
 from collections.abc import Iterator
 
 import grpc
@@ -59,11 +58,8 @@ class Scraper:
 
 @pytest.fixture(scope="module")
 def scraper() -> Iterator[Scraper]:
-    with tempfile.NamedTemporaryFile("w", suffix=".yml") as config:
-        config.write("metrics: {listen: '127.0.0.1:0'}\n")
-        config.flush()
-        with running_agent(config.name) as agent:
-            yield Scraper(agent)
+    with running_agent("metrics: {listen: '127.0.0.1:0'}\n") as agent:
+        yield Scraper(agent)
 
 
 def test_jobs_and_calls_are_counted(scraper: Scraper) -> None:
@@ -185,11 +181,8 @@ def _install(pki: str, pair: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def plain_agent() -> Iterator[Agent]:
-    with tempfile.NamedTemporaryFile("w", suffix=".yml") as config:
-        config.write("metrics: {listen: '127.0.0.1:0', plain_http: true}\n")
-        config.flush()
-        with running_agent(config.name) as agent:
-            yield agent
+    with running_agent("metrics: {listen: '127.0.0.1:0', plain_http: true}\n") as agent:
+        yield agent
 
 
 def test_plain_http_where_it_is_asked_for(plain_agent: Agent) -> None:

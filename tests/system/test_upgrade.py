@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobworker.errors import UpgradeRefused
 from jobworker.jobs import EndReason
+from jobworker.sandbox import Applied
 from jobworker.wire import messages
 from support.leftovers import descriptors
 from support.root_side import Link, RootSide, root_side
@@ -111,6 +114,25 @@ def test_a_state_from_the_future_is_refused(own_side: RootSide) -> None:
     with pytest.raises(RuntimeError, match="written by a later version"):
         RootSide(os.path.dirname(own_side.state_dir))
     assert json.loads(path.read_text())["format"] == 999, "it is left as it was"
+
+
+def test_a_state_of_the_past_is_read(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    running = link.start("/bin/sleep", "1000")
+    ended = link.wait_ended(link.start("/bin/true").job_id)
+    own_side.freeze_keeper()
+    os.kill(own_side.supervisor_pid(), signal.SIGKILL)
+    link.drain()
+    for job_id in (running.job_id, ended.job_id):
+        path = Path(own_side.state_dir) / "jobs" / job_id / "job.json"
+        stored = json.loads(path.read_text())
+        # Before jobs had sandboxes.
+        del stored["record"]["sandbox"]
+        path.write_text(json.dumps(stored | {"format": 1}))
+    own_side.thaw_keeper()
+    link = own_side.reconnect(subscribe=True)
+    assert link.inspect(ended.job_id) == replace(ended, sandbox=Applied())
+    assert link.stop(running.job_id, force=True).end_reason is EndReason.STOPPED
 
 
 # The new version lets the job begin, and goes on once it is through.

@@ -52,13 +52,21 @@ def test_from_the_command_on_everything_is_the_jobs(agent: scripted.ScriptedAgen
 def test_the_environment_is_the_one_asked_for(agent: scripted.ScriptedAgent) -> None:
     flags = ("--env", "A=1=2", "--env", "COPIED", "--env", "EMPTY=", "--label", "team=build", "--label", "x=")
     done = agent.cli(
-        "start", *flags, "--workdir", "/srv", "--best-effort", "env", env={"COPIED": "c", "OTHER": "o"}
+        "start",
+        *flags,
+        "--workdir",
+        "/srv",
+        "--best-effort",
+        "--sandbox",
+        "strict",
+        "env",
+        env={"COPIED": "c", "OTHER": "o"},
     )
     assert done.returncode == 0, done.stderr
     (request,) = agent.requests
     assert dict(request.env) == {"A": "1=2", "COPIED": "c", "EMPTY": ""}
     assert dict(request.labels) == {"team": "build", "x": ""}
-    assert (request.workdir, request.best_effort) == ("/srv", True)
+    assert (request.workdir, request.best_effort, request.sandbox) == ("/srv", True, "strict")
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_a_running_job_as_json() -> None:
         "lost_bytes": 0,
         "output_ended": False,
         "stuck": False,
+        "sandbox": {"profile": "", "parts": [], "missing": []},
     }
 
 
@@ -100,6 +101,24 @@ def test_exit_code_and_signal_are_null_or_a_number() -> None:
     assert (exited["exit_code"], exited["signal"], exited["output_ended"]) == (0, None, True)
     killed = client_json.job(ended("OOM_KILLED", signal=9))
     assert (killed["end_reason"], killed["exit_code"], killed["signal"]) == ("OOM_KILLED", None, 9)
+
+
+def test_the_sandbox_is_told_with_what_it_lacks() -> None:
+    sandbox = job_pb2.Sandbox(profile="strict", parts=["system-calls"], missing=["landlock", "pid-namespace"])
+    assert client_json.job(a_job(sandbox=sandbox))["sandbox"] == {
+        "profile": "strict",
+        "parts": ["system-calls"],
+        "missing": ["landlock", "pid-namespace"],
+    }
+    told = client_text.job(a_job(sandbox=sandbox), 0)
+    assert "sandbox      strict, without landlock, pid-namespace, which the host lacks\n" in told
+    part = pb.SandboxPart(name="landlock", missing_because="EOPNOTSUPP")
+    agent = pb.GetAgentInfoResponse(default_sandbox="standard", sandbox_parts=[part, pb.SandboxPart(name="x")])
+    assert client_json.agent(agent)["sandbox_parts"] == {
+        "landlock": {"missing_because": "EOPNOTSUPP"},
+        "x": {"missing_because": ""},
+    }
+    assert "landlock: EOPNOTSUPP" in client_text.agent(agent)
 
 
 def test_every_field_of_a_job_is_told() -> None:

@@ -44,6 +44,7 @@ def test_start_sends_the_whole_specification(agent: scripted.ScriptedAgent, clie
         timeout_ms=1500,
         labels=(("team", "build"),),
         best_effort=True,
+        sandbox="strict",
     )
     assert client.start(spec).id == ID
     (request,) = agent.requests
@@ -53,7 +54,7 @@ def test_start_sends_the_whole_specification(agent: scripted.ScriptedAgent, clie
     assert (request.limits.cpu, request.limits.memory, request.limits.pids) == ("50.5%", "64M", 7)
     assert request.timeout.ToMilliseconds() == 1500
     assert dict(request.labels) == {"team": "build"}
-    assert request.best_effort
+    assert (request.best_effort, request.sandbox) == (True, "strict")
 
 
 def test_start_without_wishes_sends_none(agent: scripted.ScriptedAgent, client: Client) -> None:

@@ -31,6 +31,18 @@ def test_a_value_survives_the_way_there_and_back(spec: JobSpec) -> None:
     assert codec.loads(JobSpec, codec.dumps(spec)) == spec
 
 
+def test_sparse_says_nothing_of_what_has_its_default() -> None:
+    # What a later version adds must not make an old specification another one.
+    assert codec.dumps_sparse(JobSpec("c")) == b'{"command":"c"}'
+    spec = JobSpec("c", ("a",), limits=Limits(pids=3), best_effort=True)
+    assert json.loads(codec.dumps_sparse(spec)) == {
+        "command": "c",
+        "args": ["a"],
+        "limits": {"pids": 3},
+        "best_effort": True,
+    }
+
+
 def _record() -> dict[str, Any]:
     record = JobRecord(
         job_id="k7f3-9m2q-x4tz-b1cd",

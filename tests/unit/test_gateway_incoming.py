@@ -32,6 +32,7 @@ def test_a_whole_request() -> None:
         best_effort=True,
         timeout=Duration(seconds=1, nanos=1),
         labels={"team": "build"},
+        sandbox="strict",
     )
     assert incoming.spec(request) == JobSpec(
         "make",
@@ -42,6 +43,7 @@ def test_a_whole_request() -> None:
         timeout_ms=1001,
         labels=(("team", "build"),),
         best_effort=True,
+        sandbox="strict",
     )
 
 
@@ -52,6 +54,7 @@ def test_what_is_left_out_is_not_asked_for() -> None:
 BAD_STARTS: list[tuple[dict[str, Any], str]] = [
     ({"command": ""}, "command"),
     ({"command": "a\0b"}, "command"),
+    ({"sandbox": "STRICT"}, "sandbox"),
     ({"args": ["a", "b\0"]}, "args[1]"),
     ({"args": ["x" * 200 * 1024]}, "args[0]"),
     ({"args": ["x" * 100_000] * 3}, "args"),

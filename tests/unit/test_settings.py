@@ -35,6 +35,11 @@ jobs:
   default_path: /bin
   cgroup_parent: /system.slice/jobs
   kill_wait: 3s
+isolation:
+  default: strict
+  missing: report
+  writable: [/srv/build/, /var/cache/jobs]
+  host_for: ["spiffe://example.org/user/ops-*"]
 metrics:
   listen: 127.0.0.1:7444
   plain_http: true
@@ -46,11 +51,13 @@ def test_a_full_file_sets_every_field() -> None:
     assert settings.jobs.max_cpu_millis == 1500
     assert settings.jobs.segment_bytes == 1 << 20
     assert settings.jobs.kill_wait_ms == 3000
+    assert settings.isolation.writable == ("/srv/build", "/var/cache/jobs")
     defaults = schema.Settings("", "", schema.TlsSettings("", "", ""))
     for part, default in (
         (settings, defaults),
         (settings.tls, defaults.tls),
         (settings.jobs, defaults.jobs),
+        (settings.isolation, defaults.isolation),
         (settings.metrics, defaults.metrics),
     ):
         for field in fields(part):
@@ -75,6 +82,12 @@ def test_a_full_file_sets_every_field() -> None:
         ("log_level: loud", "log_level: 'loud' is not one of"),
         ("metrics: {listen: '0.0.0.0:1', plain_http: true}", "metrics.plain_http: needs metrics.listen on a loop"),
         ("metrics: {plain_http: 1}", "metrics.plain_http: 1 is neither true nor false"),
+        ("isolation: {default: lax}", "isolation.default: 'lax' is not one of host, standard, strict"),
+        ("isolation: {missing: ignore}", "isolation.missing: 'ignore' is not one of refuse, report"),
+        ("isolation: {writable: /srv}", "isolation.writable: must be a list"),
+        ("isolation: {writable: [srv]}", "isolation.writable[0]: 'srv' is not an absolute path"),
+        ("isolation: {writable: [/a, /b/..]}", "isolation.writable[1]: would make the whole system writable"),
+        ("isolation: {host_for: [1]}", "isolation.host_for[0]: must be text"),
         ("jobs: [1]", "jobs: must be a mapping"),
         ("- 1", "the file: must be a mapping"),
         ("a: [", "line 1: is not YAML"),

@@ -45,6 +45,11 @@ def job(message: Job) -> dict[str, Any]:
         "lost_bytes": message.lost_bytes,
         "output_ended": message.output_ended,
         "stuck": message.stuck,
+        "sandbox": {
+            "profile": message.sandbox.profile,
+            "parts": list(message.sandbox.parts),
+            "missing": list(message.sandbox.missing),
+        },
     }
 
 
@@ -60,6 +65,8 @@ def agent(message: GetAgentInfoResponse) -> dict[str, Any]:
         "max_active_jobs": message.max_active_jobs,
         "user_per_job": message.user_per_job,
         "certificate_expires_at": time(message, "certificate_expires_at"),
+        "default_sandbox": message.default_sandbox,
+        "sandbox_parts": {part.name: {"missing_because": part.missing_because} for part in message.sandbox_parts},
         "limits": {
             limit.name: {
                 "enforcement": enum_name(limit, "enforcement"),

@@ -9,6 +9,7 @@ import click
 
 from jobworker import jobs
 from jobworker.errors import InvalidField
+from jobworker.sandbox import PROFILES
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,6 +31,11 @@ _OPTIONS = (
     click.option("--workdir", metavar="DIR", help="Start there; by default in a fresh directory of its own."),
     click.option("--label", metavar="KEY=VALUE", multiple=True, help="A label to find the job by. Repeatable."),
     click.option("--idempotency-key", metavar="KEY", default="", help="Asked again with this, get the same job."),
+    click.option(
+        "--sandbox",
+        type=click.Choice(PROFILES),
+        help="How far to keep the job from the host; by default as the agent is set up.",
+    ),
     click.option("--best-effort", is_flag=True, help="Start even if a limit cannot be enforced there."),
     click.argument("words", metavar="[--] COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED),
 )
@@ -68,6 +74,7 @@ def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[s
         timeout_ms=0 if timeout is None else jobs.parse_duration(timeout, "--timeout"),
         labels=tuple(labels_of(options["label"]).items()),
         best_effort=options["best_effort"],
+        sandbox=options["sandbox"] or "",
     )
 
 

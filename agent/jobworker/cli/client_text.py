@@ -31,7 +31,9 @@ def job(message: Job, now: float) -> str:
         message: the job.
         now: Unix time in seconds.
     """
-    return labelled((*_what(message), *_life(message, now), *_limits(message), *_output(message)))
+    return labelled(
+        (*_what(message), *_life(message, now), *_sandbox(message), *_limits(message), *_output(message))
+    )
 
 
 def table(jobs: Iterable[Job], now: float) -> str:
@@ -53,6 +55,7 @@ def table(jobs: Iterable[Job], now: float) -> str:
 def agent(message: GetAgentInfoResponse) -> str:
     jobs = f"{message.active_jobs} active, at most {message.max_active_jobs}"
     users = "a user of its own for each job" if message.user_per_job else "all jobs share the agent's user"
+    lacking = [part for part in message.sandbox_parts if part.missing_because]
     lines = (
         ("agent", message.version),
         ("host", f"{message.hostname}, Linux {message.kernel}"),
@@ -60,6 +63,8 @@ def agent(message: GetAgentInfoResponse) -> str:
         ("jobs", jobs),
         ("users", users),
         ("cgroups", message.cgroup_mode),
+        ("sandbox", message.default_sandbox),
+        *_under("lacking", [f"{part.name}: {part.missing_because}" for part in lacking]),
         *_under("limits", [_support(limit) for limit in message.limits]),
         ("certificate", f"until {client_json.time(message, 'certificate_expires_at') or 'not told'}"),
     )
@@ -122,6 +127,13 @@ def _what(message: Job) -> Pairs:
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(message.labels.items()))
     yield "started by", message.principal
     yield "process", f"{message.pid}, user id {message.uid}" if message.pid else ""
+
+
+def _sandbox(message: Job) -> Pairs:
+    # The profile says which parts there are, and JSON names them.
+    missing = message.sandbox.missing
+    lacking = f", without {', '.join(missing)}, which the host lacks" if missing else ""
+    yield "sandbox", f"{message.sandbox.profile}{lacking}" if message.sandbox.profile else ""
 
 
 def _life(message: Job, now: float) -> Pairs:

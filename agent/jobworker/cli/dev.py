@@ -25,7 +25,7 @@ from jobworker.cli.owner_link import OwnerLink
 from jobworker.errors import HostFault, InvalidField, JobWorkerError
 from jobworker.jobs import Enforcement
 from jobworker.settings import schema
-from jobworker.settings.schema import Settings, TlsSettings
+from jobworker.settings.schema import IsolationSettings, Settings, TlsSettings
 from jobworker.wire import messages
 from jobworker.wire.messages import HostInfo
 from jobworker_pki import dev as dev_pki
@@ -89,6 +89,8 @@ def _settings(directory: str, pki: str, listen: str, config: str | None) -> Sett
         listen=listen,
         tls=TlsSettings(*files),
         gateway_uid=os.getuid(),
+        # Whoever tries the agent out need not be root; what is missing is said at the start.
+        isolation=IsolationSettings(missing="report"),
     )
     if config is None:
         return own
@@ -107,7 +109,9 @@ def _settings(directory: str, pki: str, listen: str, config: str | None) -> Sett
         raise InvalidField(config, made.stderr.decode(errors="replace").strip())
     # Where everything is stays as asked for on the command line.
     loaded = codec.loads(Settings, made.stdout)
-    return replace(own, jobs=loaded.jobs, log_level=loaded.log_level, metrics=loaded.metrics)
+    return replace(
+        own, jobs=loaded.jobs, isolation=loaded.isolation, log_level=loaded.log_level, metrics=loaded.metrics
+    )
 
 
 @contextlib.contextmanager
@@ -162,6 +166,9 @@ def _explain(host: HostInfo) -> None:
     for limit in host.limits:
         if limit.enforcement is not Enforcement.ENFORCED:
             _say(f"  {limit.name} cannot be limited: {limit.detail}")
+    for part in host.isolation:
+        if part.reason:
+            _say(f"  no {part.part.value}: {part.reason}")
 
 
 class _Supervisor:

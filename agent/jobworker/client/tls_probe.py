@@ -81,6 +81,8 @@ def _connected(endpoint: Endpoint, seconds: float) -> socket.socket:
 def _handshaken(endpoint: Endpoint, plain: socket.socket, seconds: float) -> ssl.SSLSocket:
     context = _context(endpoint)
     try:
+        # Of a peer that has gone already, the ssl module would leave the socket open.
+        plain.getpeername()
         return context.wrap_socket(plain, server_hostname=_name(endpoint))
     except ssl.SSLCertVerificationError as error:
         _explain_distrust(endpoint, error, seconds)

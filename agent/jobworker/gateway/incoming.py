@@ -46,7 +46,7 @@ def start(principal: str, request: pb.StartRequest) -> StartJob:
     made = spec(request)
     key = request.idempotency_key
     # Of the whole specification, the environment's values included: those must not be stored to be compared.
-    idempotency = jobs.Idempotency(key, hashlib.sha256(codec.dumps(made)).hexdigest() if key else "")
+    idempotency = jobs.Idempotency(key, hashlib.sha256(codec.dumps_sparse(made)).hexdigest() if key else "")
     idempotency.check()
     return StartJob(principal, made, idempotency)
 
@@ -66,6 +66,7 @@ def spec(request: pb.StartRequest) -> jobs.JobSpec:
         timeout_ms=_timeout(request),
         labels=tuple(sorted(request.labels.items())),
         best_effort=request.best_effort,
+        sandbox=request.sandbox,
     )
     made.check()
     return made

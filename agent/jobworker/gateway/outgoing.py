@@ -8,7 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from jobworker import jobs
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
-from jobworker.wire.messages import LimitSupport
+from jobworker.sandbox import Applied
+from jobworker.wire.messages import LimitSupport, PartSupport
 
 _STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.value}") for state in jobs.State}
 _REASONS: dict[jobs.EndReason | None, job_pb2.EndReason.ValueType] = {
@@ -46,6 +47,7 @@ def job(record: jobs.JobRecord) -> job_pb2.Job:
         output_ended=record.output_ended,
         stuck=record.stuck,
         lost_bytes=record.lost_bytes,
+        sandbox=_sandbox(record.sandbox),
     )
 
 
@@ -57,6 +59,12 @@ def _limit(status: jobs.LimitStatus) -> job_pb2.LimitStatus:
         enforcement=_ENFORCEMENTS[status.enforcement],
         detail=_text(status.detail),
     )
+
+
+def _sandbox(applied: Applied) -> job_pb2.Sandbox | None:
+    if not applied.profile:
+        return None
+    return job_pb2.Sandbox(profile=applied.profile, parts=applied.parts, missing=applied.missing)
 
 
 def _usage(usage: jobs.Usage) -> job_pb2.Usage:
@@ -77,6 +85,11 @@ def limit_support(support: LimitSupport) -> pb.LimitSupport:
         default_value=support.default,
         maximum=support.maximum,
     )
+
+
+def sandbox_part(support: PartSupport) -> pb.SandboxPart:
+    """What the host makes of one part of the sandbox profiles."""
+    return pb.SandboxPart(name=support.part.value, missing_because=_text(support.reason))
 
 
 def timestamp(nanoseconds: int) -> Timestamp | None:

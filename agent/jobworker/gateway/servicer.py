@@ -103,6 +103,8 @@ class JobWorker(api.JobWorkerServiceServicer):
             max_active_jobs=host.max_active_jobs,
             certificate_expires_at=outgoing.timestamp(self._expires_ns),
             user_per_job=host.user_per_job,
+            default_sandbox=host.sandbox,
+            sandbox_parts=[outgoing.sandbox_part(part) for part in host.isolation],
         )
 
     async def Stream(self, request: pb.StreamRequest, context: Context) -> None:  # type: ignore[override] # writes

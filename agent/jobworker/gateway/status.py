@@ -45,6 +45,8 @@ RULES: Mapping[type[errors.JobWorkerError], Rule] = MappingProxyType(
         errors.IdempotencyConflict: Rule(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_CONFLICT"),
         errors.StartFailed: Rule(grpc.StatusCode.FAILED_PRECONDITION, "START_FAILED"),
         errors.LimitUnsupported: Rule(grpc.StatusCode.FAILED_PRECONDITION, "LIMIT_UNSUPPORTED"),
+        errors.SandboxUnsupported: Rule(grpc.StatusCode.FAILED_PRECONDITION, "SANDBOX_UNSUPPORTED"),
+        errors.SandboxDenied: Rule(grpc.StatusCode.PERMISSION_DENIED, "SANDBOX_DENIED"),
         errors.CapExceeded: Rule(grpc.StatusCode.RESOURCE_EXHAUSTED, "CAP_EXCEEDED"),
         errors.OutputDropped: Rule(grpc.StatusCode.DATA_LOSS, "OUTPUT_DROPPED"),
         errors.Unauthenticated: Rule(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),

@@ -16,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobworker.errors import ProtocolError
-from jobworker.kernel import syscalls
+from jobworker.kernel import pid_namespace, syscalls
 from jobworker.kernel.cgroup.base import Group
+from jobworker.kernel.confinement import Confinement
+from jobworker.sandbox import Part
 
 _REPORT_FD = 3
 # Python ignores these in itself, and what is ignored stays so through exec.
@@ -39,6 +41,7 @@ class Command:
     Attributes:
         paths: the files to try, in this order.
         own_dir_fd: the job's own work directory, entered before the job's rights are taken on.
+        confinement: the sandbox that it is executed in.
         workdir: a directory to enter with those rights instead; empty for none.
         uid: user and group id; None keeps the agent's own.
         open_files: the soft and hard RLIMIT_NOFILE.
@@ -48,6 +51,7 @@ class Command:
     argv: tuple[bytes, ...]
     env: dict[bytes, bytes]
     own_dir_fd: int
+    confinement: Confinement
     workdir: str
     uid: int | None
     open_files: tuple[int, int]
@@ -68,7 +72,7 @@ class Report:
     """What the child said.
 
     Attributes:
-        pid: of the process that runs (or was to run) the command; 0 if it said nothing at all.
+        pid: of the process that runs (or was to run) the command, as itself sees it; 0 if it said nothing at all.
         step: that failed; empty if none did.
         errno: of that step.
     """
@@ -76,12 +80,6 @@ class Report:
     pid: int
     step: str
     errno: int
-
-
-def set_name(name: str) -> None:
-    """What ps and top call this process (proc(5), comm): up to 15 bytes."""
-    with open("/proc/self/comm", "w", encoding="ascii") as file:
-        file.write(name)
 
 
 def forget_inherited_signals() -> None:
@@ -108,9 +106,22 @@ def start(command: Command, pipes: Pipes, group: Group, announce: Callable[[int]
     Raises:
         OSError: no process could be made.
     """
+    if Part.PID_NAMESPACE not in command.confinement.parts:
+        return _start(command, pipes, group, announce)
+
+    with pid_namespace.entered(group) as init:
+
+        def tell_both(pidfd: int) -> None:
+            announce(pidfd)
+            pid_namespace.tell(init, pidfd)
+
+        return _start(command, pipes, group, tell_both)
+
+
+def _start(command: Command, pipes: Pipes, group: Group, announce: Callable[[int], None]) -> tuple[int, int]:
     pid, pidfd, cloned_into = _clone(group.clone_into_fd)
     if pid == 0:
-        _child(command, pipes, group, announce, cloned_into=cloned_into)
+        _Child(command, pipes).run(group, announce, cloned_into=cloned_into)
     return pid, pidfd
 
 
@@ -128,47 +139,65 @@ def _clone(cgroup_fd: int | None) -> tuple[int, int, bool]:
     return pid, os.pidfd_open(pid) if pid else -1, False
 
 
-def _child(
-    command: Command, pipes: Pipes, group: Group, announce: Callable[[int], None], *, cloned_into: bool
-) -> None:
-    report, step = pipes.report, "keeper"
-    try:
-        announce(os.pidfd_open(os.getpid()))
-        step = "cgroup"
-        group.join(cloned_into=cloned_into)
-        os.write(report, b"%d\n" % os.getpid())
-        step = "session"
+class _Child:
+    """The cloned process, until it executes the command."""
+
+    def __init__(self, command: Command, pipes: Pipes) -> None:
+        self._command = command
+        self._pipes = pipes
+        self._report = pipes.report
+        self._step = ""
+
+    def run(self, group: Group, announce: Callable[[int], None], *, cloned_into: bool) -> None:
+        """Never returns."""
+        try:
+            self._begin("keeper")
+            announce(os.pidfd_open(os.getpid()))
+            self._begin("cgroup")
+            group.join(cloned_into=cloned_into)
+            os.write(self._report, b"%d\n" % os.getpid())
+            self._prepare()
+            self._begin("exec")
+            _exec(self._command)
+        except OSError as error:
+            os.write(self._report, b"%s %d" % (self._step.encode(), error.errno or 0))
+        finally:
+            os._exit(NOT_EXECUTED)
+
+    def _begin(self, step: str) -> None:
+        self._step = step
+
+    def _prepare(self) -> None:
+        command, confinement = self._command, self._command.confinement
+        self._begin("session")
         os.setsid()
         os.umask(0o022)
         # The job's own directory may lie where only the agent can go.
         os.fchdir(command.own_dir_fd)
-        step = "descriptors"
-        report = _arrange_descriptors(pipes)
-        step = "resources"
+        self._begin("resources")
         resource.setrlimit(resource.RLIMIT_NOFILE, command.open_files)
         _reset_oom_score()
-        step = "user"
+        confinement.isolate(self._begin)
+        self._begin("descriptors")
+        self._arrange_descriptors()
+        confinement.renounce(self._begin)
+        self._begin("user")
         _become(command.uid)
-        step = "chdir"
+        self._begin("chdir")
         if command.workdir:
             os.chdir(command.workdir)
-        step = "exec"
+        self._begin("signals")
         _reset_signals()
-        _exec(command)
-    except OSError as error:
-        os.write(report, b"%s %d" % (step.encode(), error.errno or 0))
-    finally:
-        os._exit(NOT_EXECUTED)
+        confinement.seal(self._begin)
 
-
-def _arrange_descriptors(pipes: Pipes) -> int:
-    # The supervisor's own descriptors 0 to 2 are open, so none of the pipes is in the way of these.
-    os.dup2(pipes.stdin, 0)
-    os.dup2(pipes.stdout, 1)
-    os.dup2(pipes.stderr, 2)
-    os.dup2(pipes.report, _REPORT_FD, inheritable=False)
-    syscalls.close_range(_REPORT_FD + 1)
-    return _REPORT_FD
+    def _arrange_descriptors(self) -> None:
+        # The supervisor's own descriptors 0 to 2 are open, so none of the pipes is in the way of these.
+        os.dup2(self._pipes.stdin, 0)
+        os.dup2(self._pipes.stdout, 1)
+        os.dup2(self._pipes.stderr, 2)
+        os.dup2(self._pipes.report, _REPORT_FD, inheritable=False)
+        self._report = _REPORT_FD
+        syscalls.close_range(_REPORT_FD + 1)
 
 
 def _reset_oom_score() -> None:
@@ -185,7 +214,6 @@ def _become(uid: int | None) -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _reset_signals() -> None:

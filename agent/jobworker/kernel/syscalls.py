@@ -31,12 +31,14 @@ CLONE_NEWNS = 0x0002_0000
 CLONE_NEWCGROUP = 0x0200_0000
 CLONE_NEWUTS = 0x0400_0000
 CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 CLONE_CLEAR_SIGHAND = 0x1_0000_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000
 
 # linux/prctl.h
+_PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
@@ -132,6 +134,12 @@ def openat2(directory_fd: int, path: str, flags: int, resolve: int, mode: int = 
 def prctl(option: int, value: int, more: int = 0) -> None:
     """prctl(2) with one or two arguments."""
     checked(_prctl(option, value, more, 0, 0), "prctl")
+
+
+def set_name(name: str) -> None:
+    """What ps and top call this process (prctl(2), PR_SET_NAME): up to 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode("ascii"))
+    prctl(_PR_SET_NAME, ctypes.addressof(buffer))
 
 
 def unshare(flags: int) -> None:

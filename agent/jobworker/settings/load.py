@@ -18,6 +18,7 @@ import yaml
 
 from jobworker.errors import InvalidField
 from jobworker.jobs import PIDS_RANGE, parse_cpu, parse_duration, parse_size
+from jobworker.sandbox import PROFILES
 from jobworker.settings.schema import MetricsSettings, Settings, TlsSettings
 
 Parse = Callable[[str, Any], Any]
@@ -37,6 +38,13 @@ def _path(field: str, value: Any) -> str:
     return str(value)
 
 
+def _writable(field: str, value: Any) -> str:
+    path = os.path.normpath(_path(field, value))
+    if path == "/":
+        raise InvalidField(field, "would make the whole system writable", "/srv/build")
+    return path
+
+
 def _listen(field: str, value: Any) -> str:
     host, _, port = _text(field, value).rpartition(":")
     try:
@@ -54,6 +62,15 @@ def _one_of(*choices: str) -> Parse:
         if value not in choices:
             raise InvalidField(field, f"{value!r:.40} is not one of {', '.join(choices)}", choices[0])
         return str(value)
+
+    return parse
+
+
+def _list(item: Parse) -> Parse:
+    def parse(field: str, value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise InvalidField(field, "must be a list", "[]")
+        return tuple(item(f"{field}[{i}]", each) for i, each in enumerate(value))
 
     return parse
 
@@ -130,10 +147,17 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "kill_wait": ("kill_wait_ms", _duration),
 }
 
+_ISOLATION: dict[str, tuple[str, Parse]] = {
+    "default": ("default", _one_of(*PROFILES)),
+    "missing": ("missing", _one_of("refuse", "report")),
+    "writable": ("writable", _list(_writable)),
+    "host_for": ("host_for", _list(_text)),
+}
 _METRICS: dict[str, tuple[str, Parse]] = {
     "listen": ("listen", _listen),
     "plain_http": ("plain_http", _flag),
 }
+_SECTIONS = {"tls": _TLS, "jobs": _JOBS, "isolation": _ISOLATION, "metrics": _METRICS}
 
 
 def load(text: str, base: Settings | None = None) -> Settings:
@@ -147,10 +171,10 @@ def load(text: str, base: Settings | None = None) -> Settings:
         InvalidField: what is wrong, with the field's path.
     """
     tree = _mapping("the file", _parse(text))
-    top = _section("", {key: value for key, value in tree.items() if key not in ("tls", "jobs", "metrics")}, _TOP)
-    tls = _section("tls.", _mapping("tls", tree.get("tls", {})), _TLS)
-    jobs = _section("jobs.", _mapping("jobs", tree.get("jobs", {})), _JOBS)
-    metrics = _section("metrics.", _mapping("metrics", tree.get("metrics", {})), _METRICS)
+    top = _section("", {key: value for key, value in tree.items() if key not in _SECTIONS}, _TOP)
+    tls, jobs, isolation, metrics = (
+        _section(f"{name}.", _mapping(name, tree.get(name, {})), table) for name, table in _SECTIONS.items()
+    )
     if base is None:
         _require({"state_dir", "listen"}, top, "")
         _require({"ca", "cert", "key"}, tls, "tls.")
@@ -160,6 +184,7 @@ def load(text: str, base: Settings | None = None) -> Settings:
         **top,
         tls=replace(base.tls, **tls),
         jobs=replace(base.jobs, **jobs),
+        isolation=replace(base.isolation, **isolation),
         metrics=_checked(replace(base.metrics, **metrics)),
     )
 

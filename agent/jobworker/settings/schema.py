@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from jobworker import codec
 from jobworker.identity import DEFAULT_ROLE_OID
+from jobworker.sandbox import Profile
 
 # In the state directory.
 SOCKET_NAME = "supervisor.sock"
@@ -67,6 +68,23 @@ class JobSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class IsolationSettings:
+    """What jobs are kept from.
+
+    Attributes:
+        default: the sandbox profile of a job that asks for none.
+        missing: `refuse` a job if this host lacks a part of its sandbox, or `report` that with the job.
+        writable: directories that stay writable to jobs, so far as their users may write there.
+        host_for: principals that may take the profile `host`; `*` stands for any characters.
+    """
+
+    default: str = Profile.STANDARD.value
+    missing: str = "refuse"
+    writable: tuple[str, ...] = ()
+    host_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class MetricsSettings:
     """Where Prometheus may scrape.
 
@@ -95,6 +113,7 @@ class Settings:
     listen: str
     tls: TlsSettings
     jobs: JobSettings = JobSettings()
+    isolation: IsolationSettings = IsolationSettings()
     metrics: MetricsSettings = MetricsSettings()
     log_level: str = "info"
     gateway_uid: int = 0

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from jobworker.kernel import spawn, syscalls
+from jobworker.kernel import syscalls
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
@@ -48,7 +48,7 @@ def _live(name: str, work: Callable[[], None]) -> None:
     """Never returns."""
     status = 1
     try:
-        spawn.set_name(name)
+        syscalls.set_name(name)
         for signum in _HANDLED:
             signal.signal(signum, signal.SIG_IGN)
         work()

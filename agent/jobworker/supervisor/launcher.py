@@ -16,7 +16,9 @@ from jobworker.errors import HostFault, JobWorkerError, StartFailed
 from jobworker.jobs import Idempotency, JobRecord, JobSpec, Limits, LimitStatus, State
 from jobworker.kernel import spawn
 from jobworker.kernel.cgroup.base import Group, Hierarchy
+from jobworker.kernel.confinement import Confinement
 from jobworker.kernel.subtree import SubtreeGroup
+from jobworker.sandbox import Part
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor.job import Handles, Job, Surroundings
 from jobworker.supervisor.output import OutputLog
@@ -43,6 +45,7 @@ class Order:
 
     Attributes:
         uid: the user that the job will run as; None for the agent's own.
+        confinement: the sandbox that it is executed in.
         limits: to be set, all of which the hierarchy supports.
         report: makes the record's limits from what the kernel has.
     """
@@ -50,6 +53,7 @@ class Order:
     record: JobRecord
     spec: JobSpec
     uid: int | None
+    confinement: Confinement
     limits: Limits
     idempotency: Idempotency
     report: Callable[[Limits], tuple[LimitStatus, ...]]
@@ -65,6 +69,8 @@ class Launcher:
         self._around = around
         self._hierarchy = hierarchy
         self._default_path = settings.default_path
+        # Of this process, for those that it clones: where they are, its pid may mean nothing.
+        self._supervisor = os.pidfd_open(os.getpid())
         self._dev_null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._open_files = (min(settings.open_files, most), most)
@@ -89,11 +95,11 @@ class Launcher:
                 undo.callback(log.close)
                 log.open()
                 operation = "cloning the job's process"
-                handles, report = self._clone(order, group, log, undo)
+                handles, pid, report = self._clone(order, group, log, undo)
             except OSError as error:
                 detail = str(error.filename or error.strerror)
                 raise HostFault(operation, errno.errorcode.get(error.errno or 0, "?"), detail) from error
-            _Started(self._around, order, handles, report, undo.pop_all(), answer)
+            _Started(self._around, order, handles, pid, report, undo.pop_all(), answer)
 
     def _undo(self, step: Callable[..., None], *arguments: str) -> None:
         try:
@@ -110,22 +116,23 @@ class Launcher:
 
     def _announce(self, job_id: str) -> Callable[[int], None]:
         """Has the keeper know a process before it executes anything, whatever becomes of this one."""
-        supervisor = os.getpid()
 
         def announce(pidfd: int) -> None:
             try:
                 self._around.keeper.hold_process(job_id, pidfd)
             except OSError:
                 # The keeper has died; as long as the supervisor has not, it holds the job itself.
-                if os.getppid() != supervisor:
+                poll = select.poll()
+                poll.register(self._supervisor, select.POLLIN)
+                if poll.poll(0):
                     raise
 
         return announce
 
     def _clone(
         self, order: Order, group: Group, log: OutputLog, undo: contextlib.ExitStack
-    ) -> tuple[Handles, int]:
-        """Clone the process; the handles of the job, and the read end of the report."""
+    ) -> tuple[Handles, int, int]:
+        """Clone the process; the handles of the job, the process, and the read end of the report."""
         with contextlib.ExitStack() as childs:
             stdout, stdout_w = _pipe(undo, childs)
             stderr, stderr_w = _pipe(undo, childs)
@@ -147,7 +154,7 @@ class Launcher:
             undo.callback(os.close, pidfd)
             if isinstance(group, SubtreeGroup):
                 group.init_is(pid, pidfd)
-        return Handles(group, log, pidfd, stdout, stderr), report
+        return Handles(group, log, pidfd, stdout, stderr), pid, report
 
     def _command(self, order: Order, work_fd: int) -> spawn.Command:
         spec = order.spec
@@ -156,6 +163,7 @@ class Launcher:
             argv=tuple(map(os.fsencode, (spec.command, *spec.args))),
             env={os.fsencode(name): os.fsencode(value) for name, value in spec.env},
             own_dir_fd=work_fd,
+            confinement=order.confinement,
             workdir=spec.workdir,
             uid=order.uid,
             open_files=self._open_files,
@@ -189,6 +197,7 @@ class _Started:
         around: Surroundings,
         order: Order,
         handles: Handles,
+        pid: int,
         report_fd: int,
         undo: contextlib.ExitStack,
         answer: Answer,
@@ -196,6 +205,7 @@ class _Started:
         self._around = around
         self._order = order
         self._handles = handles
+        self._pid = pid
         self._report_fd = report_fd
         self._undo = undo
         self._answer = answer
@@ -218,9 +228,12 @@ class _Started:
             return
         started = time.monotonic()
         group = self._handles.group
+        # Below an init without a cgroup the command's process is another one than was cloned; in a PID namespace
+        # it does not know what it is called outside.
+        hidden = Part.PID_NAMESPACE in self._order.confinement.parts
         record = replace(
             self._order.record,
-            pid=report.pid,
+            pid=self._pid if hidden else report.pid,
             state=State.RUNNING,
             started_ns=time.time_ns(),
             limits=self._order.report(group.limits()),

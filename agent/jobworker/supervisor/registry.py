@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from jobworker.errors import (
     AgentUnavailable,
@@ -22,6 +23,7 @@ from jobworker.jobs import (
 )
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.settings.schema import JobSettings
+from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import DEFAULT_GRACE, Job, Surroundings
 from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import Launcher, Order
@@ -49,6 +51,7 @@ class Registry:
         settings: JobSettings,
         around: Surroundings,
         hierarchy: Hierarchy,
+        isolation: Isolation,
         launcher: Launcher,
         removed: Callable[[str], None],
     ) -> None:
@@ -56,6 +59,7 @@ class Registry:
         self._settings = settings
         self._store = store
         self._hierarchy = hierarchy
+        self._isolation = isolation
         self._launcher = launcher
         self._limits = LimitRules(settings, hierarchy)
         self._users = Users(settings)
@@ -107,11 +111,15 @@ class Registry:
             self._started_before(known, started)
             return
         self._admit()
-        limits, uid = self._limits.effective(spec), self._users.take()
+        limits, job_id = self._limits.effective(spec), new_job_id()
+        confinement, applied = self._isolation.decide(spec, request.principal, self._store.work_path(job_id))
+        uid = self._users.take()
+        record = self._new_record(job_id, request.principal, spec, os.geteuid() if uid is None else uid)
         order = Order(
-            record=self._new_record(request.principal, spec, os.geteuid() if uid is None else uid),
+            record=replace(record, sandbox=applied),
             spec=spec,
             uid=uid,
+            confinement=confinement,
             limits=self._limits.settable(limits),
             idempotency=idempotency,
             report=lambda actual: self._limits.status(limits, actual),
@@ -151,8 +159,7 @@ class Registry:
         if active >= self._settings.max_active:
             raise CapExceeded("the number of active jobs", self._settings.max_active, _RETRY_SECONDS)
 
-    def _new_record(self, principal: str, spec: JobSpec, uid: int) -> JobRecord:
-        job_id = new_job_id()
+    def _new_record(self, job_id: str, principal: str, spec: JobSpec, uid: int) -> JobRecord:
         return JobRecord(
             job_id=job_id,
             principal=principal,
@@ -263,4 +270,6 @@ class Registry:
             memory_bytes=host_memory(),
             max_active_jobs=self._settings.max_active,
             user_per_job=self._users.one_per_job,
+            sandbox=self._isolation.default,
+            isolation=self._isolation.support(),
         )

@@ -24,7 +24,7 @@ from jobworker.errors import HostFault, ProtocolError
 from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_job_id
 from jobworker.kernel import beneath
 
-FORMAT = 1
+FORMAT = 2
 _MAX_RECORD = 2 * 1024 * 1024
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 # Jobs' users must get through to their work directories, and see nothing on the way.

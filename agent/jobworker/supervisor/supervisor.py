@@ -16,6 +16,7 @@ from jobworker.kernel.subtree import SubtreeHierarchy
 from jobworker.settings.schema import SOCKET_NAME, Settings
 from jobworker.supervisor import stand_in, upgrade
 from jobworker.supervisor.flusher import Flusher
+from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import Job, Surroundings
 from jobworker.supervisor.keeper_link import KeeperLink
 from jobworker.supervisor.launcher import Launcher
@@ -62,7 +63,8 @@ class Supervisor:
             kill_wait=settings.jobs.kill_wait_ms / 1000,
         )
         launcher = Launcher(around, self._hierarchy, settings.jobs)
-        self._registry = Registry(settings.jobs, around, self._hierarchy, launcher, self._removed)
+        isolation = Isolation(settings.isolation, f"{self._store.path}/jobs", self._hierarchy, self._log)
+        self._registry = Registry(settings.jobs, around, self._hierarchy, isolation, launcher, self._removed)
         listener = sockets.listen(self._store.fd, SOCKET_NAME, 0o600)
         if settings.gateway_uid != os.geteuid():
             os.chown(SOCKET_NAME, settings.gateway_uid, -1, dir_fd=self._store.fd)
@@ -133,7 +135,7 @@ class Supervisor:
 
     def run(self, ready_fd: int | None) -> None:
         """Serve until told to end; all jobs have ended then."""
-        spawn.set_name("jw-supervisor")
+        syscalls.set_name("jw-supervisor")
         spawn.forget_inherited_signals()
         self._loop.on_signal(signal.SIGUSR2, lambda: self._upgrade(lambda _: None))
         # A terminal that goes away is nothing to the agent.

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobworker.jobs import Enforcement, Idempotency, JobRecord, JobSpec
+from jobworker.sandbox import Part
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,18 @@ class LimitSupport:
 
 
 @dataclass(frozen=True, slots=True)
+class PartSupport:
+    """One part of the sandbox profiles.
+
+    Attributes:
+        reason: why this host cannot apply it; empty if it can.
+    """
+
+    part: Part
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostInfo:
     """What the supervisor knows of its host.
 
@@ -35,6 +48,7 @@ class HostInfo:
         cgroup_mode: `v2`, `v1`, `hybrid` or `none`.
         memory_bytes: of the host.
         user_per_job: jobs run under a user id of their own each.
+        sandbox: the profile of a job that asks for none.
     """
 
     cgroup_mode: str
@@ -43,6 +57,8 @@ class HostInfo:
     memory_bytes: int
     max_active_jobs: int
     user_per_job: bool
+    sandbox: str
+    isolation: tuple[PartSupport, ...]
 
 
 # Requests.

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import signal
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -20,8 +19,9 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec
 from jobworker.wire import messages
 from support import strace
 from support.leftovers import cgroups, descriptors, processes_of
-from support.root_side import DEADLINE, Link, RootSide
+from support.root_side import Link, RootSide
 from support.strace import Call
+from support.waiting import until
 
 _T = TypeVar("_T")
 SEGMENT_BYTES = 65_536
@@ -271,14 +271,6 @@ class Bench:
             "kept": descriptors(self._side.keeper.pid) - self._kept,
         }
         return {what: which for what, which in found.items() if which}
-
-
-def until(found: Callable[[], object], wanted: object) -> None:
-    """Wait for what nothing tells of."""
-    deadline = time.monotonic() + DEADLINE / 10
-    while (last := found()) != wanted:
-        assert time.monotonic() < deadline, last
-        time.sleep(0.002)
 
 
 def failures(calls: Iterable[Call]) -> Iterator[tuple[Call, str]]:

@@ -232,6 +232,40 @@ class Usage(_message.Message):
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
+class Sandbox(_message.Message):
+    """How far a job is kept from its host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    """The profile's name: `standard`, `strict` or `host`."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The parts that were applied, e.g. `read-only-system`."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parts of the profile that this host cannot apply."""
+
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+        parts: _abc.Iterable[_builtins.str] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "parts", b"parts", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sandbox: _TypeAlias = Sandbox  # noqa: Y015
+
+@_typing.final
 class Job(_message.Message):
     """Everything known of a job. Values of its environment are never part of it."""
 
@@ -282,6 +316,7 @@ class Job(_message.Message):
     OUTPUT_ENDED_FIELD_NUMBER: _builtins.int
     STUCK_FIELD_NUMBER: _builtins.int
     LOST_BYTES_FIELD_NUMBER: _builtins.int
+    SANDBOX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Random id in groups of four: `k7f3-9m2q-x4tz-b1cd`."""
     state: Global___JobState.ValueType
@@ -350,6 +385,10 @@ class Job(_message.Message):
     def usage(self) -> Global___Usage:
         """What it has used."""
 
+    @_builtins.property
+    def sandbox(self) -> Global___Sandbox:
+        """What the job is isolated by."""
+
     def __init__(
         self,
         *,
@@ -378,10 +417,11 @@ class Job(_message.Message):
         output_ended: _builtins.bool = ...,
         stuck: _builtins.bool = ...,
         lost_bytes: _builtins.int = ...,
+        sandbox: Global___Sandbox | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "created_at", b"created_at", "ended_at", b"ended_at", "exit_code", b"exit_code", "signal", b"signal", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "created_at", b"created_at", "ended_at", b"ended_at", "exit_code", b"exit_code", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "args", b"args", "command", b"command", "created_at", b"created_at", "detail", b"detail", "end_reason", b"end_reason", "ended_at", b"ended_at", "env_names", b"env_names", "exit_code", b"exit_code", "id", b"id", "labels", b"labels", "limits", b"limits", "log_bytes", b"log_bytes", "log_path", b"log_path", "lost_bytes", b"lost_bytes", "output_ended", b"output_ended", "pid", b"pid", "principal", b"principal", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stuck", b"stuck", "timeout", b"timeout", "uid", b"uid", "usage", b"usage", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "args", b"args", "command", b"command", "created_at", b"created_at", "detail", b"detail", "end_reason", b"end_reason", "ended_at", b"ended_at", "env_names", b"env_names", "exit_code", b"exit_code", "id", b"id", "labels", b"labels", "limits", b"limits", "log_bytes", b"log_bytes", "log_path", b"log_path", "lost_bytes", b"lost_bytes", "output_ended", b"output_ended", "pid", b"pid", "principal", b"principal", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stuck", b"stuck", "timeout", b"timeout", "uid", b"uid", "usage", b"usage", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -101,6 +101,7 @@ class StartRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    SANDBOX_FIELD_NUMBER: _builtins.int
     command: _builtins.str
     """A path, or a name that is looked up in the PATH of `env`, or in the host's default path without one."""
     workdir: _builtins.str
@@ -111,6 +112,10 @@ class StartRequest(_message.Message):
     """A key of the client's own, up to 128 printable characters, that makes a repeated Start safe: the same client's
     same key and request get the job that the first one made, whatever became of it, for as long as the agent
     keeps its record. Empty: each Start makes a job.
+    """
+    sandbox: _builtins.str
+    """How far to keep the job from the host: `standard`, `strict`, or `host`, which is not for everyone. Empty: the
+    agent's default.
     """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -144,10 +149,11 @@ class StartRequest(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         idempotency_key: _builtins.str = ...,
+        sandbox: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "timeout", b"timeout", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "sandbox", b"sandbox", "timeout", b"timeout", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -639,6 +645,32 @@ class LimitSupport(_message.Message):
 Global___LimitSupport: _TypeAlias = LimitSupport  # noqa: Y015
 
 @_typing.final
+class SandboxPart(_message.Message):
+    """One part of the sandbox profiles, and whether this host can apply it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MISSING_BECAUSE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name as in Job.sandbox: `read-only-system`."""
+    missing_because: _builtins.str
+    """Why it cannot be applied; empty if it can."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        missing_because: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_because", b"missing_because", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SandboxPart: _TypeAlias = SandboxPart  # noqa: Y015
+
+@_typing.final
 class GetAgentInfoResponse(_message.Message):
     """What the agent and its host are."""
 
@@ -655,6 +687,8 @@ class GetAgentInfoResponse(_message.Message):
     MAX_ACTIVE_JOBS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     USER_PER_JOB_FIELD_NUMBER: _builtins.int
+    DEFAULT_SANDBOX_FIELD_NUMBER: _builtins.int
+    SANDBOX_PARTS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The agent's version."""
     hostname: _builtins.str
@@ -673,6 +707,8 @@ class GetAgentInfoResponse(_message.Message):
     """The most jobs that may be active at once."""
     user_per_job: _builtins.bool
     """Jobs run as a user of their own each."""
+    default_sandbox: _builtins.str
+    """The sandbox profile of a job that asks for none."""
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitSupport]:
         """What can be limited here."""
@@ -680,6 +716,10 @@ class GetAgentInfoResponse(_message.Message):
     @_builtins.property
     def certificate_expires_at(self) -> _timestamp_pb2.Timestamp:
         """When the agent's server certificate ends."""
+
+    @_builtins.property
+    def sandbox_parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SandboxPart]:
+        """What jobs can be isolated by here."""
 
     def __init__(
         self,
@@ -695,10 +735,12 @@ class GetAgentInfoResponse(_message.Message):
         max_active_jobs: _builtins.int = ...,
         certificate_expires_at: _timestamp_pb2.Timestamp | None = ...,
         user_per_job: _builtins.bool = ...,
+        default_sandbox: _builtins.str = ...,
+        sandbox_parts: _abc.Iterable[Global___SandboxPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_at", b"certificate_expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "hostname", b"hostname", "kernel", b"kernel", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "default_sandbox", b"default_sandbox", "hostname", b"hostname", "kernel", b"kernel", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

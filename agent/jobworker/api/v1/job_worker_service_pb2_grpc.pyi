@@ -45,7 +45,7 @@ class JobWorkerServiceStub:
 
     Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-    bad work directory; LIMIT_UNSUPPORTED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
+    bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
     request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
     """
     Stop: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]
@@ -91,7 +91,7 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
 
     Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-    bad work directory; LIMIT_UNSUPPORTED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
+    bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
     request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
     """
     Stop: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]  # type: ignore[assignment]
@@ -140,7 +140,7 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-        bad work directory; LIMIT_UNSUPPORTED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
+        bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
         request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
         """
 

@@ -1,0 +1,161 @@
+"""What becomes of the sandbox that a job asks for, on this host and under its settings."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from jobworker import codec
+from jobworker.errors import SandboxDenied, SandboxUnsupported
+from jobworker.jobs import JobSpec
+from jobworker.kernel import seccomp, syscalls
+from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.confinement import Confinement
+from jobworker.sandbox import PARTS, Applied, Part, Profile
+from jobworker.settings.schema import IsolationSettings
+from jobworker.supervisor.log import Log
+from jobworker.wire.messages import PartSupport
+
+_NO_CGROUP = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look at the host has found.
+
+    Attributes:
+        filter: the program of the filter of system calls, in hex; empty if there can be none.
+        parts: all there are.
+    """
+
+    filter: str
+    parts: tuple[PartSupport, ...]
+
+
+class Isolation:
+    """Profiles, who may have them, and what of them this host can apply.
+
+    Args:
+        directory: one like those that jobs get as their own.
+    """
+
+    def __init__(self, settings: IsolationSettings, directory: str, hierarchy: Hierarchy, log: Log) -> None:
+        self.default = settings.default
+        self._refuses = settings.missing == "refuse"
+        self._host_for = settings.host_for
+        self._writable = tuple(path for path in settings.writable if os.path.isdir(path))
+        if absent := set(settings.writable) - set(self._writable):
+            log.warning("isolation.writable names what is no directory", paths=sorted(absent))
+        found = _in_a_child(lambda: codec.dumps(_look(Confinement(frozenset(), directory, self._writable))))
+        looked = codec.loads(Found, found)
+        self._filter = seccomp.Filter(bytes.fromhex(looked.filter)) if looked.filter else None
+        self._reasons = {each.part: each.reason for each in looked.parts if each.reason}
+        if hierarchy.mode == _NO_CGROUP:
+            # There the job is held together by an init, which would be outside of the namespace.
+            self._reasons[Part.PID_NAMESPACE] = "jobs have no cgroup here"
+        if self._reasons:
+            missing = {part.value: reason for part, reason in self._reasons.items()}
+            log.warning("this host cannot apply all parts of the sandbox profiles", missing=missing)
+
+    def decide(self, spec: JobSpec, principal: str, own_directory: str) -> tuple[Confinement, Applied]:
+        """The sandbox of a job that is about to be started.
+
+        Raises:
+            SandboxDenied: not for this principal.
+            SandboxUnsupported: not on this host.
+        """
+        profile = Profile(spec.sandbox or self.default)
+        if profile is Profile.HOST and profile.value != self.default and not self._may_take_host(principal):
+            raise SandboxDenied(profile.value, principal)
+        missing = [part for part in PARTS[profile] if part in self._reasons]
+        if missing and self._refuses:
+            raise SandboxUnsupported(profile.value, missing[0].value, self._reasons[missing[0]])
+        applied = [part for part in PARTS[profile] if part not in missing]
+        ready = self._filter if Part.SYSTEM_CALLS in applied else None
+        confinement = Confinement(frozenset(applied), own_directory, self._writable, ready)
+        return confinement, Applied(profile.value, _names(applied), _names(missing))
+
+    def _may_take_host(self, principal: str) -> bool:
+        return any(fnmatch.fnmatchcase(principal, pattern) for pattern in self._host_for)
+
+    def support(self) -> tuple[PartSupport, ...]:
+        """For those who ask what can be had here."""
+        return tuple(PartSupport(part, self._reasons.get(part, "")) for part in Part)
+
+
+def _names(parts: list[Part]) -> tuple[str, ...]:
+    return tuple(part.value for part in parts)
+
+
+def _look(model: Confinement) -> Found:
+    """Try all parts; each for itself if that fails, since one that does takes others along."""
+    reasons: dict[Part, str] = {}
+    program = b""
+    try:
+        program = seccomp.make()
+    except OSError as error:
+        reasons[Part.SYSTEM_CALLS] = _because(error)
+    model = replace(model, filter=seccomp.Filter(program) if program else None)
+    rest = frozenset(Part) - reasons.keys()
+    if _why_not(rest, model):
+        reasons |= {part: reason for part in rest if (reason := _why_not(frozenset({part}), model))}
+    return Found(program.hex(), tuple(PartSupport(part, reasons.get(part, "")) for part in Part))
+
+
+def _why_not(parts: frozenset[Part], model: Confinement) -> str:
+    """Why these can't be applied; empty if they can."""
+    # Without new privileges a filter can be loaded by everyone.
+    ready = model.filter if Part.SYSTEM_CALLS in parts else None
+    model = replace(model, parts=parts | {Part.NO_NEW_PRIVILEGES}, filter=ready)
+
+    def attempt() -> bytes:
+        try:
+            _go_into(model)
+        except OSError as error:
+            return _because(error).encode()
+        return b""
+
+    return _in_a_child(attempt).decode()
+
+
+def _go_into(model: Confinement) -> None:
+    if Part.PID_NAMESPACE in model.parts:
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+    model.isolate(_no_report)
+    model.renounce(_no_report)
+    model.seal(_no_report)
+
+
+def _no_report(step: str) -> None:
+    del step
+
+
+def _in_a_child(work: Callable[[], bytes]) -> bytes:
+    """What comes of it, in a process of its own that nothing stays of.
+
+    Raises:
+        ChildProcessError: it did not come to its end.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.write(writing, work())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with open(reading, "rb") as said:
+        data = said.read()
+    if os.waitpid(child, 0)[1]:
+        raise ChildProcessError("a look at what sandboxes this host can have ended early")
+    return data
+
+
+def _because(error: OSError) -> str:
+    name = errno.errorcode.get(error.errno or 0, "error")
+    return f"{error.filename or 'the kernel'}: {name}, {error.strerror}"

@@ -1,0 +1,399 @@
+"""What a hostile job tries, under each sandbox profile; and that each part of one is what keeps it from it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobworker.errors import InvalidField, SandboxDenied, SandboxUnsupported, StartFailed
+from jobworker.jobs import EndReason, JobRecord, JobSpec, Limits
+from jobworker.kernel import landlock
+from jobworker.sandbox import PARTS, Part, Profile
+from jobworker.settings.schema import IsolationSettings
+from jobworker.wire import messages
+from support.leftovers import cgroups
+from support.root_side import Link, RootSide, root_side
+
+pytestmark = pytest.mark.root
+
+_PYTHON = ("/usr/bin/python3", "-I", "-c")
+_OPERATOR = "spiffe://test/user/operator"
+# Linux 5.12.
+_NR_MOUNT_SETATTR = 442
+CONFINED = pytest.mark.parametrize("sandbox", ["standard", "strict"])
+
+
+def run(link: Link, *command: str, **spec: Any) -> tuple[JobRecord, str]:
+    record = link.wait_ended(link.start(*command, **spec).job_id)
+    return record, link.read_log(record).decode()
+
+
+def shell(link: Link, script: str, sandbox: str, **spec: Any) -> str:
+    return run(link, "/bin/sh", "-c", script, sandbox=sandbox, **spec)[1]
+
+
+def python(link: Link, script: str, sandbox: str, **spec: Any) -> str:
+    return run(link, *_PYTHON, script, sandbox=sandbox, **spec)[1]
+
+
+# Files.
+
+
+@CONFINED
+def test_the_system_is_read_only(link: Link, sandbox: str) -> None:
+    places = "/ /etc /usr/bin /var/lib /root /sys/fs/cgroup /proc/sys/kernel /dev /run"
+    said = shell(link, f"for d in {places}; do touch $d/planted && echo $d; done 2>/dev/null", sandbox)
+    assert said == ""
+
+
+@CONFINED
+def test_no_mount_is_left_writable(link: Link, side: RootSide, sandbox: str) -> None:
+    own = link.start("/bin/sleep", "1000", sandbox=sandbox)
+    with open(f"/proc/{own.pid}/mountinfo") as file:
+        lines = [line.split() for line in file]
+    link.stop(own.job_id, force=True)
+    writable = {fields[4] for fields in lines if "rw" in fields[5].split(",")}
+    expected = {own.workdir, side.settings.isolation.writable[0], "/tmp", "/var/tmp", "/dev/shm", "/proc"}  # noqa: S108
+    assert writable <= expected
+    assert all("nosuid" in fields[5].split(",") for fields in lines)
+
+
+@CONFINED
+def test_what_it_needs_is_writable(link: Link, sandbox: str) -> None:
+    said = shell(
+        link, "for d in . /tmp /var/tmp /dev/shm; do echo hello > $d/f && cat $d/f; done; : > /dev/null", sandbox
+    )
+    assert said == "hello\n" * 4
+
+
+@CONFINED
+def test_tmp_is_its_own_and_gone_afterwards(link: Link, sandbox: str) -> None:
+    name = f"planted-{os.getpid()}"
+    shell(link, f"touch /tmp/{name} /var/tmp/{name} /dev/shm/{name}", sandbox)
+    assert not any(os.path.exists(f"{place}/{name}") for place in ("/tmp", "/var/tmp", "/dev/shm"))  # noqa: S108
+    assert shell(link, f"ls /tmp /var/tmp /dev/shm | grep -c {name}", sandbox) == "0\n"
+
+
+@CONFINED
+@pytest.mark.parametrize("place", ["/tmp", "/dev/shm"])  # noqa: S108
+def test_what_it_puts_there_counts_as_its_memory(link: Link, sandbox: str, place: str) -> None:
+    fill = f"head -c 200M /dev/zero > {place}/big"
+    record, _ = run(link, "/bin/sh", "-c", fill, sandbox=sandbox, limits=Limits(memory_bytes=32 * 1024**2))
+    assert record.end_reason is EndReason.OOM_KILLED
+
+
+@CONFINED
+def test_a_device_in_its_directory_is_none(link: Link, sandbox: str) -> None:
+    job = link.start(
+        "/bin/sh", "-c", "until read go < gate; do sleep 0.01; done 2>/dev/null; cat zero", sandbox=sandbox
+    )
+    os.mkfifo(f"{job.workdir}/gate")
+    os.chmod(f"{job.workdir}/gate", 0o666)  # noqa: S103
+    os.mknod(f"{job.workdir}/zero", 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    Path(job.workdir, "gate").write_text("go\n")
+    ended = link.wait_ended(job.job_id)
+    assert b"Permission denied" in link.read_log(ended)
+
+
+# Rights.
+
+
+@pytest.mark.parametrize("sandbox", [profile.value for profile in Profile])
+def test_a_setuid_program_gives_nothing(side: RootSide, sandbox: str) -> None:
+    program = shutil.copy("/usr/bin/id", os.path.join(side.settings.isolation.writable[0], "setuid-id"))
+    os.chmod(program, 0o4755)  # noqa: S103
+    link = side.link(subscribe=True)
+    request = messages.StartJob(_OPERATOR, JobSpec(program, ("-u",), sandbox=sandbox))
+    ended = link.wait_ended(link.ask(request).record.job_id)
+    assert link.read_log(ended) == b"%d\n" % ended.uid
+
+
+@CONFINED
+def test_no_capability_is_there_or_to_be_had(link: Link, sandbox: str) -> None:
+    sets = shell(link, "grep ^Cap /proc/self/status", sandbox)
+    assert {int(line.split()[1], 16) for line in sets.splitlines()} == {0}
+
+
+_CALLS = """
+import ctypes, errno, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def told(name, result):
+    print(name, "worked" if result >= 0 else errno.errorcode[ctypes.get_errno()])
+for flag in (0x20000, 0x10000000, 0x40000000, 0x20000000):
+    told(f"unshare {flag:#x}", libc.unshare(flag))
+told("mount", libc.mount(b"none", b"/tmp", b"tmpfs", 0, None))
+told("umount", libc.umount2(b"/proc", 2))
+told("ptrace of init", libc.ptrace(16, 1, 0, 0))
+for name, number in {"bpf": 321, "add_key": 248, "keyctl": 250, "userfaultfd": 323, "io_uring_setup": 425,
+                     "perf_event_open": 298, "open_by_handle_at": 304, "kexec_load": 246, "clone3": 435,
+                     "init_module": 175, "reboot": 169, "fsopen": 430}.items():
+    told(name, libc.syscall(number, 0, 0, 0, 0, 0, 0))
+for family in (16, 17, 38, 40):
+    try:
+        socket.socket(family, socket.SOCK_RAW if family != 38 else socket.SOCK_SEQPACKET, 0)
+        print("socket", family, "worked")
+    except OSError as error:
+        print("socket", family, errno.errorcode[error.errno])
+"""
+
+
+@CONFINED
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of calls are those of x86-64")
+def test_system_calls_that_reach_into_the_host(link: Link, sandbox: str) -> None:
+    said = python(link, _CALLS, sandbox).splitlines()
+    answers = dict(line.rsplit(" ", 1) for line in said)
+    # Netlink is how programs ask for addresses.
+    assert answers.pop("socket 16") == "worked"
+    assert answers.pop("clone3") == "ENOSYS"
+    assert {answers.pop(f"socket {family}") for family in (17, 38, 40)} == {"EAFNOSUPPORT"}
+    assert answers.pop("ptrace of init") in ("EPERM", "ESRCH")
+    assert set(answers.values()) == {"EPERM"}
+    assert len(answers) == 17
+
+
+@CONFINED
+def test_programs_of_all_kinds_still_run(link: Link, sandbox: str) -> None:
+    script = "import threading, subprocess, socket, multiprocessing as m\n"
+    script += "t = threading.Thread(target=print, args=(1,))\n"
+    script += (
+        "t.start(); t.join(); subprocess.run(['/bin/echo', '2']); print(m.Semaphore(3).get_value(), flush=True)\n"
+    )
+    script += "s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname()); print(4)"
+    assert run(link, *_PYTHON[:2], "-u", "-c", script, sandbox=sandbox)[1] == "1\n2\n3\n4\n"
+
+
+# Other processes.
+
+
+@CONFINED
+def test_no_other_process_is_to_be_seen(link: Link, sandbox: str) -> None:
+    other = link.start("/bin/sleep", "1000", sandbox=sandbox)
+    count = "import os; print(sum(name.isdigit() for name in os.listdir('/proc')))"
+    assert python(link, count, sandbox) == "1\n"
+    look = f"cat /proc/{other.pid}/cmdline /proc/{os.getpid()}/cmdline /proc/1/environ"
+    shell(link, f"{look}; kill -9 {other.pid}; kill -9 1", sandbox)
+    assert link.inspect(other.job_id).ended_ns == 0
+    assert link.stop(other.job_id, force=True).end_reason is EndReason.STOPPED
+
+
+@CONFINED
+def test_killing_everyone_kills_its_own_alone(link: Link, sandbox: str) -> None:
+    other = link.start("/bin/sleep", "1000", sandbox=sandbox)
+    record, _ = run(link, "/bin/sh", "-c", "sleep 1000 & kill -9 -1; echo alive", sandbox=sandbox)
+    assert link.inspect(other.job_id).ended_ns == 0
+    assert link.stop(other.job_id, force=True).end_reason is EndReason.STOPPED
+    assert cgroups(record.job_id) == []
+
+
+@CONFINED
+def test_shared_memory_and_names_are_its_own(link: Link, sandbox: str) -> None:
+    made = subprocess.run(["ipcmk", "-M", "4096", "-p", "0666"], capture_output=True, check=True).stdout.split()[
+        -1
+    ]
+    try:
+        assert shell(link, "ipcs -m | grep -c 0x", sandbox) == "0\n"
+    finally:
+        subprocess.run(["ipcrm", "-m", made], check=True)
+    spaces = {shell(link, f"readlink /proc/self/ns/{kind}", sandbox) for kind in ("ipc", "uts", "cgroup", "mnt")}
+    own = {os.readlink(f"/proc/self/ns/{kind}") + "\n" for kind in ("ipc", "uts", "cgroup", "mnt")}
+    assert len(spaces - own) == 4
+
+
+@CONFINED
+def test_its_cgroup_looks_like_the_root_and_cannot_be_left(link: Link, sandbox: str) -> None:
+    said = shell(link, "cut -d: -f3 /proc/self/cgroup | sort -u; grep -c cgroup /proc/mounts", sandbox)
+    assert said.split()[0] == "/"
+    files = "find /sys/fs/cgroup -name cgroup.procs -o -name tasks"
+    assert shell(link, f"(for f in $({files}); do echo 0 > $f && echo $f; done) 2>/dev/null", sandbox) == ""
+
+
+# The strict profile.
+
+
+def test_in_strict_there_is_no_network_but_its_own_loopback(link: Link) -> None:
+    script = "import socket; print(*(name for _, name in socket.if_nameindex()))"
+    assert python(link, script, "strict") == "lo\n"
+    # It is up.
+    script = "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
+    assert run(link, *_PYTHON, script, sandbox="strict")[0].exit_code == 0
+
+
+def test_in_strict_a_job_is_its_namespace_s_second_process(link: Link) -> None:
+    job = link.start("/bin/sh", "-c", "echo $$; read x < /proc/self/fd/1", sandbox="strict")
+    with open(f"/proc/{job.pid}/status") as file:
+        assert next(line for line in file if line.startswith("NSpid")).split()[-1] == "2"
+    assert link.stop(job.job_id, force=True).signal == signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "field", "value"),
+    [
+        ("exit 7", EndReason.EXITED, "exit_code", 7),
+        ("kill -SEGV $$", EndReason.SIGNALED, "signal", signal.SIGSEGV),
+        ("(sleep 0.2; echo late) & exit 9", EndReason.EXITED, "exit_code", 9),
+        # Of an init, which it is not, these would be ignored.
+        ("kill -TERM $$; sleep 1000", EndReason.SIGNALED, "signal", signal.SIGTERM),
+    ],
+)
+def test_in_strict_it_ends_as_it_would_elsewhere(
+    link: Link, script: str, reason: EndReason, field: str, value: int
+) -> None:
+    record, output = run(link, "/bin/sh", "-c", script, sandbox="strict")
+    assert (record.end_reason, getattr(record, field)) == (reason, value)
+    assert output == ("late\n" if "late" in script else "")
+    assert cgroups(record.job_id) == []
+
+
+def test_in_strict_what_it_leaves_behind_is_reaped(link: Link) -> None:
+    script = "for i in 1 2 3; do (setsid sleep 0 &) ; done; sleep 0.5; ps -e -o stat= | grep -c Z"
+    assert shell(link, script, "strict") == "0\n"
+
+
+def test_in_strict_a_stop_is_asked_for_before_it_is_forced(link: Link) -> None:
+    job = link.start(
+        "/bin/sh", "-c", "trap 'echo told; exit 4' TERM; echo up; while :; do sleep 0.01; done", sandbox="strict"
+    )
+    link.wait_output(job.job_id)
+    ended = link.stop(job.job_id)
+    assert (ended.end_reason, ended.exit_code) == (EndReason.STOPPED, 4)
+    assert link.read_log(ended).endswith(b"told\n")
+
+
+def test_in_strict_what_cannot_be_executed_leaves_nothing(link: Link) -> None:
+    with pytest.raises(StartFailed):
+        link.start("/no/such/program", sandbox="strict")
+
+
+def test_in_strict_it_outlives_supervisor_and_keeper(side: RootSide) -> None:
+    link = side.link(subscribe=True)
+    gate = os.path.join(side.settings.isolation.writable[0], "outlive")
+    os.mkfifo(gate)
+    os.chmod(gate, 0o666)  # noqa: S103
+    job = link.start("/bin/sh", "-c", f"echo one; read x < {gate}; echo two; exit 5", sandbox="strict")
+    os.kill(side.supervisor_pid(), signal.SIGKILL)
+    link.drain()
+    link = side.reconnect(subscribe=True)
+    Path(gate).write_text("go\n")
+    ended = link.wait_ended(job.job_id)
+    assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 5)
+    assert link.read_log(ended) == b"one\ntwo\n"
+    assert ended.sandbox == job.sandbox
+
+
+# Landlock, which keeps from the same as the mounts do, alone.
+
+
+def _in_a_child(act: Callable[[], None]) -> int:
+    """Its error number; 0 for none."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        except OSError as error:
+            os._exit(error.errno or 255)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def landlock_version() -> int:
+    try:
+        return landlock.version()
+    except OSError as error:
+        pytest.skip(f"this kernel has no Landlock: {error}")
+
+
+@pytest.mark.parametrize(
+    ("path", "outcome"), [("own/file", 0), ("other", errno.EACCES), ("/etc/planted", errno.EACCES)]
+)
+def test_landlock_keeps_from_writing_elsewhere(
+    tmp_path: Path, landlock_version: int, path: str, outcome: int
+) -> None:
+    (tmp_path / "own").mkdir()
+
+    def act() -> None:
+        os.chdir(tmp_path)
+        libc = ctypes.CDLL(None)
+        libc.prctl(38, 1, 0, 0, 0)
+        landlock.restrict(landlock_version, ("own", "missing"))
+        with open("/dev/null", "w") as null, open("/etc/passwd") as passwd:
+            null.write(passwd.read())
+        with open(path, "w"):
+            pass
+
+    assert _in_a_child(act) == outcome
+
+
+# Which profile.
+
+
+def test_a_job_says_what_it_is_isolated_by(link: Link) -> None:
+    for profile in (Profile.STANDARD, Profile.STRICT):
+        applied = link.start("/bin/true", sandbox=profile.value).sandbox
+        assert applied.profile == profile.value
+        assert applied.parts == tuple(part.value for part in PARTS[profile])
+        assert applied.missing == ()
+    assert link.start("/bin/true").sandbox.profile == "standard"
+
+
+def test_a_profile_that_is_none(link: Link) -> None:
+    with pytest.raises(InvalidField, match="sandbox: 'lax' is not one of host, standard, strict"):
+        link.ask(messages.StartJob("p", JobSpec("/bin/true", sandbox="lax")))
+
+
+@pytest.fixture(scope="module")
+def side() -> Iterator[RootSide]:
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        isolation = IsolationSettings(writable=(directory,), host_for=("spiffe://test/user/oper*",))
+        with root_side(directory, isolation=isolation) as running:
+            yield running
+
+
+def test_the_host_profile_is_for_those_who_are_named(link: Link) -> None:
+    spec = JobSpec("/usr/bin/readlink", ("/proc/self/ns/mnt",), sandbox="host")
+    with pytest.raises(SandboxDenied, match=r"isolation\.host_for .* spiffe://test/user/other"):
+        link.ask(messages.StartJob("spiffe://test/user/other", spec))
+    job = link.ask(messages.StartJob(_OPERATOR, spec)).record
+    assert link.read_log(link.wait_ended(job.job_id)).decode().strip() == os.readlink("/proc/self/ns/mnt")
+    assert job.sandbox.parts == (Part.NO_NEW_PRIVILEGES.value,)
+
+
+@pytest.mark.parametrize("missing", ["refuse", "report"])
+def test_a_kernel_that_lacks_a_part(missing: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        isolation = IsolationSettings(missing=missing, writable=(directory,), host_for=("*",))
+        with root_side(directory, isolation=isolation, without_call=_NR_MOUNT_SETATTR) as side:
+            link = side.link(subscribe=True)
+            reasons = {each.part: each.reason for each in link.welcome.host.isolation if each.reason}
+            assert set(reasons) == {Part.READ_ONLY_SYSTEM, Part.PRIVATE_TMP, Part.OWN_PROCESSES}
+            assert "ENOSYS" in reasons[Part.READ_ONLY_SYSTEM]
+            assert link.start("/bin/true", sandbox="host").sandbox.missing == ()
+            if missing == "refuse":
+                with pytest.raises(SandboxUnsupported, match=r"lacks read-only-system: .*ENOSYS"):
+                    link.start("/bin/true")
+            else:
+                job = link.start("/bin/sh", "-c", "grep Seccomp: /proc/self/status")
+                assert set(job.sandbox.missing) == {part.value for part in reasons}
+                assert link.read_log(link.wait_ended(job.job_id)) == b"Seccomp:\t2\n"
+
+
+def test_a_writable_directory_that_is_none_is_told_and_left_out() -> None:
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        isolation = IsolationSettings(writable=(f"{directory}/missing",))
+        with root_side(directory, isolation=isolation) as side:
+            assert "isolation.writable names what is no directory" in side.log()
+            assert side.link().start("/bin/true").sandbox.profile == "standard"
