@@ -9,11 +9,11 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobworker import codec
+from jobworker import codec, units
 from jobworker.errors import InvalidField
+from jobworker.limits import NO_LIMITS, Limits, LimitStatus
 from jobworker.sandbox import NOT_SANDBOXED, Applied, check_profile
 
 # Crockford's base 32: no i, l, o, u, so that an id read aloud or off a screen comes back right.
@@ -89,109 +89,6 @@ class Source(enum.IntEnum):
     STDERR = 2
 
 
-class Enforcement(enum.Enum):
-    ENFORCED = "ENFORCED"
-    BEST_EFFORT = "BEST_EFFORT"
-    UNSUPPORTED = "UNSUPPORTED"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a job may use at the most; `None` means that nothing was asked for.
-
-    Attributes:
-        cpu_millis: thousandths of one CPU's time; 500 is half a CPU.
-        memory_bytes: memory charged to the job's cgroup.
-        pids: processes and threads at any one time.
-    """
-
-    cpu_millis: int | None = None
-    memory_bytes: int | None = None
-    pids: int | None = None
-
-    def check(self) -> None:
-        """Check each limit's range.
-
-        Raises:
-            InvalidField: a limit is outside of what any host could enforce.
-        """
-        _in_range("limits.cpu", self.cpu_millis, CPU_RANGE, format_cpu)
-        _in_range("limits.memory", self.memory_bytes, MEMORY_RANGE, format_size)
-        _in_range("limits.pids", self.pids, PIDS_RANGE, str)
-
-
-# cpu.max takes no quota below 1 ms in a period of 100 ms.
-CPU_RANGE = (10, 10_000_000)
-MEMORY_RANGE = (1024**2, 2**50)
-PIDS_RANGE = (1, 4_194_304)
-
-_CPU = re.compile(r"([0-9]{1,7})(?:\.([0-9]))?%")
-_SIZE = re.compile(r"([0-9]{1,19})(?:([KMGT])i?)?")
-_DURATION = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?(ms|s|m|h|d)")
-_POWERS = {None: 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-
-def parse_cpu(text: str, field: str = "limits.cpu") -> int:
-    """`50%` (of one CPU), `250%`, `12.5%` as thousandths of a CPU.
-
-    Raises:
-        InvalidField: the text is not of this form, or out of range.
-    """
-    match = _CPU.fullmatch(text)
-    if not match:
-        raise InvalidField(field, f"{text!r:.40} is not a percentage of one CPU", "50%")
-    millis = int(match[1]) * 10 + int(match[2] or 0)
-    _in_range(field, millis, CPU_RANGE, format_cpu)
-    return millis
-
-
-def parse_size(text: str, field: str = "limits.memory") -> int:
-    """`256M`, `1G`, `512Ki` or plain bytes, in powers of 1024, as bytes.
-
-    Raises:
-        InvalidField: the text is not of this form, or out of range.
-    """
-    match = _SIZE.fullmatch(text)
-    if not match:
-        raise InvalidField(field, f"{text!r:.40} is not a size", "256M")
-    size = int(match[1]) * _POWERS[match[2]]
-    _in_range(field, size, MEMORY_RANGE, format_size)
-    return size
-
-
-def parse_duration(text: str, field: str) -> int:
-    """`30s`, `1.5s`, `500ms`, `10m`, `2h`, `1d` as milliseconds.
-
-    Raises:
-        InvalidField: the text is not of this form.
-    """
-    match = _DURATION.fullmatch(text)
-    if not match:
-        raise InvalidField(field, f"{text!r:.40} is not a duration", "30s")
-    unit = _MILLISECONDS[match[3]]
-    return int(match[1]) * unit + int((match[2] or "0").ljust(3, "0")) * unit // 1000
-
-
-def format_cpu(millis: int) -> str:
-    return f"{millis // 10}%" if millis % 10 == 0 else f"{millis / 10:.1f}%"
-
-
-def format_size(size: int) -> str:
-    for letter in "TGMK":
-        if size and size % _POWERS[letter] == 0:
-            return f"{size // _POWERS[letter]}{letter}"
-    return str(size)
-
-
-def _in_range(field: str, value: int | None, bounds: tuple[int, int], show: Callable[[int], str]) -> None:
-    low, high = bounds
-    if value is not None and not low <= value <= high:
-        raise InvalidField(
-            field, f"{show(value)} is not between {show(low)} and {show(high)}", show(max(low, 100))
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """What a client wants to be run.
@@ -211,7 +108,7 @@ class JobSpec:
     args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     workdir: str = ""
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     timeout_ms: int = 0
     labels: tuple[tuple[str, str], ...] = ()
     best_effort: bool = False
@@ -232,7 +129,7 @@ class JobSpec:
         self._check_labels()
         self.limits.check()
         check_profile(self.sandbox)
-        _in_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), lambda ms: f"{ms}ms")
+        units.check_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), lambda ms: f"{ms}ms")
         size = len(codec.dumps(self))
         if size > MAX_SPEC_BYTES:
             problem = f"the job takes {size} bytes as a message, more than {MAX_SPEC_BYTES}"
@@ -311,24 +208,6 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True)
-class LimitStatus:
-    """One limit of a job, as asked for and as the kernel has it.
-
-    Attributes:
-        name: `cpu`, `memory`, `pids`, …
-        requested: as the client or the default had it, e.g. `50%`.
-        value: as read back from the kernel, in the same form; empty where unsupported.
-        detail: why it is not ENFORCED.
-    """
-
-    name: str
-    requested: str
-    value: str
-    enforcement: Enforcement
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     """What a job has used so far; what the host can't tell is 0.
 
@@ -337,12 +216,16 @@ class Usage:
         memory_peak_bytes: the highest memory charge.
         oom_kills: processes of the job that the kernel killed for want of memory.
         throttled_usec: time for which the CPU limit held the job back, in microseconds.
+        io_read_bytes: from all disks.
+        io_written_bytes: to all disks.
     """
 
     cpu_usec: int = 0
     memory_peak_bytes: int = 0
     oom_kills: int = 0
     throttled_usec: int = 0
+    io_read_bytes: int = 0
+    io_written_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
-from jobworker.jobs import EndReason, Enforcement, Idempotency, JobRecord, LimitStatus, State, Usage, new_job_id
+from jobworker.jobs import EndReason, Idempotency, JobRecord, State, Usage, new_job_id
+from jobworker.limits import Enforcement, LimitStatus
 from jobworker.supervisor.store import Store
 
 

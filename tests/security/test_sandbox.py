@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from jobworker.errors import InvalidField, SandboxDenied, SandboxUnsupported, StartFailed
-from jobworker.jobs import EndReason, JobRecord, JobSpec, Limits
+from jobworker.jobs import EndReason, JobRecord, JobSpec
 from jobworker.kernel import landlock
+from jobworker.limits import Limits
 from jobworker.sandbox import PARTS, Part, Profile
 from jobworker.settings.schema import IsolationSettings
 from jobworker.wire import messages

@@ -19,8 +19,9 @@ from dataclasses import replace
 from typing import Any
 
 import jobworker
-from jobworker.jobs import JobRecord, JobSpec, Limits
+from jobworker.jobs import JobRecord, JobSpec
 from jobworker.kernel import pidfd
+from jobworker.limits import Limits
 from jobworker.settings import schema
 from jobworker.wire import frames, messages, sockets
 from support import seccomp

@@ -16,7 +16,8 @@ from jobworker.errors import (
     JobWorkerError,
     StartFailed,
 )
-from jobworker.jobs import EndReason, JobRecord, Limits, State
+from jobworker.jobs import EndReason, JobRecord, State
+from jobworker.limits import Limits
 from jobworker.settings import schema
 from support.leftovers import cgroups, processes_of
 from support.root_side import Link, RootSide

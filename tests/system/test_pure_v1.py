@@ -17,7 +17,8 @@ INSIDE = """
 import os, tempfile
 from support.leftovers import cgroups
 from support.root_side import root_side
-from jobworker.jobs import EndReason, Limits
+from jobworker.jobs import EndReason
+from jobworker.limits import Limits
 from jobworker.kernel.cgroup import detect
 
 assert detect.cgroup_mounts().v2 is None

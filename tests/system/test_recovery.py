@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from jobworker.errors import AgentUnavailable
-from jobworker.jobs import EndReason, JobRecord, Limits, State, new_job_id
+from jobworker.jobs import EndReason, JobRecord, State, new_job_id
+from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors, processes_of
 from support.root_side import DEADLINE, Link, RootSide, root_side, tells_ends

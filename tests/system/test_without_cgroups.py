@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from jobworker.errors import LimitUnsupported
-from jobworker.jobs import EndReason, Enforcement, Limits, State
+from jobworker.jobs import EndReason, State
+from jobworker.limits import Enforcement, Limits
 from support.root_side import Link, RootSide, root_side
 
 pytestmark = pytest.mark.root

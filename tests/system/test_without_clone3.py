@@ -9,7 +9,8 @@ import tempfile
 import pytest
 
 from jobworker.errors import StartFailed
-from jobworker.jobs import EndReason, Limits
+from jobworker.jobs import EndReason
+from jobworker.limits import Limits
 from support.leftovers import cgroups, processes_of
 from support.root_side import root_side
 

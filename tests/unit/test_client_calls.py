@@ -14,7 +14,8 @@ from jobworker.client import Endpoint, connect
 from jobworker.client.failures import AmbiguousId, CallFailed, FieldViolation
 from jobworker.client.rpc.client import Client
 from jobworker.errors import InvalidField, JobNotFound, TlsProblem
-from jobworker.jobs import JobSpec, Limits, State
+from jobworker.jobs import JobSpec, State
+from jobworker.limits import Limits
 from support import certs, scripted
 
 ID = "k7f3-9m2q-x4tz-b1cd"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from jobworker import codec
 from jobworker.errors import ProtocolError
-from jobworker.jobs import Enforcement, JobRecord, JobSpec, Limits, LimitStatus, State
+from jobworker.jobs import JobRecord, JobSpec, State
+from jobworker.limits import Enforcement, Limits, LimitStatus
 from jobworker.wire import frames, messages
 
 TEXT = st.text(alphabet=st.characters(codec="utf-8") | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF))

@@ -16,7 +16,8 @@ from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField
 from jobworker.gateway import incoming
-from jobworker.jobs import JobSpec, Limits, Source, State
+from jobworker.jobs import JobSpec, Source, State
+from jobworker.limits import Limits
 from jobworker.wire.messages import StopJob
 
 ID = "k7f3-9m2q-x4tz-b1cd"

@@ -6,7 +6,8 @@ import pytest
 
 from jobworker.api.v1 import job_pb2
 from jobworker.gateway import outgoing
-from jobworker.jobs import EndReason, Enforcement, LimitStatus, State, Usage
+from jobworker.jobs import EndReason, State, Usage
+from jobworker.limits import Enforcement, LimitStatus
 from jobworker.wire.messages import LimitSupport
 from support.scripted_supervisor import record
 

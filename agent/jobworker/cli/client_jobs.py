@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobworker import jobs
+from jobworker import jobs, units
 from jobworker.cli import client_json, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_spec import labels_of
@@ -54,7 +54,7 @@ _STATES = click.Choice([state.value for state in jobs.State], case_sensitive=Fal
 @click.option("--no-wait", is_flag=True, help="Return as soon as the stop is under way.")
 @click.argument("job_id", metavar="ID")
 def stop(job_id: str, grace: str, signal: str, *, force: bool, no_wait: bool) -> None:
-    grace_ms = jobs.parse_duration(grace, "--grace")
+    grace_ms = units.parse_duration(grace, "--grace")
     with connect() as client:
         whole = client.resolve(job_id)
         job = client.stop(whole, signal=signal, grace_ms=grace_ms, force=force, wait=not no_wait)

@@ -114,4 +114,6 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "memory_peak_bytes": usage.memory_peak_bytes,
         "oom_kills": usage.oom_kills,
         "throttled_seconds": seconds(usage.throttled_time),
+        "io_read_bytes": usage.io_read_bytes,
+        "io_written_bytes": usage.io_written_bytes,
     }

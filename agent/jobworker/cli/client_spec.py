@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-from jobworker import jobs
+from jobworker import jobs, units
 from jobworker.errors import InvalidField
+from jobworker.limits import KINDS, Limits
 from jobworker.sandbox import PROFILES
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -16,10 +17,26 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # From the job's command on, everything is the job's: `start ls -l` needs no `--`.
 CONTEXT_SETTINGS = {"allow_interspersed_args": False}
 
+_LIMITS = {
+    "cpu": ("PERCENT", "CPU time, in percent of one CPU: 50%, 250%."),
+    "cpu_weight": ("N", "Share of the CPU among jobs that want it at once: 1 to 10000, 100 by default."),
+    "cpuset": ("CPUS", "CPUs to run on: 0-2,5."),
+    "memory": ("SIZE", "Memory, in powers of 1024: 64M, 1G."),
+    "swap": ("SIZE", "Swap beyond --memory; by default none."),
+    "pids": ("N", "Processes and threads at any one time."),
+    "io_read": ("RATE", "Bytes a second read from the disk of the working directory: 10M/s."),
+    "io_write": ("RATE", "Bytes a second written to it; with cgroup v1 direct and synchronous writes only."),
+    "io_read_ops": ("N", "Read operations a second from it."),
+    "io_write_ops": ("N", "Write operations a second to it."),
+}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 _OPTIONS = (
-    click.option("--cpu", metavar="PERCENT", help="CPU time, in percent of one CPU: 50%, 250%."),
-    click.option("--memory", metavar="SIZE", help="Memory, in powers of 1024: 64M, 1G."),
-    click.option("--pids", type=click.IntRange(*jobs.PIDS_RANGE), help="Processes and threads at any one time."),
+    *(click.option(_flag(name), metavar=metavar, help=told) for name, (metavar, told) in _LIMITS.items()),
     click.option("--timeout", metavar="TIME", help="Stop the job after this time: 500ms, 30s, 10m, 2h, 1d."),
     click.option(
         "--env",
@@ -59,23 +76,26 @@ def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[s
     Raises:
         InvalidField: an option's value is wrong.
     """
-    cpu, memory, timeout = options["cpu"], options["memory"], options["timeout"]
-    limits = jobs.Limits(
-        cpu_millis=None if cpu is None else jobs.parse_cpu(cpu, "--cpu"),
-        memory_bytes=None if memory is None else jobs.parse_size(memory, "--memory"),
-        pids=options["pids"],
-    )
+    timeout = options["timeout"]
     return jobs.JobSpec(
         command=words[0],
         args=tuple(words[1:]),
         env=tuple(dict(_variable(text, environ) for text in options["env"]).items()),
         workdir=options["workdir"] or "",
-        limits=limits,
-        timeout_ms=0 if timeout is None else jobs.parse_duration(timeout, "--timeout"),
+        limits=_limits(options),
+        timeout_ms=0 if timeout is None else units.parse_duration(timeout, "--timeout"),
         labels=tuple(labels_of(options["label"]).items()),
         best_effort=options["best_effort"],
         sandbox=options["sandbox"] or "",
     )
+
+
+def _limits(options: Mapping[str, Any]) -> Limits:
+    values: dict[str, Any] = {}
+    for kind in KINDS:
+        if (text := options[kind.name]) is not None:
+            values[kind.field] = kind.read(text, _flag(kind.name))
+    return Limits(**values)
 
 
 def labels_of(texts: Sequence[str]) -> dict[str, str]:

@@ -153,6 +153,8 @@ def _limits(message: Job) -> Pairs:
     usage = message.usage
     throttled = client_json.seconds(usage.throttled_time)
     yield "cpu used", f"{client_json.seconds(usage.cpu_time):.3f} s, held back for {throttled:.3f} s"
+    if usage.io_read_bytes or usage.io_written_bytes:
+        yield "disk", f"{size(usage.io_read_bytes)} read, {size(usage.io_written_bytes)} written"
     yield "memory peak", f"{size(usage.memory_peak_bytes)}, {usage.oom_kills} killed for want of it"
 
 

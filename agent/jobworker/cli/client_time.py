@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from jobworker import jobs
+from jobworker import units
 from jobworker.errors import InvalidField
 
 _EXAMPLE = "2026-01-31T08:00:00Z, or 10m for ten minutes ago"
@@ -34,7 +34,7 @@ def _zoned(text: str) -> datetime | None:
 
 def _duration_ms(text: str, field: str) -> int:
     try:
-        return jobs.parse_duration(text, field)
+        return units.parse_duration(text, field)
     except InvalidField:
         problem = f"{text!r:.60} is neither a time with its zone nor a duration"
         raise InvalidField(field, problem, _EXAMPLE) from None

@@ -23,7 +23,7 @@ from jobworker import codec
 from jobworker.cli import owner_link
 from jobworker.cli.owner_link import OwnerLink
 from jobworker.errors import HostFault, InvalidField, JobWorkerError
-from jobworker.jobs import Enforcement
+from jobworker.limits import Enforcement
 from jobworker.settings import schema
 from jobworker.settings.schema import IsolationSettings, Settings, TlsSettings
 from jobworker.wire import messages

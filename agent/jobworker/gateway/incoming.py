@@ -7,11 +7,12 @@ import binascii
 import hashlib
 import re
 import signal
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from jobworker import codec, jobs
+from jobworker import codec, jobs, limits
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField
@@ -72,12 +73,13 @@ def spec(request: pb.StartRequest) -> jobs.JobSpec:
     return made
 
 
-def _limits(limits: job_pb2.Limits) -> jobs.Limits:
-    return jobs.Limits(
-        cpu_millis=jobs.parse_cpu(limits.cpu) if limits.cpu else None,
-        memory_bytes=jobs.parse_size(limits.memory) if limits.memory else None,
-        pids=limits.pids or None,
-    )
+def _limits(asked: job_pb2.Limits) -> limits.Limits:
+    values: dict[str, Any] = {}
+    for kind in limits.KINDS:
+        # Text, or a number; empty, or 0, for what is left out.
+        if given := getattr(asked, kind.name):
+            values[kind.field] = kind.read(str(given), f"limits.{kind.name}")
+    return limits.Limits(**values)
 
 
 def _timeout(request: pb.StartRequest) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from jobworker import jobs
+from jobworker import jobs, limits
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.sandbox import Applied
@@ -16,7 +16,7 @@ _REASONS: dict[jobs.EndReason | None, job_pb2.EndReason.ValueType] = {
     None: job_pb2.END_REASON_UNSPECIFIED,
     **{reason: job_pb2.EndReason.Value(f"END_REASON_{reason.value}") for reason in jobs.EndReason},
 }
-_ENFORCEMENTS = {kind: job_pb2.Enforcement.Value(f"ENFORCEMENT_{kind.value}") for kind in jobs.Enforcement}
+_ENFORCEMENTS = {kind: job_pb2.Enforcement.Value(f"ENFORCEMENT_{kind.value}") for kind in limits.Enforcement}
 
 
 def job(record: jobs.JobRecord) -> job_pb2.Job:
@@ -51,7 +51,7 @@ def job(record: jobs.JobRecord) -> job_pb2.Job:
     )
 
 
-def _limit(status: jobs.LimitStatus) -> job_pb2.LimitStatus:
+def _limit(status: limits.LimitStatus) -> job_pb2.LimitStatus:
     return job_pb2.LimitStatus(
         name=status.name,
         requested=status.requested,
@@ -73,6 +73,8 @@ def _usage(usage: jobs.Usage) -> job_pb2.Usage:
         memory_peak_bytes=usage.memory_peak_bytes,
         oom_kills=usage.oom_kills,
         throttled_time=_duration(usage.throttled_usec),
+        io_read_bytes=usage.io_read_bytes,
+        io_written_bytes=usage.io_written_bytes,
     )
 
 

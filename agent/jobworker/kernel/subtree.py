@@ -13,11 +13,11 @@ import os
 import select
 import signal
 
-from jobworker.jobs import Limits, Usage
+from jobworker.jobs import Usage
 from jobworker.kernel import syscalls
-from jobworker.kernel.cgroup.base import Group, Hierarchy, Support
+from jobworker.kernel.cgroup.base import Group, Hierarchy, unsupported
+from jobworker.limits import BY_NAME, Limits
 
-_LIMITS = ("cpu", "memory", "pids")
 # A tree that forks while it is being stopped is caught within a few passes, unless it outruns us for good.
 _STOP_PASSES = 1000
 
@@ -121,7 +121,7 @@ class SubtreeHierarchy(Hierarchy):
 
     def __init__(self, reason: str) -> None:
         self.mode = "none"
-        self.support = tuple(Support(name, reason) for name in _LIMITS)
+        self.support = tuple(unsupported(name, reason) for name in BY_NAME)
 
     def create(self, name: str, limits: Limits) -> SubtreeGroup:  # noqa: ARG002 - none is supported
         return SubtreeGroup(name)

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
+from jobworker import limits, units
 from jobworker.errors import InvalidField
-from jobworker.jobs import PIDS_RANGE, parse_cpu, parse_duration, parse_size
+from jobworker.limits import PIDS_RANGE
 from jobworker.sandbox import PROFILES
 from jobworker.settings.schema import MetricsSettings, Settings, TlsSettings
 
@@ -90,16 +91,16 @@ def _number(low: int, high: int) -> Parse:
     return parse
 
 
-def _cpu(field: str, value: Any) -> int:
-    return parse_cpu(_text(field, value), field)
+def _limit(name: str) -> Parse:
+    def parse(field: str, value: Any) -> int:
+        limit: int = limits.BY_NAME[name].read(_text(field, value), field)
+        return limit
 
-
-def _size(field: str, value: Any) -> int:
-    return parse_size(_text(field, value), field)
+    return parse
 
 
 def _duration(field: str, value: Any) -> int:
-    return parse_duration(_text(field, value), field)
+    return units.parse_duration(_text(field, value), field)
 
 
 def _oid(field: str, value: Any) -> str:
@@ -131,10 +132,10 @@ _TLS: dict[str, tuple[str, Parse]] = {
     "role_oid": ("role_oid", _oid),
 }
 _JOBS: dict[str, tuple[str, Parse]] = {
-    "segment_size": ("segment_bytes", _size),
+    "segment_size": ("segment_bytes", _limit("memory")),
     "default_pids": ("default_pids", _number(*PIDS_RANGE)),
-    "max_cpu": ("max_cpu_millis", _cpu),
-    "max_memory": ("max_memory_bytes", _size),
+    "max_cpu": ("max_cpu_millis", _limit("cpu")),
+    "max_memory": ("max_memory_bytes", _limit("memory")),
     "max_pids": ("max_pids", _number(*PIDS_RANGE)),
     "max_active": ("max_active", _number(1, 100_000)),
     "open_files": ("open_files", _number(64, 2**20)),

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from jobworker.errors import HostFault, JobWorkerError, StartFailed
-from jobworker.jobs import Idempotency, JobRecord, JobSpec, Limits, LimitStatus, State
+from jobworker.jobs import Idempotency, JobRecord, JobSpec, State
 from jobworker.kernel import spawn
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.confinement import Confinement
 from jobworker.kernel.subtree import SubtreeGroup
+from jobworker.limits import Limits, LimitStatus
 from jobworker.sandbox import Part
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor.job import Handles, Job, Surroundings

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+from jobworker import units
 from jobworker.errors import InvalidField, LimitUnsupported
-from jobworker.jobs import Enforcement, JobSpec, Limits, LimitStatus, format_cpu, format_size
+from jobworker.jobs import JobSpec
+from jobworker.kernel import disk
 from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.disk import Disk, NoDisk
+from jobworker.limits import BY_NAME, IO, KINDS, Enforcement, Limits, LimitStatus
 from jobworker.settings.schema import JobSettings
 from jobworker.wire.messages import LimitSupport
 
-_FORMATS: dict[str, Callable[[int], str]] = {"cpu": format_cpu, "memory": format_size, "pids": str}
-_FIELDS = {"cpu": "cpu_millis", "memory": "memory_bytes", "pids": "pids"}
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job is to be held to.
+
+    Attributes:
+        asked: by the client, with the defaults filled in.
+        settable: those of them that can be set here.
+        disk: that the IO limits are for.
+        refused: why others can't be set, by name; only where the request allows best effort.
+    """
+
+    asked: Limits
+    settable: Limits
+    disk: Disk | None
+    refused: dict[str, str]
 
 
 class LimitRules:
@@ -21,66 +39,96 @@ class LimitRules:
 
     def __init__(self, settings: JobSettings, hierarchy: Hierarchy) -> None:
         self._default_pids = settings.default_pids
-        self._kinds = hierarchy.support
-        self._unsupported = {kind.limit: kind.reason for kind in hierarchy.support if kind.reason}
+        self._support = {each.limit: each for each in hierarchy.support}
+        self._cpus = frozenset(os.sched_getaffinity(0))
         self._maxima = {
             "cpu": settings.max_cpu_millis or (os.cpu_count() or 1) * 1000,
             "memory": settings.max_memory_bytes or host_memory(),
             "pids": settings.max_pids,
         }
 
-    def effective(self, spec: JobSpec) -> Limits:
-        """The limits asked for with the defaults filled in.
+    def plan(self, spec: JobSpec, directory: str) -> Plan:
+        """What to set for a job.
+
+        Args:
+            spec: as its client wants it, checked.
+            directory: that it will work in.
 
         Raises:
-            InvalidField: one is more than this host allows.
+            InvalidField: a limit is more than this host allows.
             LimitUnsupported: one can't be enforced here, and the request does not allow best effort.
         """
-        for name, field in _FIELDS.items():
-            asked = getattr(spec.limits, field)
-            if asked is not None:
-                self._check(name, asked)
-                if name in self._unsupported and not spec.best_effort:
-                    raise LimitUnsupported(name, self._unsupported[name])
-        return replace(spec.limits, pids=spec.limits.pids or self._default_pids)
+        refused: dict[str, str] = {}
+        for name, value in _given(spec.limits):
+            self._check(name, value)
+            if self._support[name].enforcement is Enforcement.UNSUPPORTED:
+                refused[name] = self._support[name].detail
+        found = None
+        if io := [name for name, _ in _given(spec.limits) if name in IO and name not in refused]:
+            try:
+                found = disk.of_path(directory)
+            except (NoDisk, OSError) as error:
+                refused |= dict.fromkeys(io, str(error))
+        if refused and not spec.best_effort:
+            name, reason = next(iter(refused.items()))
+            raise LimitUnsupported(name, reason)
+        asked = replace(spec.limits, pids=spec.limits.pids or self._default_pids)
+        if self._support["pids"].enforcement is Enforcement.UNSUPPORTED:
+            refused["pids"] = self._support["pids"].detail
+        settable = replace(asked, **{BY_NAME[name].field: None for name in refused})
+        return Plan(asked, replace(settable, io_device=found.number if found else None), found, refused)
 
-    def _check(self, name: str, asked: int) -> None:
-        show, most = _FORMATS[name], self._maxima[name]
-        if asked > most:
-            raise InvalidField(f"limits.{name}", f"{show(asked)} is more than this host allows", show(most))
+    def _check(self, name: str, asked: int | str) -> None:
+        field = f"limits.{name}"
+        if isinstance(asked, str):
+            if absent := units.cpus_of(asked, field) - self._cpus:
+                there = units.format_cpu_list(self._cpus)
+                problem = f"{units.format_cpu_list(absent)} is not among the agent's CPUs"
+                raise InvalidField(field, problem, there)
+        elif (most := self._maxima.get(name)) is not None and asked > most:
+            show = BY_NAME[name].show
+            raise InvalidField(field, f"{show(asked)} is more than this host allows", show(most))
 
-    def settable(self, limits: Limits) -> Limits:
-        """Those of the limits that the hierarchy can set."""
-        return replace(limits, **{_FIELDS[name]: None for name in self._unsupported})
-
-    def status(self, asked: Limits, actual: Limits) -> tuple[LimitStatus, ...]:
+    def status(self, plan: Plan, actual: Limits) -> tuple[LimitStatus, ...]:
         """For the job's record: each limit as asked for and as the kernel has it."""
-        return tuple(
-            self._status(name, getattr(asked, field), getattr(actual, field))
-            for name, field in _FIELDS.items()
-            if getattr(asked, field) is not None
-        )
+        return tuple(self._status(plan, name, value, actual) for name, value in _given(plan.asked))
 
-    def _status(self, name: str, asked: int, actual: int | None) -> LimitStatus:
-        show = _FORMATS[name]
-        if actual is None:
-            reason = self._unsupported.get(name, "the kernel reports no limit")
-            return LimitStatus(name, show(asked), "", Enforcement.UNSUPPORTED, reason)
-        return LimitStatus(name, show(asked), show(actual), Enforcement.ENFORCED)
+    def _status(self, plan: Plan, name: str, asked: int | str, actual: Limits) -> LimitStatus:
+        kind = BY_NAME[name]
+        value = getattr(actual, kind.field)
+        if name in plan.refused or value is None:
+            reason = plan.refused.get(name, "the kernel reports no limit")
+            return LimitStatus(name, kind.show(asked), "", Enforcement.UNSUPPORTED, reason)
+        support = self._support[name]
+        where = f"on {plan.disk.name}" if plan.disk and name in IO else ""
+        detail = "; ".join(filter(None, (where, support.detail)))
+        return LimitStatus(name, kind.show(asked), kind.show(value), support.enforcement, detail)
 
     def support(self) -> tuple[LimitSupport, ...]:
         """For those who ask what can be limited here."""
         defaults = {"pids": str(self._default_pids)}
         return tuple(
             LimitSupport(
-                name=kind.limit,
-                enforcement=Enforcement.UNSUPPORTED if kind.reason else Enforcement.ENFORCED,
-                detail=kind.reason,
-                default=defaults.get(kind.limit, ""),
-                maximum=_FORMATS[kind.limit](self._maxima[kind.limit]),
+                name=kind.name,
+                enforcement=self._support[kind.name].enforcement,
+                detail=self._support[kind.name].detail,
+                default=defaults.get(kind.name, ""),
+                maximum=self._maximum(kind.name),
             )
-            for kind in self._kinds
+            for kind in KINDS
         )
+
+    def _maximum(self, name: str) -> str:
+        kind = BY_NAME[name]
+        if kind.bounds is None:
+            return units.format_cpu_list(self._cpus)
+        return kind.show(self._maxima.get(name, kind.bounds[1]))
+
+
+def _given(limits: Limits) -> Iterator[tuple[str, int | str]]:
+    for kind in KINDS:
+        if (value := getattr(limits, kind.field)) is not None:
+            yield kind.name, value
 
 
 def host_memory() -> int:

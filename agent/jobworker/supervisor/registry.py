@@ -111,7 +111,8 @@ class Registry:
             self._started_before(known, started)
             return
         self._admit()
-        limits, job_id = self._limits.effective(spec), new_job_id()
+        job_id = new_job_id()
+        plan = self._limits.plan(spec, spec.workdir or self._store.jobs_path)
         confinement, applied = self._isolation.decide(spec, request.principal, self._store.work_path(job_id))
         uid = self._users.take()
         record = self._new_record(job_id, request.principal, spec, os.geteuid() if uid is None else uid)
@@ -120,9 +121,9 @@ class Registry:
             spec=spec,
             uid=uid,
             confinement=confinement,
-            limits=self._limits.settable(limits),
+            limits=plan.settable,
             idempotency=idempotency,
-            report=lambda actual: self._limits.status(limits, actual),
+            report=lambda actual: self._limits.status(plan, actual),
         )
         self._launching[order.record.job_id] = [started]
         self.keys.remember(order.record, idempotency)

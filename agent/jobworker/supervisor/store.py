@@ -117,11 +117,15 @@ class Store:
     def _open_dir(self, path: str) -> int:
         return beneath.open_directory(self.jobs_fd, path)
 
+    @property
+    def jobs_path(self) -> str:
+        return f"{self.path}/jobs"
+
     def work_path(self, job_id: str) -> str:
-        return f"{self.path}/jobs/{job_id}/work"
+        return f"{self.jobs_path}/{job_id}/work"
 
     def log_path(self, job_id: str) -> str:
-        return f"{self.path}/jobs/{job_id}/logs/job_{job_id}.log"
+        return f"{self.jobs_path}/{job_id}/logs/job_{job_id}.log"
 
     def save(
         self, record: JobRecord, started: float, stop_reason: EndReason | None, idempotency: Idempotency

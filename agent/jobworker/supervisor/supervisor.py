@@ -63,7 +63,7 @@ class Supervisor:
             kill_wait=settings.jobs.kill_wait_ms / 1000,
         )
         launcher = Launcher(around, self._hierarchy, settings.jobs)
-        isolation = Isolation(settings.isolation, f"{self._store.path}/jobs", self._hierarchy, self._log)
+        isolation = Isolation(settings.isolation, self._store.jobs_path, self._hierarchy, self._log)
         self._registry = Registry(settings.jobs, around, self._hierarchy, isolation, launcher, self._removed)
         listener = sockets.listen(self._store.fd, SOCKET_NAME, 0o600)
         if settings.gateway_uid != os.geteuid():

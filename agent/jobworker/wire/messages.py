@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobworker.jobs import Enforcement, Idempotency, JobRecord, JobSpec
+from jobworker.jobs import Idempotency, JobRecord, JobSpec
+from jobworker.limits import Enforcement
 from jobworker.sandbox import Part
 
 # Raised whenever a message changes; both sides refuse a peer of another version.

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ajobworker/api/v1/job.proto\x12\x10jobworker.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"3\n\x06Limits\x12\x0b\n\x03\x63pu\x18\x01 \x01(\t\x12\x0e\n\x06memory\x18\x02 \x01(\t\x12\x0c\n\x04pids\x18\x03 \x01(\r\"\x81\x01\n\x0bLimitStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\trequested\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\t\x12\x32\n\x0b\x65nforcement\x18\x04 \x01(\x0e\x32\x1d.jobworker.api.v1.Enforcement\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\x95\x01\n\x05Usage\x12+\n\x08\x63pu_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11memory_peak_bytes\x18\x02 \x01(\x04\x12\x11\n\toom_kills\x18\x03 \x01(\x04\x12\x31\n\x0ethrottled_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\":\n\x07Sandbox\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\r\n\x05parts\x18\x02 \x03(\t\x12\x0f\n\x07missing\x18\x03 \x03(\t\"\xb0\x06\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.jobworker.api.v1.JobState\x12/\n\nend_reason\x18\x03 \x01(\x0e\x32\x1b.jobworker.api.v1.EndReason\x12\x16\n\texit_code\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06signal\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x0b\n\x03pid\x18\x07 \x01(\x05\x12\x0b\n\x03uid\x18\x08 \x01(\r\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63ommand\x18\x0c \x01(\t\x12\x0c\n\x04\x61rgs\x18\r \x03(\t\x12\x11\n\tenv_names\x18\x0e \x03(\t\x12\x0f\n\x07workdir\x18\x0f \x01(\t\x12\x11\n\tprincipal\x18\x10 \x01(\t\x12\x31\n\x06labels\x18\x11 \x03(\x0b\x32!.jobworker.api.v1.Job.LabelsEntry\x12*\n\x07timeout\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x06limits\x18\x13 \x03(\x0b\x32\x1d.jobworker.api.v1.LimitStatus\x12&\n\x05usage\x18\x14 \x01(\x0b\x32\x17.jobworker.api.v1.Usage\x12\x10\n\x08log_path\x18\x15 \x01(\t\x12\x11\n\tlog_bytes\x18\x16 \x01(\x04\x12\x14\n\x0coutput_ended\x18\x17 \x01(\x08\x12\r\n\x05stuck\x18\x18 \x01(\x08\x12\x12\n\nlost_bytes\x18\x19 \x01(\x04\x12*\n\x07sandbox\x18\x1a \x01(\x0b\x32\x19.jobworker.api.v1.Sandbox\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_exit_codeB\t\n\x07_signal*\x80\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x16\n\x12JOB_STATE_STOPPING\x10\x03\x12\x13\n\x0fJOB_STATE_ENDED\x10\x04*\xb9\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45ND_REASON_EXITED\x10\x01\x12\x17\n\x13\x45ND_REASON_SIGNALED\x10\x02\x12\x19\n\x15\x45ND_REASON_OOM_KILLED\x10\x03\x12\x18\n\x14\x45ND_REASON_TIMED_OUT\x10\x04\x12\x16\n\x12\x45ND_REASON_STOPPED\x10\x05\x12\x13\n\x0f\x45ND_REASON_LOST\x10\x06*~\n\x0b\x45nforcement\x12\x1b\n\x17\x45NFORCEMENT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NFORCEMENT_ENFORCED\x10\x01\x12\x1b\n\x17\x45NFORCEMENT_BEST_EFFORT\x10\x02\x12\x1b\n\x17\x45NFORCEMENT_UNSUPPORTED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ajobworker/api/v1/job.proto\x12\x10jobworker.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x01\n\x06Limits\x12\x0b\n\x03\x63pu\x18\x01 \x01(\t\x12\x0e\n\x06memory\x18\x02 \x01(\t\x12\x0c\n\x04pids\x18\x03 \x01(\r\x12\x12\n\ncpu_weight\x18\x04 \x01(\r\x12\x0e\n\x06\x63puset\x18\x05 \x01(\t\x12\x0c\n\x04swap\x18\x06 \x01(\t\x12\x0f\n\x07io_read\x18\x07 \x01(\t\x12\x10\n\x08io_write\x18\x08 \x01(\t\x12\x13\n\x0bio_read_ops\x18\t \x01(\r\x12\x14\n\x0cio_write_ops\x18\n \x01(\r\"\x81\x01\n\x0bLimitStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\trequested\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\t\x12\x32\n\x0b\x65nforcement\x18\x04 \x01(\x0e\x32\x1d.jobworker.api.v1.Enforcement\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\xc6\x01\n\x05Usage\x12+\n\x08\x63pu_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11memory_peak_bytes\x18\x02 \x01(\x04\x12\x11\n\toom_kills\x18\x03 \x01(\x04\x12\x31\n\x0ethrottled_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rio_read_bytes\x18\x05 \x01(\x04\x12\x18\n\x10io_written_bytes\x18\x06 \x01(\x04\":\n\x07Sandbox\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\r\n\x05parts\x18\x02 \x03(\t\x12\x0f\n\x07missing\x18\x03 \x03(\t\"\xb0\x06\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.jobworker.api.v1.JobState\x12/\n\nend_reason\x18\x03 \x01(\x0e\x32\x1b.jobworker.api.v1.EndReason\x12\x16\n\texit_code\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06signal\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x0b\n\x03pid\x18\x07 \x01(\x05\x12\x0b\n\x03uid\x18\x08 \x01(\r\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63ommand\x18\x0c \x01(\t\x12\x0c\n\x04\x61rgs\x18\r \x03(\t\x12\x11\n\tenv_names\x18\x0e \x03(\t\x12\x0f\n\x07workdir\x18\x0f \x01(\t\x12\x11\n\tprincipal\x18\x10 \x01(\t\x12\x31\n\x06labels\x18\x11 \x03(\x0b\x32!.jobworker.api.v1.Job.LabelsEntry\x12*\n\x07timeout\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x06limits\x18\x13 \x03(\x0b\x32\x1d.jobworker.api.v1.LimitStatus\x12&\n\x05usage\x18\x14 \x01(\x0b\x32\x17.jobworker.api.v1.Usage\x12\x10\n\x08log_path\x18\x15 \x01(\t\x12\x11\n\tlog_bytes\x18\x16 \x01(\x04\x12\x14\n\x0coutput_ended\x18\x17 \x01(\x08\x12\r\n\x05stuck\x18\x18 \x01(\x08\x12\x12\n\nlost_bytes\x18\x19 \x01(\x04\x12*\n\x07sandbox\x18\x1a \x01(\x0b\x32\x19.jobworker.api.v1.Sandbox\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_exit_codeB\t\n\x07_signal*\x80\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x16\n\x12JOB_STATE_STOPPING\x10\x03\x12\x13\n\x0fJOB_STATE_ENDED\x10\x04*\xb9\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45ND_REASON_EXITED\x10\x01\x12\x17\n\x13\x45ND_REASON_SIGNALED\x10\x02\x12\x19\n\x15\x45ND_REASON_OOM_KILLED\x10\x03\x12\x18\n\x14\x45ND_REASON_TIMED_OUT\x10\x04\x12\x16\n\x12\x45ND_REASON_STOPPED\x10\x05\x12\x13\n\x0f\x45ND_REASON_LOST\x10\x06*~\n\x0b\x45nforcement\x12\x1b\n\x17\x45NFORCEMENT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NFORCEMENT_ENFORCED\x10\x01\x12\x1b\n\x17\x45NFORCEMENT_BEST_EFFORT\x10\x02\x12\x1b\n\x17\x45NFORCEMENT_UNSUPPORTED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOB_LABELSENTRY']._loaded_options = None
   _globals['_JOB_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=1330
-  _globals['_JOBSTATE']._serialized_end=1458
-  _globals['_ENDREASON']._serialized_start=1461
-  _globals['_ENDREASON']._serialized_end=1646
-  _globals['_ENFORCEMENT']._serialized_start=1648
-  _globals['_ENFORCEMENT']._serialized_end=1774
-  _globals['_LIMITS']._serialized_start=113
-  _globals['_LIMITS']._serialized_end=164
-  _globals['_LIMITSTATUS']._serialized_start=167
-  _globals['_LIMITSTATUS']._serialized_end=296
-  _globals['_USAGE']._serialized_start=299
-  _globals['_USAGE']._serialized_end=448
-  _globals['_SANDBOX']._serialized_start=450
-  _globals['_SANDBOX']._serialized_end=508
-  _globals['_JOB']._serialized_start=511
-  _globals['_JOB']._serialized_end=1327
-  _globals['_JOB_LABELSENTRY']._serialized_start=1257
-  _globals['_JOB_LABELSENTRY']._serialized_end=1302
+  _globals['_JOBSTATE']._serialized_start=1508
+  _globals['_JOBSTATE']._serialized_end=1636
+  _globals['_ENDREASON']._serialized_start=1639
+  _globals['_ENDREASON']._serialized_end=1824
+  _globals['_ENFORCEMENT']._serialized_start=1826
+  _globals['_ENFORCEMENT']._serialized_end=1952
+  _globals['_LIMITS']._serialized_start=114
+  _globals['_LIMITS']._serialized_end=293
+  _globals['_LIMITSTATUS']._serialized_start=296
+  _globals['_LIMITSTATUS']._serialized_end=425
+  _globals['_USAGE']._serialized_start=428
+  _globals['_USAGE']._serialized_end=626
+  _globals['_SANDBOX']._serialized_start=628
+  _globals['_SANDBOX']._serialized_end=686
+  _globals['_JOB']._serialized_start=689
+  _globals['_JOB']._serialized_end=1505
+  _globals['_JOB_LABELSENTRY']._serialized_start=1435
+  _globals['_JOB_LABELSENTRY']._serialized_end=1480
 # @@protoc_insertion_point(module_scope)

@@ -134,22 +134,50 @@ class Limits(_message.Message):
     CPU_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     PIDS_FIELD_NUMBER: _builtins.int
+    CPU_WEIGHT_FIELD_NUMBER: _builtins.int
+    CPUSET_FIELD_NUMBER: _builtins.int
+    SWAP_FIELD_NUMBER: _builtins.int
+    IO_READ_FIELD_NUMBER: _builtins.int
+    IO_WRITE_FIELD_NUMBER: _builtins.int
+    IO_READ_OPS_FIELD_NUMBER: _builtins.int
+    IO_WRITE_OPS_FIELD_NUMBER: _builtins.int
     cpu: _builtins.str
     """CPU time, in percent of one CPU: `50%`, `250%` for two and a half CPUs. At least `1%`."""
     memory: _builtins.str
     """Memory, in powers of 1024: `256M`, `1G`, `512Mi`, or plain bytes. At least `1M`."""
     pids: _builtins.int
     """Processes and threads at any one time. At least 1; 0 or left out is the host's default."""
+    cpu_weight: _builtins.int
+    """Share of the CPU among jobs that want it at the same time: 1 to 10,000. 0 or left out is 100."""
+    cpuset: _builtins.str
+    """The CPUs that the job may run on: `0-2,5`."""
+    swap: _builtins.str
+    """Swap beyond the memory, in the same form. Left out, a job whose memory is limited gets none."""
+    io_read: _builtins.str
+    """Bytes a second read from the disk that the working directory is on: `10M/s`. At least `1K/s`."""
+    io_write: _builtins.str
+    """Bytes a second written to it. cgroup v1 holds back direct and synchronous writes only."""
+    io_read_ops: _builtins.int
+    """Read operations a second from it."""
+    io_write_ops: _builtins.int
+    """Write operations a second to it."""
     def __init__(
         self,
         *,
         cpu: _builtins.str = ...,
         memory: _builtins.str = ...,
         pids: _builtins.int = ...,
+        cpu_weight: _builtins.int = ...,
+        cpuset: _builtins.str = ...,
+        swap: _builtins.str = ...,
+        io_read: _builtins.str = ...,
+        io_write: _builtins.str = ...,
+        io_read_ops: _builtins.int = ...,
+        io_write_ops: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "memory", b"memory", "pids", b"pids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "cpu_weight", b"cpu_weight", "cpuset", b"cpuset", "io_read", b"io_read", "io_read_ops", b"io_read_ops", "io_write", b"io_write", "io_write_ops", b"io_write_ops", "memory", b"memory", "pids", b"pids", "swap", b"swap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,7 +195,7 @@ class LimitStatus(_message.Message):
     ENFORCEMENT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The limit's name as in Limits: `cpu`, `memory`, `pids`."""
+    """The limit's name as in Limits: `cpu`, `memory`, `io_read`."""
     requested: _builtins.str
     """What was asked for, by the client or by the host's default."""
     value: _builtins.str
@@ -175,7 +203,7 @@ class LimitStatus(_message.Message):
     enforcement: Global___Enforcement.ValueType
     """How far it holds."""
     detail: _builtins.str
-    """Why it is not enforced in full."""
+    """Why it is not enforced in full, or which disk it is for."""
     def __init__(
         self,
         *,
@@ -203,10 +231,16 @@ class Usage(_message.Message):
     MEMORY_PEAK_BYTES_FIELD_NUMBER: _builtins.int
     OOM_KILLS_FIELD_NUMBER: _builtins.int
     THROTTLED_TIME_FIELD_NUMBER: _builtins.int
+    IO_READ_BYTES_FIELD_NUMBER: _builtins.int
+    IO_WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
     memory_peak_bytes: _builtins.int
     """The highest memory charge, in bytes."""
     oom_kills: _builtins.int
     """Processes of the job that the kernel killed for want of memory."""
+    io_read_bytes: _builtins.int
+    """Bytes read from all disks, not from the page cache."""
+    io_written_bytes: _builtins.int
+    """Bytes written to all disks."""
     @_builtins.property
     def cpu_time(self) -> _duration_pb2.Duration:
         """User and system time of all processes of the job."""
@@ -222,10 +256,12 @@ class Usage(_message.Message):
         memory_peak_bytes: _builtins.int = ...,
         oom_kills: _builtins.int = ...,
         throttled_time: _duration_pb2.Duration | None = ...,
+        io_read_bytes: _builtins.int = ...,
+        io_written_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "throttled_time", b"throttled_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "memory_peak_bytes", b"memory_peak_bytes", "oom_kills", b"oom_kills", "throttled_time", b"throttled_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "io_read_bytes", b"io_read_bytes", "io_written_bytes", b"io_written_bytes", "memory_peak_bytes", b"memory_peak_bytes", "oom_kills", b"oom_kills", "throttled_time", b"throttled_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

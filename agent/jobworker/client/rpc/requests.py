@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from jobworker import jobs
+from jobworker import jobs, limits
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField
@@ -90,12 +92,13 @@ def _timestamp(field: str, time_ns: int | None) -> Timestamp | None:
     return timestamp
 
 
-def _limits(limits: jobs.Limits) -> job_pb2.Limits:
-    return job_pb2.Limits(
-        cpu="" if limits.cpu_millis is None else jobs.format_cpu(limits.cpu_millis),
-        memory="" if limits.memory_bytes is None else jobs.format_size(limits.memory_bytes),
-        pids=limits.pids or 0,
-    )
+def _limits(asked: limits.Limits) -> job_pb2.Limits:
+    values: dict[str, Any] = {}
+    for kind in limits.KINDS:
+        if (value := getattr(asked, kind.field)) is not None:
+            # Numbers go over as such, what has a unit as text.
+            values[kind.name] = value if kind.show is str else kind.show(value)
+    return job_pb2.Limits(**values)
 
 
 def _duration(millis: int) -> Duration:

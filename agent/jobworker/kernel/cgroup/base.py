@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from jobworker.jobs import Limits, Usage
+from jobworker.jobs import Usage
+from jobworker.limits import IO, Enforcement, Limits
 
 # The period of a CPU quota, in microseconds: the kernel's own default.
 CPU_PERIOD_USEC = 100_000
@@ -18,10 +20,34 @@ USEC_PER_MILLI = CPU_PERIOD_USEC // 1000
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Whether a kind of limit can be set here; `reason` says why not and is empty otherwise."""
+    """How far a kind of limit holds here.
+
+    Attributes:
+        limit: the kind's name.
+        detail: why it is not ENFORCED.
+    """
 
     limit: str
-    reason: str = ""
+    enforcement: Enforcement = Enforcement.ENFORCED
+    detail: str = ""
+
+
+def unsupported(limit: str, reason: str) -> Support:
+    return Support(limit, Enforcement.UNSUPPORTED, reason)
+
+
+# The controller of each kind of limit, of v1 as well as v2 where they have the same name.
+CONTROLLERS = MappingProxyType(
+    {
+        "cpu": "cpu",
+        "cpu_weight": "cpu",
+        "cpuset": "cpuset",
+        "memory": "memory",
+        "swap": "memory",
+        "pids": "pids",
+        **dict.fromkeys(IO, "io"),
+    }
+)
 
 
 class Group(ABC):

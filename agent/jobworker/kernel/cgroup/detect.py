@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobworker.kernel import mounts
 from jobworker.kernel.cgroup import tree
-from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.cgroup.base import CONTROLLERS, Hierarchy
 from jobworker.kernel.cgroup.files import CgroupDir
-from jobworker.kernel.cgroup.v1 import V1Hierarchy
+from jobworker.kernel.cgroup.v1 import USED, V1Hierarchy
 from jobworker.kernel.cgroup.v2 import V2Hierarchy, make_chain
 
-_LIMITING = ("cpu", "memory", "pids")
-_USED_V1 = (*_LIMITING, "cpuacct")
+_LIMITING = frozenset(CONTROLLERS.values())
 _DELEGATED = ("trusted.delegate", "user.delegate")
 
 
@@ -45,7 +45,7 @@ def cgroup_mounts(mountinfo: str = "/proc/self/mountinfo") -> Mounts:
             if kind == "cgroup2" and v2 is None:
                 v2 = point
             elif kind == "cgroup":
-                v1 |= {name: point for name in options.split(",") if name in _USED_V1}
+                v1 |= {name: point for name in options.split(",") if name in USED}
     return Mounts(v2, v1)
 
 
@@ -61,7 +61,7 @@ def hierarchy(instance: str, parent: str) -> Hierarchy:
     """
     found = cgroup_mounts()
     try:
-        if found.v2 and set(_LIMITING) & set(_read_controllers(found.v2)):
+        if found.v2 and _LIMITING & set(_read_controllers(found.v2)):
             return _v2(found.v2, instance, parent)
         if found.v1:
             return _v1(found, instance, parent)
@@ -130,7 +130,8 @@ def _v1(found: Mounts, instance: str, parent: str) -> V1Hierarchy:
         top = CgroupDir.open(point)
         # A controller that the agent may not write is reported as unsupported, each for itself.
         with contextlib.suppress(PermissionError):
-            bases[controller] = make_plain_chain(top, path)
+            prepare = _inherit_cpus if controller == "cpuset" else None
+            bases[controller] = make_plain_chain(top, path, prepare)
             tops.append(top)
     return V1Hierarchy("hybrid" if found.v2 else "v1", holder, bases, (*tops, holder_top))
 
@@ -144,11 +145,23 @@ def _mount_own() -> CgroupDir:
         os.close(root)
 
 
-def make_plain_chain(top: CgroupDir, path: str) -> CgroupDir:
-    """Open `path` below `top`, making what is missing."""
+def _inherit_cpus(parent: CgroupDir, child: CgroupDir) -> None:
+    """A v1 cpuset without CPUs or memory nodes takes no process; those below this one begin with what it has."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not child.read(name).strip():
+            child.write(name, parent.read(name).strip())
+    child.write("cgroup.clone_children", "1")
+
+
+def make_plain_chain(
+    top: CgroupDir, path: str, prepare: Callable[[CgroupDir, CgroupDir], None] | None = None
+) -> CgroupDir:
+    """Open `path` below `top`, making what is missing; `prepare` gets each parent and child on the way."""
     directory = CgroupDir(os.dup(top.fd), top.path)
     for part in (part for part in path.split("/") if part):
         child = directory.make_child(part)
+        if prepare:
+            prepare(directory, child)
         directory.close()
         directory = child
     return directory

@@ -9,16 +9,37 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Callable
+from typing import Any
 
-from jobworker.jobs import Limits, Usage
+from jobworker.jobs import Usage
 from jobworker.kernel.cgroup import tree
-from jobworker.kernel.cgroup.base import CPU_PERIOD_USEC, USEC_PER_MILLI, Group, Hierarchy, Support
+from jobworker.kernel.cgroup.base import (
+    CONTROLLERS,
+    CPU_PERIOD_USEC,
+    USEC_PER_MILLI,
+    Group,
+    Hierarchy,
+    Support,
+    unsupported,
+)
 from jobworker.kernel.cgroup.files import CgroupDir
 from jobworker.kernel.cgroup.v2 import remove_chain
+from jobworker.limits import Enforcement, Limits
 
-_LIMITERS = ("cpu", "memory", "pids")
 _ACCOUNTING = "cpuacct"
+_NAMES = {"io": "blkio"}
+USED = (*(_NAMES.get(name, name) for name in dict.fromkeys(CONTROLLERS.values())), _ACCOUNTING)
+# Joined by jobs that ask for it alone.
+_OPTIONAL = "cpuset"
+# cpu.shares of the usual weight, which is 100 in v2 and in `Limits`.
+_SHARES = 1024
+_IO_FILES = {
+    "io_read_bps": "blkio.throttle.read_bps_device",
+    "io_write_bps": "blkio.throttle.write_bps_device",
+    "io_read_ops": "blkio.throttle.read_iops_device",
+    "io_write_ops": "blkio.throttle.write_iops_device",
+}
+_LATE_WRITES = "cgroup v1 holds back direct and synchronous writes, not those that the kernel makes later"
 # What memory.limit_in_bytes reads as without a limit: the largest page count.
 _UNLIMITED = 2**62
 
@@ -34,6 +55,7 @@ class V1Group(Group):
         self.clone_into_fd = holder.fd
         self.events_fd = tree.open_events(holder)
         self.events_mask = select.EPOLLPRI
+        self._disk: str | None = None
 
     def join(self, *, cloned_into: bool) -> None:
         if not cloned_into:
@@ -50,24 +72,54 @@ class V1Group(Group):
             self._dirs["memory"].write("memory.limit_in_bytes", str(limits.memory_bytes))
             # Memory and swap together, so that the limit does not push the job out to swap; absent without swap.
             with contextlib.suppress(FileNotFoundError):
-                self._dirs["memory"].write("memory.memsw.limit_in_bytes", str(limits.memory_bytes))
+                both = limits.memory_bytes + (limits.swap_bytes or 0)
+                self._dirs["memory"].write("memory.memsw.limit_in_bytes", str(both))
         if limits.pids is not None:
             self._dirs["pids"].write("pids.max", str(limits.pids))
+        if limits.cpu_weight is not None:
+            self._dirs["cpu"].write("cpu.shares", str(limits.cpu_weight * _SHARES // 100))
+        if limits.cpuset is not None:
+            self._dirs["cpuset"].write("cpuset.cpus", limits.cpuset)
+        for field, name in _IO_FILES.items():
+            if (rate := getattr(limits, field)) is not None:
+                self._dirs["blkio"].write(name, f"{limits.io_device} {rate}")
+                self._disk = limits.io_device
 
     def limits(self) -> Limits:
         quota = self._read("cpu", "cpu.cfs_quota_us", "-1")
         memory = self._read("memory", "memory.limit_in_bytes", str(_UNLIMITED))
         pids = self._read("pids", "pids.max", "max")
         period = int(self._read("cpu", "cpu.cfs_period_us", "1"))
+        shares, both = self._read("cpu", "cpu.shares", ""), self._read_swap()
         return Limits(
             cpu_millis=None if quota == "-1" else int(quota) * 1000 // period,
             memory_bytes=None if int(memory) >= _UNLIMITED else int(memory),
             pids=None if pids == "max" else int(pids),
+            cpu_weight=round(int(shares) * 100 / _SHARES) if shares else None,
+            cpuset=self._read("cpuset", "cpuset.cpus", "") or None,
+            swap_bytes=int(both) - int(memory) if both and int(both) < _UNLIMITED else None,
+            **self._io_limits(),
         )
+
+    def _io_limits(self) -> dict[str, Any]:
+        if not self._disk:
+            return {}
+        rates: dict[str, Any] = {"io_device": self._disk}
+        for field, name in _IO_FILES.items():
+            for line in self._dirs["blkio"].read(name).splitlines():
+                number, rate = line.split()
+                if number == self._disk:
+                    rates[field] = int(rate)
+        return rates
 
     def _read(self, controller: str, name: str, absent: str) -> str:
         directory = self._dirs.get(controller)
         return directory.read(name).strip() if directory else absent
+
+    def _read_swap(self) -> str:
+        # Absent where the kernel does not account for swap.
+        has = "memory" in self._dirs and self._dirs["memory"].has("memory.memsw.limit_in_bytes")
+        return self._read("memory", "memory.memsw.limit_in_bytes", "") if has else ""
 
     def populated(self) -> bool:
         return tree.populated(self.events_fd)
@@ -86,7 +138,13 @@ class V1Group(Group):
             memory_peak_bytes=int(self._read("memory", "memory.max_usage_in_bytes", "0")),
             oom_kills=memory.get("oom_kill", 0),
             throttled_usec=cpu.get("throttled_time", 0) // 1000,
+            io_read_bytes=self._io_total("Read"),
+            io_written_bytes=self._io_total("Write"),
         )
+
+    def _io_total(self, operation: str) -> int:
+        lines = (line.split() for line in self._read("blkio", "blkio.throttle.io_service_bytes", "").splitlines())
+        return sum(int(line[2]) for line in lines if len(line) == 3 and line[1] == operation)  # noqa: PLR2004
 
     def remove(self) -> None:
         self._parents.discard(self.name)
@@ -96,6 +154,11 @@ class V1Group(Group):
         os.close(self.events_fd)
         for directory in (self._holder, *self._dirs.values()):
             directory.close()
+
+
+def _opened(undo: contextlib.ExitStack, directory: CgroupDir) -> CgroupDir:
+    undo.callback(directory.close)
+    return directory
 
 
 class V1Hierarchy(Hierarchy):
@@ -115,14 +178,21 @@ class V1Hierarchy(Hierarchy):
         self._holder = holder
         self._bases = bases
         self._tops = tops
-        self.support = tuple(
-            Support(name, "" if name in bases else f"the {name} controller is not mounted or not writable")
-            for name in _LIMITERS
-        )
+        self.support = tuple(self._support(name, controller) for name, controller in CONTROLLERS.items())
+
+    def _support(self, name: str, controller: str) -> Support:
+        controller = _NAMES.get(controller, controller)
+        if controller not in self._bases:
+            return unsupported(name, f"the {controller} controller is not mounted or not writable")
+        if name == "swap" and not self._bases["memory"].has("memory.memsw.limit_in_bytes"):
+            return unsupported(name, "the kernel does not account for swap")
+        if name in ("io_write", "io_write_ops"):
+            return Support(name, Enforcement.BEST_EFFORT, _LATE_WRITES)
+        return Support(name)
 
     def create(self, name: str, limits: Limits) -> V1Group:
         try:
-            group = self._open(name, CgroupDir.make_child)
+            group = self._make(name, limits)
             try:
                 group.apply(limits)
             except OSError:
@@ -133,16 +203,24 @@ class V1Hierarchy(Hierarchy):
             raise
         return group
 
-    def adopt(self, name: str) -> V1Group:
-        return self._open(name, CgroupDir.child)
-
-    def _open(self, name: str, open_child: Callable[[CgroupDir, str], CgroupDir]) -> V1Group:
+    def _make(self, name: str, limits: Limits) -> V1Group:
+        leave_out = () if limits.cpuset else (_OPTIONAL,)
         with contextlib.ExitStack() as undo:
-            opened = []
-            for base in (self._holder, *self._bases.values()):
-                opened.append(open_child(base, name))
-                undo.callback(opened[-1].close)
-            group = V1Group(self, opened[0], dict(zip(self._bases, opened[1:], strict=True)), name)
+            holder = _opened(undo, self._holder.make_child(name))
+            bases = {controller: base for controller, base in self._bases.items() if controller not in leave_out}
+            dirs = {controller: _opened(undo, base.make_child(name)) for controller, base in bases.items()}
+            group = V1Group(self, holder, dirs, name)
+            undo.pop_all()
+        return group
+
+    def adopt(self, name: str) -> V1Group:
+        with contextlib.ExitStack() as undo:
+            holder, dirs = _opened(undo, self._holder.child(name)), {}
+            for controller, base in self._bases.items():
+                # One that it did not ask for, or that the version which made it did not use.
+                with contextlib.suppress(FileNotFoundError):
+                    dirs[controller] = _opened(undo, base.child(name))
+            group = V1Group(self, holder, dirs, name)
             undo.pop_all()
         return group
 

@@ -8,13 +8,25 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from typing import Any
 
-from jobworker.jobs import Limits, Usage
+from jobworker.jobs import Usage
 from jobworker.kernel.cgroup import tree
-from jobworker.kernel.cgroup.base import CPU_PERIOD_USEC, USEC_PER_MILLI, Group, Hierarchy, Support
+from jobworker.kernel.cgroup.base import (
+    CONTROLLERS,
+    CPU_PERIOD_USEC,
+    USEC_PER_MILLI,
+    Group,
+    Hierarchy,
+    Support,
+    unsupported,
+)
 from jobworker.kernel.cgroup.files import CgroupDir
+from jobworker.limits import Limits
 
-_CONTROLLERS = ("cpu", "memory", "pids")
+_CONTROLLERS = tuple(dict.fromkeys(CONTROLLERS.values()))
+# Limits by the key that io.max has them under.
+_IO_KEYS = {"rbps": "io_read_bps", "wbps": "io_write_bps", "riops": "io_read_ops", "wiops": "io_write_ops"}
 
 
 class V2Group(Group):
@@ -25,6 +37,7 @@ class V2Group(Group):
         self.clone_into_fd = directory.fd
         self.events_fd = tree.open_events(directory)
         self.events_mask = select.EPOLLPRI
+        self._disk: str | None = None
 
     def join(self, *, cloned_into: bool) -> None:
         if not cloned_into:
@@ -37,18 +50,41 @@ class V2Group(Group):
             self._dir.write("memory.max", str(limits.memory_bytes))
             # Without this the limit would only push the job out to swap. Absent where there is no swap.
             with contextlib.suppress(FileNotFoundError):
-                self._dir.write("memory.swap.max", "0")
+                self._dir.write("memory.swap.max", str(limits.swap_bytes or 0))
         if limits.pids is not None:
             self._dir.write("pids.max", str(limits.pids))
+        if limits.cpu_weight is not None:
+            self._dir.write("cpu.weight", str(limits.cpu_weight))
+        if limits.cpuset is not None:
+            self._dir.write("cpuset.cpus", limits.cpuset)
+        if limits.io_device is not None:
+            asked = {key: getattr(limits, field) for key, field in _IO_KEYS.items()}
+            rates = " ".join(f"{key}={rate}" for key, rate in asked.items() if rate is not None)
+            self._dir.write("io.max", f"{limits.io_device} {rates}")
+            self._disk = limits.io_device
 
     def limits(self) -> Limits:
         quota, _, period = self._read("cpu.max", "max").partition(" ")
         memory, pids = self._read("memory.max", "max"), self._read("pids.max", "max")
+        swap = self._read("memory.swap.max", "max")
         return Limits(
             cpu_millis=None if quota == "max" else int(quota) * 1000 // int(period),
             memory_bytes=None if memory == "max" else int(memory),
             pids=None if pids == "max" else int(pids),
+            cpu_weight=int(self._read("cpu.weight", "0")) or None,
+            cpuset=self._read("cpuset.cpus", "") or None,
+            swap_bytes=None if swap == "max" else int(swap),
+            **self._io_limits(),
         )
+
+    def _io_limits(self) -> dict[str, Any]:
+        for line in self._read("io.max", "").splitlines() if self._disk else ():
+            number, *pairs = line.split()
+            if number == self._disk:
+                rates = dict(pair.split("=") for pair in pairs)
+                set_here = {field: rates.get(key, "max") for key, field in _IO_KEYS.items()}
+                return {"io_device": number} | {f: int(rate) for f, rate in set_here.items() if rate != "max"}
+        return {}
 
     def _read(self, name: str, absent: str) -> str:
         return self._dir.read(name).strip() if self._dir.has(name) else absent
@@ -71,7 +107,13 @@ class V2Group(Group):
             memory_peak_bytes=int(self._read("memory.peak", "0")),
             oom_kills=events.get("oom_kill", 0),
             throttled_usec=cpu.get("throttled_usec", 0),
+            io_read_bytes=self._io_total("rbytes"),
+            io_written_bytes=self._io_total("wbytes"),
         )
+
+    def _io_total(self, key: str) -> int:
+        pairs = (word.partition("=") for word in self._read("io.stat", "").split())
+        return sum(int(value) for name, _, value in pairs if name == key)
 
     def remove(self) -> None:
         self._parent.remove_child(self.name)
@@ -89,11 +131,15 @@ class V2Hierarchy(Hierarchy):
         self.mode = "v2"
         self._base = base
         self._top = top
-        available = base.read("cgroup.subtree_control").split()
-        self.support = tuple(
-            Support(name, "" if name in available else f"the {name} controller is not delegated to the agent")
-            for name in _CONTROLLERS
-        )
+        self._available = frozenset(base.read("cgroup.subtree_control").split())
+        self.support = tuple(self._support(name, controller) for name, controller in CONTROLLERS.items())
+
+    def _support(self, name: str, controller: str) -> Support:
+        if controller not in self._available:
+            return unsupported(name, f"the {controller} controller is not delegated to the agent")
+        if name == "swap" and not self._base.has("memory.swap.max"):
+            return unsupported(name, "the kernel does not account for swap")
+        return Support(name)
 
     def create(self, name: str, limits: Limits) -> V2Group:
         group = V2Group(self._base, self._base.make_child(name), name)

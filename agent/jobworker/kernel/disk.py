@@ -1,0 +1,82 @@
+"""Which disk a path is on, as far as the IO controllers are concerned: a whole disk, not a partition of one.
+
+Source: Documentation/admin-guide/cgroup-v2.rst (io.max), sysfs(5), proc_pid_mountinfo(5).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+# Layers of overlay file systems; the kernel itself stacks two.
+_MAX_LAYERS = 4
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Attributes: `number` is `MAJOR:MINOR`; `name` is what the kernel calls it, e.g. `vda`."""
+
+    number: str
+    name: str
+
+
+class NoDisk(Exception):
+    """There is none; the message says why, for the user."""
+
+
+def of_path(path: str) -> Disk:
+    """The disk that a file or directory is on.
+
+    Raises:
+        NoDisk: it is on none, or none that can be found.
+        OSError: there is no such path.
+    """
+    for _ in range(_MAX_LAYERS):
+        device = os.stat(path).st_dev
+        if os.major(device):
+            return _whole(device)
+        mount = _mount_of(device, path)
+        if mount.source.startswith("/dev/"):
+            # Such as btrfs, which numbers its subvolumes itself.
+            return _whole(os.stat(mount.source).st_rdev)
+        if mount.kind != "overlay":
+            raise NoDisk(f"{path} is on {mount.kind}, which has no disk")
+        path = mount.upper
+    raise NoDisk(f"{path} is below too many layers of overlay")
+
+
+def _whole(device: int) -> Disk:
+    """The disk where the device is a partition of it; a logical volume or an array is limited as what it is."""
+    try:
+        directory = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}", strict=True)
+    except OSError:
+        raise NoDisk(f"the kernel does not show device {os.major(device)}:{os.minor(device)} in /sys") from None
+    if os.path.exists(f"{directory}/partition"):
+        directory = os.path.dirname(directory)
+    with open(f"{directory}/dev", encoding="ascii") as file:
+        return Disk(file.read().strip(), os.path.basename(directory))
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    kind: str
+    source: str
+    upper: str
+
+
+def _mount_of(device: int, path: str) -> _Mount:
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.rstrip("\n").partition(" - ")
+            if before.split(" ")[2] == number:
+                kind, source, options = after.split(" ", 2)
+                found = dict(option.partition("=")[::2] for option in options.split(","))
+                return _Mount(kind, _unescaped(source), _unescaped(found.get("upperdir", "")))
+    raise NoDisk(f"{path} is on a file system that is not mounted here")
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)

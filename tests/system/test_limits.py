@@ -1,0 +1,218 @@
+"""Limits as the kernel enforces them, measured from within the job and from its cgroup."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from jobworker import units
+from jobworker.errors import InvalidField, LimitUnsupported
+from jobworker.jobs import EndReason, JobRecord
+from jobworker.kernel import disk
+from jobworker.limits import BY_NAME, Enforcement, Limits
+from support.leftovers import cgroups
+from support.root_side import Link, RootSide, root_side
+
+pytestmark = pytest.mark.root
+
+_MIB = 1024 * 1024
+_CPUS = sorted(os.sched_getaffinity(0))
+# Asked for, and as it is told.
+_ALL = Limits(
+    cpu_millis=500,
+    memory_bytes=64 * _MIB,
+    pids=50,
+    cpu_weight=300,
+    cpuset=str(_CPUS[0]),
+    swap_bytes=16 * _MIB,
+    io_read_bps=10 * _MIB,
+    io_write_bps=5 * _MIB,
+    io_read_ops=1000,
+    io_write_ops=500,
+)
+
+
+@pytest.fixture(scope="module")
+def side() -> Iterator[RootSide]:
+    """On a disk: what is below /tmp may not be."""
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/var/lib") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        try:
+            disk.of_path(directory)
+        except disk.NoDisk as error:
+            pytest.skip(str(error))
+        with root_side(directory) as running:
+            yield running
+
+
+def unsupported(link: Link) -> set[str]:
+    return {each.name for each in link.welcome.host.limits if each.enforcement is Enforcement.UNSUPPORTED}
+
+
+def run(link: Link, limits: Limits, *command: str) -> tuple[JobRecord, str]:
+    record = link.wait_ended(link.start(*command, limits=limits, best_effort=True).job_id)
+    return record, link.read_log(record).decode()
+
+
+def test_each_limit_is_set_and_read_back(link: Link) -> None:
+    job = link.start("/bin/sleep", "1000", limits=_ALL, best_effort=True)
+    found = {status.name: status for status in job.limits}
+    link.stop(job.job_id, force=True)
+    assert found.keys() == BY_NAME.keys()
+    for name, status in found.items():
+        kind = BY_NAME[name]
+        assert status.requested == kind.show(getattr(_ALL, kind.field))
+        if name in unsupported(link):
+            assert (status.enforcement, status.value) == (Enforcement.UNSUPPORTED, "")
+            assert status.detail
+        else:
+            assert status.value == status.requested, status
+    assert cgroups(job.job_id) == []
+
+
+def test_what_was_not_asked_for_is_not_told(link: Link) -> None:
+    job = link.start("/bin/true")
+    assert [status.name for status in job.limits] == ["pids"]
+
+
+def test_a_limit_on_the_disk_says_which_and_how_far_it_holds(link: Link, side: RootSide) -> None:
+    found = disk.of_path(side.state_dir)
+    job = link.start("/bin/true", limits=Limits(io_read_bps=_MIB, io_write_bps=_MIB), best_effort=True)
+    statuses = {status.name: status for status in job.limits}
+    if "io_read" in unsupported(link):
+        pytest.skip(statuses["io_read"].detail)
+    assert (statuses["io_read"].enforcement, statuses["io_read"].detail) == (
+        Enforcement.ENFORCED,
+        f"on {found.name}",
+    )
+    late = link.welcome.host.cgroup_mode != "v2"
+    assert statuses["io_write"].enforcement is (Enforcement.BEST_EFFORT if late else Enforcement.ENFORCED)
+    assert statuses["io_write"].detail.startswith(f"on {found.name}")
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_a_disk_is_held_to_its_rate(link: Link, operation: str) -> None:
+    if f"io_{operation}" in unsupported(link):
+        pytest.skip("nothing limits the disk here")
+    # Two seconds and a half of it, past the page cache.
+    write = "dd if=/dev/zero of=file bs=1M count=10 oflag=direct"
+    script = {
+        "write": write,
+        "read": f"{write} 2>/dev/null && dd if=file of=/dev/null bs=1M iflag=direct",
+    }[operation]
+    rate = 4 * _MIB
+    limits = Limits(io_read_bps=rate) if operation == "read" else Limits(io_write_bps=rate)
+    record, said = run(link, limits, "/bin/sh", "-c", f"{script} 2>&1; rm file")
+    seconds = float(said.split(" copied, ")[1].split()[0])
+    assert seconds > 10 / 4 * 0.9, said
+    counted = record.usage.io_read_bytes if operation == "read" else record.usage.io_written_bytes
+    assert counted >= 10 * _MIB
+
+
+def test_a_job_stays_on_its_cpus(link: Link) -> None:
+    if "cpuset" in unsupported(link):
+        pytest.skip("there are no cpusets here")
+    script = "import os; print(sorted(os.sched_getaffinity(0)))"
+    for cpus in ([_CPUS[-1]], _CPUS):
+        limits = Limits(cpuset=units.format_cpu_list(cpus))
+        assert run(link, limits, "/usr/bin/python3", "-I", "-c", script)[1] == f"{cpus}\n"
+    assert run(link, Limits(), "/usr/bin/python3", "-I", "-c", script)[1] == f"{_CPUS}\n"
+
+
+def test_weights_divide_a_cpu(link: Link) -> None:
+    if {"cpu_weight", "cpuset"} & unsupported(link):
+        pytest.skip("weights and cpusets are not both here")
+    spin = "import time; end = time.monotonic() + 3\nwhile time.monotonic() < end: pass"
+    jobs = [
+        link.start("/usr/bin/python3", "-I", "-c", spin, limits=Limits(cpu_weight=weight, cpuset=str(_CPUS[0])))
+        for weight in (100, 300)
+    ]
+    light, heavy = (link.wait_ended(job.job_id).usage.cpu_usec for job in jobs)
+    # Other work on this CPU takes its share of both.
+    assert 2 < heavy / light < 4
+
+
+def test_a_quota_is_kept(link: Link) -> None:
+    spin = "import time; end = time.monotonic() + 2\nwhile time.monotonic() < end: pass"
+    record, _ = run(link, Limits(cpu_millis=250), "/usr/bin/python3", "-I", "-c", spin)
+    assert record.usage.cpu_usec < 2_000_000 * 0.25 * 1.3
+    assert record.usage.throttled_usec > 0
+
+
+def test_memory_and_swap_together_are_the_end(link: Link) -> None:
+    limits = Limits(memory_bytes=32 * _MIB, swap_bytes=8 * _MIB)
+    record, _ = run(link, limits, "/usr/bin/python3", "-I", "-c", "data = bytearray(200 << 20)")
+    assert record.end_reason is EndReason.OOM_KILLED
+    assert record.usage.memory_peak_bytes <= 40 * _MIB
+
+
+def test_a_cpu_that_is_not_there(link: Link) -> None:
+    with pytest.raises(InvalidField, match=rf"limits\.cpuset: 8000 is not among the agent's CPUs; .* {_CPUS[0]}"):
+        link.start("/bin/true", limits=Limits(cpuset=f"{_CPUS[0]},8000"))
+
+
+def test_a_directory_that_is_on_no_disk(link: Link) -> None:
+    with pytest.raises(
+        LimitUnsupported, match=r"limits\.io_write cannot be enforced .* /dev is on devtmpfs|tmpfs"
+    ):
+        link.start("/bin/true", workdir="/dev", limits=Limits(io_write_bps=_MIB))
+    job = link.start("/bin/true", workdir="/dev", limits=Limits(io_write_bps=_MIB), best_effort=True)
+    (io,) = (status for status in job.limits if status.name == "io_write")
+    assert (io.enforcement, io.value) == (Enforcement.UNSUPPORTED, "")
+
+
+def test_a_job_of_an_agent_that_knew_fewer_controllers_is_taken_over(link: Link, side: RootSide) -> None:
+    job = link.start("/bin/sleep", "1000")
+    if link.welcome.host.cgroup_mode == "v2":
+        pytest.skip("v2 has one directory for all of them")
+    (blkio,) = (path for path in cgroups(job.job_id) if "/blkio/" in path)
+    with open(f"{os.path.dirname(blkio)}/tasks", "w") as file:
+        file.write(str(job.pid))
+    os.rmdir(blkio)
+    os.kill(side.supervisor_pid(), 9)
+    link.drain()
+    link = side.reconnect(subscribe=True)
+    assert link.stop(job.job_id, force=True).end_reason is EndReason.STOPPED
+    assert cgroups(job.job_id) == []
+
+
+# Disks.
+
+
+def test_the_disk_of_a_partition_is_the_whole_one() -> None:
+    partitions = [
+        name for name in os.listdir("/sys/class/block") if os.path.exists(f"/sys/class/block/{name}/partition")
+    ]
+    if not partitions:
+        pytest.skip("no disk here has partitions")
+    with open(f"/sys/class/block/{partitions[0]}/dev") as file:
+        major, minor = map(int, file.read().split(":"))
+    found = disk._whole(os.makedev(major, minor))
+    assert partitions[0].startswith(found.name)
+    assert partitions[0] != found.name
+
+
+def test_the_disk_below_an_overlay_is_that_of_its_upper_directory() -> None:
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/var/lib") as base:
+        for name in ("lower", "upper", "work", "merged"):
+            os.mkdir(f"{base}/{name}")
+        options = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+        done = subprocess.run(
+            ["mount", "-t", "overlay", "jobworker-test", "-o", options, f"{base}/merged"], check=False
+        )
+        if done.returncode:
+            pytest.skip("overlay can't be mounted here")
+        try:
+            assert disk.of_path(f"{base}/merged") == disk.of_path(base)
+        finally:
+            subprocess.run(["umount", f"{base}/merged"], check=True)
+
+
+@pytest.mark.parametrize("path", ["/proc", "/sys", "/dev/shm"])  # noqa: S108
+def test_what_is_on_no_disk(path: str) -> None:
+    with pytest.raises(disk.NoDisk, match="has no disk"):
+        disk.of_path(path)
