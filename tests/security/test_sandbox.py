@@ -97,7 +97,7 @@ def test_what_it_puts_there_counts_as_its_memory(link: Link, sandbox: str, place
 @CONFINED
 def test_a_device_in_its_directory_is_none(link: Link, sandbox: str) -> None:
     job = link.start(
-        "/bin/sh", "-c", "until read go < gate; do sleep 0.01; done 2>/dev/null; cat zero", sandbox=sandbox
+        "/bin/sh", "-c", "until read go < gate; do sleep 0.01; done 2>/dev/null; head -c 8 zero", sandbox=sandbox
     )
     os.mkfifo(f"{job.workdir}/gate")
     os.chmod(f"{job.workdir}/gate", 0o666)  # noqa: S103
@@ -231,7 +231,7 @@ def test_in_strict_there_is_no_network_but_its_own_loopback(link: Link) -> None:
 
 
 def test_in_strict_a_job_is_its_namespace_s_second_process(link: Link) -> None:
-    job = link.start("/bin/sh", "-c", "echo $$; read x < /proc/self/fd/1", sandbox="strict")
+    job = link.start("/bin/sleep", "1000", sandbox="strict")
     with open(f"/proc/{job.pid}/status") as file:
         assert next(line for line in file if line.startswith("NSpid")).split()[-1] == "2"
     assert link.stop(job.job_id, force=True).signal == signal.SIGKILL
@@ -334,6 +334,18 @@ def test_landlock_keeps_from_writing_elsewhere(
             pass
 
     assert _in_a_child(act) == outcome
+
+
+def test_in_strict_landlock_closes_what_a_read_only_mount_leaves_open(link: Link) -> None:
+    # A FIFO is written to without writing to its file system.
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/var/lib") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        os.mkfifo(f"{directory}/fifo")
+        os.chmod(f"{directory}/fifo", 0o666)  # noqa: S103
+        reading = os.open(f"{directory}/fifo", os.O_RDONLY | os.O_NONBLOCK)
+        assert shell(link, f"echo x > {directory}/fifo && echo done", "standard") == "done\n"
+        assert "ermission denied" in shell(link, f"echo x > {directory}/fifo && echo done", "strict")
+        os.close(reading)
 
 
 # Which profile.
