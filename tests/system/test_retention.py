@@ -1,4 +1,4 @@
-"""Ended jobs are kept by number and age; of those that go nothing is left."""
+"""Ended jobs are kept by number, age and output; of those that go nothing is left."""
 
 from __future__ import annotations
 
@@ -49,6 +49,27 @@ def test_the_oldest_go_when_there_are_too_many(tmp_path: Path) -> None:
         assert directories(side) == sorted(record.job_id for record in (*records[2:], running))
         assert [link.read_log(record) for record in records[2:]] == [b"2\n", b"3\n", b"4\n"]
         wait_until_removed(side)
+
+
+def test_they_go_when_they_have_too_much_output(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), keep_logs=5_000_000) as side:
+        link, watching = side.link(subscribe=True), side.link(subscribe=True)
+        large = [run(link, "head -c 2000000 /dev/zero") for _ in range(2)]
+        small = run(link, "echo x")
+        assert len(directories(side)) == 3
+        third = run(link, "head -c 2000000 /dev/zero")
+        wait_removed(watching, large[0].job_id)
+        assert directories(side) == sorted(record.job_id for record in (large[1], small, third))
+
+
+def test_a_flood_keeps_to_its_share_of_the_disk(tmp_path: Path) -> None:
+    share = 4 * 1024**2
+    with root_side(str(tmp_path), segment_bytes=1024**2, keep_log=share) as side:
+        link = side.link(subscribe=True)
+        record = run(link, "head -c 100000000 /dev/zero")
+        assert (record.exit_code, record.log_bytes, record.lost_bytes) == (0, 100_000_000, 0)
+        logs = Path(side.state_dir, "jobs", record.job_id, "logs")
+        assert sum(path.stat().st_size for path in logs.glob("*.log*")) <= share
 
 
 def test_they_go_after_their_time(tmp_path: Path) -> None:

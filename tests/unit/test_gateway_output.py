@@ -32,7 +32,7 @@ from jobworker.wire.messages import (
     OpenLog,
     UnfollowLog,
 )
-from jobworker.wire.output_index import LOST, RECORD
+from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
 from support.scripted_supervisor import Answer, ScriptedSupervisor, job_id, linked, record
 
 ID = job_id(1)
@@ -53,6 +53,7 @@ class LogSupervisor(ScriptedSupervisor):
         super().__init__(directory)
         self.records = [record(1, segment_bytes=SEGMENT_BYTES)]
         self.gone: set[int] = set()
+        self.why_gone = DROPPED
         # Whole hundreds of bytes that the agent could not write.
         self.lost: set[int] = set()
         self.handlers[OpenLog] = self._open
@@ -60,7 +61,7 @@ class LogSupervisor(ScriptedSupervisor):
     def _open(self, request: OpenLog) -> Answer:
         start = request.segment * SEGMENT_BYTES
         if request.segment in self.gone:
-            raise OutputDropped(ID, start, "it was dropped")
+            raise OutputDropped(ID, start, self.why_gone)
         hundreds = range(start, start + SEGMENT_BYTES, 100)
         index = b"".join(RECORD.pack(at, 100, self.source_of(at), 0) for at in hundreds)
         log = memfd(b"")
@@ -150,8 +151,8 @@ def test_a_segment_that_is_gone_is_a_gap(supervisor: LogSupervisor) -> None:
     supervisor.gone = {0, 1}
     gaps = [message for message in read(supervisor, len(BYTES), 10) if isinstance(message, pb.OutputGap)]
     assert gaps == [
-        pb.OutputGap(offset=10, length=990, reason="it was dropped"),
-        pb.OutputGap(offset=1000, length=1000, reason="it was dropped"),
+        pb.OutputGap(offset=10, length=990, reason=DROPPED),
+        pb.OutputGap(offset=1000, length=1000, reason=DROPPED),
     ]
     assert data_of(read(supervisor, len(BYTES), 10)) == BYTES[2000:]
 
@@ -191,6 +192,7 @@ def test_what_could_not_be_written_is_a_gap(
 
 def test_a_segment_that_could_not_even_be_made_is_a_gap(supervisor: LogSupervisor) -> None:
     supervisor.lost, supervisor.gone = set(range(1000, 2000, 100)), {1}
+    supervisor.why_gone = NOT_WRITTEN
     messages = read(supervisor, len(BYTES))
     assert [message for message in messages if isinstance(message, pb.OutputGap)] == [
         pb.OutputGap(offset=1000, length=1000, reason="the agent could not write it: disk full or failing")

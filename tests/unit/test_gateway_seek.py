@@ -19,7 +19,7 @@ from jobworker.gateway.seek import Log, View, locate
 from jobworker.gateway.segments import Segments
 from jobworker.jobs import Source
 from jobworker.wire.messages import LogSegment, OpenLog
-from jobworker.wire.output_index import LOST, RECORD
+from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
 from support.scripted_supervisor import Answer, ScriptedSupervisor, job_id, linked
 
 SEGMENT_BYTES = 40
@@ -33,6 +33,7 @@ class Written:
     sources: list[int] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
+    why_gone: str = NOT_WRITTEN
 
     def add(self, data: bytes, source: int, time: int) -> None:
         self.data += data
@@ -70,7 +71,7 @@ class Logs(ScriptedSupervisor):
         log = self.logs[request.job_id]
         start = request.segment * SEGMENT_BYTES
         if request.segment in log.gone:
-            raise OutputDropped(request.job_id, start, "gone")
+            raise OutputDropped(request.job_id, start, log.why_gone)
         files = []
         for content in log.segment(request.segment):
             files.append(os.memfd_create("log"))
@@ -110,6 +111,16 @@ def a_log(chance: random.Random) -> Written:
         line = bytes(chance.choice(b"ab\n\n") for _ in range(chance.randrange(1, 12)))
         log.add(line, chance.choice(list(Source)), time)
     return log
+
+
+def test_since_a_time_tells_of_all_that_was_dropped(supervisor: Logs) -> None:
+    log = Written(gone={0, 1, 2}, why_gone=DROPPED)
+    for number in range(100):
+        log.add(b"%03d\n" % number, Source.STDOUT, 1_000 + number)
+    first = log.times[3 * SEGMENT_BYTES]
+    # Some of it may be of that time.
+    assert located(supervisor, [(log, View(since_ns=first - 5))]) == [(0, 400)]
+    assert located(supervisor, [(log, View(since_ns=first + 1))]) == [(3 * SEGMENT_BYTES + 4, 400)]
 
 
 @pytest.mark.parametrize("block", [7, 64 * 1024])

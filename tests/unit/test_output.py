@@ -13,7 +13,7 @@ import pytest
 from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source, State
 from jobworker.supervisor.output import OutputLog, open_segment
-from jobworker.wire.output_index import LOST, RECORD
+from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 SEGMENT = 1 << 20
@@ -181,6 +181,42 @@ def test_a_gap_outlives_the_writer(tmp_path: Path, log: OutputLog) -> None:
     again.close()
 
 
+def test_the_oldest_segments_go(tmp_path: Path) -> None:
+    def opened() -> OutputLog:
+        return OutputLog(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT, keep=3 * SEGMENT + 1)
+
+    def kept() -> set[str]:
+        return {path.name.removeprefix(f"job_{ID}.") for path in tmp_path.iterdir()}
+
+    log = opened()
+    feed(log, b"x" * (3 * SEGMENT))
+    assert kept() == {"log", "idx", "log.0", "idx.0", "log.1", "idx.1"}
+    feed(log, b"x")
+    assert kept() == {"log", "idx", "log.1", "idx.1", "log.2", "idx.2"}
+    log.close()
+    log = opened()
+    feed(log, b"x" * (4 * SEGMENT))
+    assert kept() == {"log", "idx", "log.5", "idx.5", "log.6", "idx.6"}
+    assert (log.size, log.lost) == (7 * SEGMENT + 1, 0)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    for dropped in (0, 4):
+        with pytest.raises(OutputDropped) as caught:
+            open_segment(directory, record_of(log), dropped)
+        assert caught.value.reason == DROPPED
+    for fd in open_segment(directory, record_of(log), 5):
+        os.close(fd)
+    os.close(directory)
+    log.close()
+
+
+def test_a_log_may_be_one_segment(tmp_path: Path) -> None:
+    log = OutputLog(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT, keep=1)
+    feed(log, b"x" * (3 * SEGMENT + 5))
+    assert {path.name for path in tmp_path.iterdir()} == {f"job_{ID}.log", f"job_{ID}.idx"}
+    assert log.size == 3 * SEGMENT + 5
+    log.close()
+
+
 def test_gaps_run_over_segments(tmp_path: Path, log: OutputLog) -> None:
     feed(log, b"a" * 10)
     with no_room_beyond(10):
@@ -192,8 +228,9 @@ def test_gaps_run_over_segments(tmp_path: Path, log: OutputLog) -> None:
     assert index(tmp_path)[-1] == (3 * SEGMENT + 10, 5, 1)
     directory = os.open(tmp_path, os.O_RDONLY)
     for lost in (1, 2):
-        with pytest.raises(OutputDropped):
+        with pytest.raises(OutputDropped) as caught:
             open_segment(directory, record_of(log), lost)
+        assert caught.value.reason == NOT_WRITTEN
     for kept in (0, 3):
         for fd in open_segment(directory, record_of(log), kept):
             os.close(fd)

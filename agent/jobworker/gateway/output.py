@@ -15,13 +15,12 @@ from jobworker.gateway.index import UNKNOWN, Span
 from jobworker.gateway.seek import Log, View, locate
 from jobworker.gateway.segments import Segment, Segments
 from jobworker.jobs import Source
-from jobworker.wire.output_index import LOST
+from jobworker.wire.output_index import LOST, NOT_WRITTEN
 
 # Larger chunks gain little speed and make a stalled follower hold more.
 CHUNK_BYTES = 256 * 1024
 _CACHED_PIECES = 64
 
-_NOT_WRITTEN = "the agent could not write it: disk full or failing"
 
 _SOURCES: dict[int, pb.OutputSource.ValueType] = {
     UNKNOWN: pb.OUTPUT_SOURCE_UNSPECIFIED,
@@ -152,7 +151,7 @@ class Output:
             with _reading_disk():
                 return self._read(await self._segments.get(part.log.job_id, number), part)
         except OutputDropped as error:
-            return _gap(part.offset, part.end, _NOT_WRITTEN if part.lossy else error.reason)
+            return _gap(part.offset, part.end, error.reason)
 
     def _read(self, segment: Segment, part: _Part) -> Piece:
         if not part.indexed:
@@ -183,11 +182,11 @@ def _chunk(segment: Segment, part: _Part) -> Piece:
     if run.start == run.stop:
         return Piece(b"", run.stop)
     if run.source == LOST:
-        return _gap(run.start, run.stop, _NOT_WRITTEN)
+        return _gap(run.start, run.stop, NOT_WRITTEN)
     data = segment.read(run.start, min(run.stop - run.start, CHUNK_BYTES))
     if not data:
         # The index may be late to tell, since it is on the same disk.
-        reason = _NOT_WRITTEN if part.lossy else "the log is shorter than it was"
+        reason = NOT_WRITTEN if part.lossy else "the log is shorter than it was"
         return _gap(run.start, run.stop, reason)
     chunk = pb.OutputChunk(offset=run.start, data=data, source=_SOURCES[log.source or UNKNOWN])
     if log.timed:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jobworker.errors import OutputDropped
 from jobworker.gateway.segments import Segment, Segments
 from jobworker.jobs import Source
+from jobworker.wire.output_index import DROPPED
 
 MAX_TAIL_LINES = 1_000_000
 # A job may write lines without end.
@@ -82,8 +83,13 @@ class _Seeker:
             else:
                 high = middle
         # From here on segments begin at or after the time; what is sought may be in the one before.
-        before = await self._segment(low - 1) if low else None
-        found = before.index.since(time_ns) if before else None
+        if not low:
+            return 0
+        before = await self._segment(low - 1)
+        if before is None:
+            # Nobody knows when that was written, so it is told as a gap: with all before it, if it was dropped.
+            return 0 if await self._was_dropped(low - 1) else (low - 1) * self._log.segment_bytes
+        found = before.index.since(time_ns)
         return min(low * self._log.segment_bytes if found is None else found, self._log_bytes)
 
     async def _begins_ns(self, number: int, stop: int) -> int:
@@ -129,6 +135,13 @@ class _Seeker:
             if count % _RUNS == 0:
                 await asyncio.sleep(0)
         return written[::-1]
+
+    async def _was_dropped(self, number: int) -> bool:
+        try:
+            await self._segments.get(self._log.job_id, number)
+        except OutputDropped as error:
+            return error.reason == DROPPED
+        return False
 
     async def _segment(self, number: int) -> Segment | None:
         try:

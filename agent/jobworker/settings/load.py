@@ -99,6 +99,11 @@ def _limit(name: str) -> Parse:
     return parse
 
 
+def _size_or_none(field: str, value: Any) -> int:
+    size: int = 0 if value == 0 else _limit("memory")(field, value)
+    return size
+
+
 def _duration(field: str, value: Any) -> int:
     return units.parse_duration(_text(field, value), field)
 
@@ -139,6 +144,8 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "max_pids": ("max_pids", _number(*PIDS_RANGE)),
     "max_active": ("max_active", _number(1, 100_000)),
     "open_files": ("open_files", _number(64, 2**20)),
+    "keep_log": ("keep_log", _size_or_none),
+    "keep_logs": ("keep_logs", _size_or_none),
     "keep_ended": ("keep_ended", _number(1, 1_000_000)),
     "keep_for": ("keep_ms", _duration),
     "first_uid": ("first_uid", _number(1000, 2**31 - 2)),

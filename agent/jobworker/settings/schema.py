@@ -41,6 +41,8 @@ class JobSettings:
         max_pids: likewise.
         max_active: jobs that have not ended, at any one time.
         open_files: a job's processes may have so many files open, and raise that to the agent's hard limit.
+        keep_log: bytes of output that are kept of each job, the newest; whole segments are dropped. 0 for all.
+        keep_logs: likewise of all ended jobs together; the oldest jobs are removed.
         keep_ended: jobs that have ended are kept up to this number, the oldest are removed with all their files.
         keep_ms: and for so long; 0 for without end.
         first_uid: jobs get user ids from here on where the agent runs as root.
@@ -58,6 +60,8 @@ class JobSettings:
     max_pids: int = 32_768
     max_active: int = 2_000
     open_files: int = 1024
+    keep_log: int = 1024**3
+    keep_logs: int = 10 * 1024**3
     keep_ended: int = 10_000
     keep_ms: int = 30 * 24 * 3600 * 1000
     first_uid: int = 1_900_000_000

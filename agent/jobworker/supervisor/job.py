@@ -46,6 +46,7 @@ class Surroundings:
         changed: called with the job after each change of its record.
         grew: called with the job when it has new output, or the last of it.
         kill_wait: seconds after a kill until the job is reported as stuck.
+        keep_log: bytes of output that are kept of each job; 0 for all.
     """
 
     loop: Loop
@@ -55,6 +56,7 @@ class Surroundings:
     changed: Callable[[Job], None]
     grew: Callable[[Job], None]
     kill_wait: float
+    keep_log: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,8 @@ class Launcher:
                 group = self._hierarchy.create(job_id, order.limits)
                 undo.callback(self._undo, group.remove)
                 operation = "creating the job's log"
-                log = OutputLog(self._around.store.open_logs(job_id), job_id, order.record.segment_bytes)
+                logs, segment_bytes = self._around.store.open_logs(job_id), order.record.segment_bytes
+                log = OutputLog(logs, job_id, segment_bytes, keep=self._around.keep_log)
                 undo.callback(log.close)
                 log.open()
                 operation = "cloning the job's process"

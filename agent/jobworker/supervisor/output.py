@@ -21,7 +21,7 @@ from jobworker.jobs import JobRecord, Source
 from jobworker.kernel import beneath
 from jobworker.supervisor import index
 from jobworker.supervisor.index import Index
-from jobworker.wire.output_index import LOST, RECORD
+from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
 
 # Fair between jobs: with more a round, a quiet job's bytes wait for the flood of another.
 ROUND_BYTES = 64 * 1024
@@ -34,21 +34,31 @@ _SPLICE_F_NONBLOCK = 2
 class OutputLog:
     """The log of one job, new or of an earlier life; owns the descriptors of its directory and open segment.
 
+    Args:
+        keep: the oldest segments are dropped so that the others, the open one included, have no more bytes than
+            this, or than one segment; 0 for all.
+        lost: as known of an earlier life.
+
     Attributes:
         size: the absolute offset behind the last byte.
         lost: how many of the bytes before that are gaps.
         failing: why output can't be written at the moment, as an errno's name; empty when it can.
     """
 
-    def __init__(self, directory_fd: int, job_id: str, segment_bytes: int, lost: int = 0) -> None:
+    def __init__(
+        self, directory_fd: int, job_id: str, segment_bytes: int, *, keep: int = 0, lost: int = 0
+    ) -> None:
         self._directory = directory_fd
         self._name = f"job_{job_id}"
         self._segment_bytes = segment_bytes
+        self._keep_segments = max(1, keep // segment_bytes) if keep else 0
         self._log = -1
         self.lost = lost
         self.failing = ""
         try:
-            self._segment = self._count_closed()
+            closed = _closed_segments(self._directory, self._name, "log")
+            self._segment = max(closed, default=-1) + 1
+            self._oldest = min(closed, default=self._segment)
             self.size = self._segment * segment_bytes + self._live_bytes()
             self._take_over_index()
         except OSError:
@@ -57,15 +67,6 @@ class OutputLog:
         self._index = Index(lambda: self._open_file("idx"), segment_bytes, self._segment)
 
     # What an earlier life has left.
-
-    def _numbers(self, kind: str) -> list[int]:
-        prefix = f"{self._name}.{kind}."
-        with os.scandir(self._directory) as entries:
-            numbers = [entry.name[len(prefix) :] for entry in entries if entry.name.startswith(prefix)]
-        return [int(number) for number in numbers if number.isdecimal()]
-
-    def _count_closed(self) -> int:
-        return max(self._numbers("log"), default=-1) + 1
 
     def _live_bytes(self) -> int:
         try:
@@ -90,7 +91,8 @@ class OutputLog:
         if last.offset // self._segment_bytes == number and last.end <= self._end_of_segment():
             self.size = max(self.size, last.end)
         if self.lost or last.source == LOST:
-            self.lost = self._count_lost()
+            # Of segments that were dropped, what was known of them is all there is.
+            self.lost = max(self.lost, self._count_lost())
 
     def _index_ends(self) -> tuple[index.Record, index.Record] | None:
         with contextlib.suppress(OSError):
@@ -103,7 +105,10 @@ class OutputLog:
 
     def _count_lost(self) -> int:
         lost = 0
-        for name in (f"{self._name}.idx", *(f"{self._name}.idx.{number}" for number in self._numbers("idx"))):
+        for name in (
+            f"{self._name}.idx",
+            *(f"{self._name}.idx.{number}" for number in _closed_segments(self._directory, self._name, "idx")),
+        ):
             with contextlib.suppress(OSError):
                 # A record for each byte, at the most.
                 limit = self._segment_bytes * RECORD.size
@@ -158,6 +163,7 @@ class OutputLog:
         if number != self._segment:
             self._close_segment()
             self._segment = number
+            self._drop_oldest()
             self._index.begin_segment(number)
         self.open()
         self._index.catch_up()
@@ -168,6 +174,15 @@ class OutputLog:
         # The log's own rename is what makes a segment closed.
         for kind in ("log", "idx"):
             self._rename(kind, self._segment)
+
+    def _drop_oldest(self) -> None:
+        """Make room for the segment that is begun. What can't be removed now is tried again with the next one."""
+        with contextlib.suppress(OSError):
+            while self._keep_segments and self._oldest <= self._segment - self._keep_segments:
+                for kind in ("idx", "log"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(f"{self._name}.{kind}.{self._oldest}", dir_fd=self._directory)
+                self._oldest += 1
 
     def _rename(self, kind: str, number: int) -> None:
         live = f"{self._name}.{kind}"
@@ -222,9 +237,23 @@ def open_segment(directory_fd: int, record: JobRecord, segment: int) -> tuple[in
     except OSError as error:
         for fd in opened:
             os.close(fd)
-        reason = error.strerror or "unreadable"
+        reason = _why_missing(directory_fd, name, segment, error)
         raise OutputDropped(record.job_id, segment * record.segment_bytes, reason) from None
     return opened[0], opened[1]
+
+
+def _why_missing(directory_fd: int, name: str, segment: int, error: OSError) -> str:
+    if error.errno != errno.ENOENT:
+        return error.strerror or "unreadable"
+    kept = _closed_segments(directory_fd, name, "log")
+    return DROPPED if kept and segment < min(kept) else NOT_WRITTEN
+
+
+def _closed_segments(directory_fd: int, name: str, kind: str) -> list[int]:
+    prefix = f"{name}.{kind}."
+    with os.scandir(directory_fd) as entries:
+        numbers = [entry.name[len(prefix) :] for entry in entries if entry.name.startswith(prefix)]
+    return [int(number) for number in numbers if number.isdecimal()]
 
 
 def _check_segment(index_fd: int, segment: int, segment_bytes: int) -> None:

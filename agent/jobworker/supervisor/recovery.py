@@ -125,7 +125,8 @@ class Recovery:
             group.init_is(sockets.pid_of(pidfd), pidfd)
         try:
             logs = self._around.store.open_logs(record.job_id)
-            log = OutputLog(logs, record.job_id, record.segment_bytes, record.lost_bytes)
+            keep, lost = self._around.keep_log, record.lost_bytes
+            log = OutputLog(logs, record.job_id, record.segment_bytes, keep=keep, lost=lost)
         except OSError:
             group.close()
             raise

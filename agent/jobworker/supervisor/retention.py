@@ -1,4 +1,4 @@
-"""How long ended jobs are kept: by number and by age.
+"""How long ended jobs are kept: by number, by age, and by the bytes of their output.
 
 A job that has to go is out of the registry at once, by a rename of its directory. A helper then removes what is
 there, which may be a million files; until it has, the job's user id stays in use, since the files are that user's.
@@ -47,9 +47,12 @@ class Retention:
         self._log = log
         self._keep = settings.keep_ended
         self._keep_ns = settings.keep_ms * 1_000_000
+        self._keep_logs = settings.keep_logs
+        self._keep_log = settings.keep_log
         self._forget = forget
-        # When they ended, their ids and users; the oldest first.
-        self._ended: list[tuple[int, str, int]] = []
+        # When they ended, their ids, users and bytes of output; the oldest first.
+        self._ended: list[tuple[int, str, int, int]] = []
+        self._log_bytes = 0
         self._remover = Remover(loop, log, store, removed)
         self._timer: Timer | None = None
         self._begun = False
@@ -62,22 +65,27 @@ class Retention:
 
     def add(self, record: JobRecord) -> None:
         """The job has ended, now or long ago."""
-        heapq.heappush(self._ended, (record.ended_ns, record.job_id, record.uid))
+        kept = record.log_bytes - record.lost_bytes
+        size = min(kept, self._keep_log) if self._keep_log else kept
+        self._log_bytes += size
+        heapq.heappush(self._ended, (record.ended_ns, record.job_id, record.uid, size))
         if self._begun:
             self._wait(_GATHER)
 
     def _enforce(self) -> None:
         while self._ended and self._left() <= 0:
-            if not self._remove(*self._ended[0][1:]):
+            _, job_id, uid, size = self._ended[0]
+            if not self._remove(job_id, uid):
                 self._wait(_TRY_AGAIN)
                 return
             heapq.heappop(self._ended)
+            self._log_bytes -= size
         if self._ended and self._keep_ns:
             self._wait(self._left())
 
     def _left(self) -> float:
         """Seconds until the oldest has to go. By the wall clock, since it may have ended before a reboot."""
-        if len(self._ended) > self._keep:
+        if len(self._ended) > self._keep or 0 < self._keep_logs < self._log_bytes:
             return 0
         return (self._ended[0][0] + self._keep_ns - time.time_ns()) / 1e9 if self._keep_ns else float("inf")
 

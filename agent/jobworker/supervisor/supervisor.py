@@ -61,6 +61,7 @@ class Supervisor:
             changed=self._changed,
             grew=self._grew,
             kill_wait=settings.jobs.kill_wait_ms / 1000,
+            keep_log=settings.jobs.keep_log,
         )
         launcher = Launcher(around, self._hierarchy, settings.jobs)
         isolation = Isolation(settings.isolation, self._store.jobs_path, self._hierarchy, self._log)

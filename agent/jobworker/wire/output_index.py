@@ -8,3 +8,7 @@ import struct
 RECORD = struct.Struct("<QIB3xQ")
 # In place of a job's source: the agent could not write these bytes.
 LOST = 0
+
+# Why output is not there, for those who ask for it.
+NOT_WRITTEN = "the agent could not write it: disk full or failing"
+DROPPED = "it is older than what the agent keeps of a log (jobs.keep_log)"
