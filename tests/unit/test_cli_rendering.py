@@ -85,6 +85,8 @@ def test_a_running_job_as_json() -> None:
             "memory_peak_bytes": 3_145_728,
             "oom_kills": 1,
             "throttled_seconds": 0.25,
+            "io_read_bytes": 0,
+            "io_written_bytes": 0,
         },
         "log_path": "/var/lib/jobworker/jobs/x/logs/job_x.log",
         "log_bytes": 2**40,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fnmatch
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -123,7 +124,11 @@ def _why_not(parts: frozenset[Part], model: Confinement) -> str:
 
 def _go_into(model: Confinement) -> None:
     if Part.PID_NAMESPACE in model.parts:
-        syscalls.unshare(syscalls.CLONE_NEWPID)
+        init, pidfd = syscalls.clone3(syscalls.CLONE_NEWPID, signal.SIGCHLD)
+        if init == 0:
+            os._exit(0)
+        os.waitpid(init, 0)
+        os.close(pidfd)
     model.isolate(_no_report)
     model.renounce(_no_report)
     model.seal(_no_report)
