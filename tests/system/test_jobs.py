@@ -20,7 +20,7 @@ from jobworker.jobs import EndReason, JobRecord, State
 from jobworker.limits import Limits
 from jobworker.settings import schema
 from support.leftovers import cgroups, processes_of
-from support.root_side import Link, RootSide
+from support.root_side import Link, RootSide, root_side
 
 pytestmark = pytest.mark.root
 
@@ -75,6 +75,17 @@ def test_signals_are_as_a_program_expects_them(link: Link) -> None:
 def test_limits_and_scores_are_not_the_agent_s(link: Link) -> None:
     _, output = run(link, "ulimit -Sn; cat /proc/self/oom_score_adj")
     assert output.split() == [str(schema.JobSettings().open_files), "0"]
+
+
+@pytest.mark.parametrize("sandbox", ["standard", "strict"])
+def test_a_job_may_have_fewer_files_open_than_the_agent(tmp_path: Path, sandbox: str) -> None:
+    with root_side(str(tmp_path), open_files=64) as side:
+        link = side.link(subscribe=True)
+        running = [link.start("/bin/sleep", "1000", sandbox=sandbox) for _ in range(30)]
+        assert side.open_files(link) > 64
+        assert run(link, "ulimit -Sn", sandbox=sandbox)[1] == "64\n"
+        for job in running:
+            link.stop(job.job_id, force=True)
 
 
 def test_own_session_user_and_directory(link: Link, side: RootSide) -> None:

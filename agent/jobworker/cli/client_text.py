@@ -64,8 +64,9 @@ def agent(message: GetAgentInfoResponse) -> str:
         ("users", users),
         ("cgroups", message.cgroup_mode),
         ("sandbox", message.default_sandbox),
-        *_under("lacking", [f"{part.name}: {part.missing_because}" for part in lacking]),
-        *_under("limits", [_support(limit) for limit in message.limits]),
+        *_under("no sandbox", _reasons((part.missing_because, part.name) for part in lacking)),
+        *_under("limits", [_support(limit) for limit in message.limits if not _lacks(limit)]),
+        *_under("no limits", _reasons((limit.detail, limit.name) for limit in message.limits if _lacks(limit))),
         ("certificate", f"until {client_json.time(message, 'certificate_expires_at') or 'not told'}"),
     )
     return labelled(lines)
@@ -174,6 +175,18 @@ def _limit(limit: LimitStatus) -> str:
 def _support(limit: LimitSupport) -> str:
     default = f"default {limit.default_value}" if limit.default_value else "no default"
     return " ".join((limit.name, f"{default}, at most {limit.maximum}", *_enforced(limit)))
+
+
+def _lacks(limit: LimitSupport) -> bool:
+    return client_json.enum_name(limit, "enforcement") == "UNSUPPORTED"
+
+
+def _reasons(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Names under what they have in common: `cpu, memory: no cgroup is delegated`."""
+    names: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        names.setdefault(reason, []).append(name)
+    return [f"{', '.join(those)}: {reason}" for reason, those in names.items()]
 
 
 def _enforced(limit: LimitStatus | LimitSupport) -> tuple[str, ...]:

@@ -174,12 +174,13 @@ class _Child:
         os.umask(0o022)
         # The job's own directory may lie where only the agent can go.
         os.fchdir(command.own_dir_fd)
-        self._begin("resources")
-        resource.setrlimit(resource.RLIMIT_NOFILE, command.open_files)
-        _reset_oom_score()
         confinement.isolate(self._begin)
         self._begin("descriptors")
         self._arrange_descriptors()
+        # Now that all of the supervisor's descriptors are closed: there may be more of them than a job may have.
+        self._begin("resources")
+        resource.setrlimit(resource.RLIMIT_NOFILE, command.open_files)
+        _reset_oom_score()
         confinement.renounce(self._begin)
         self._begin("user")
         _become(command.uid)
