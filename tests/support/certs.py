@@ -200,6 +200,30 @@ def _host(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
+def crl(
+    issuer: Pair,
+    *revoked: Pair | int,
+    ends: timedelta = timedelta(hours=1),
+    extra: x509.ExtensionType | None = None,
+    signer: Pair | None = None,
+) -> bytes:
+    """A revocation list in PEM form; `extra` is a critical extension."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    builder = x509.CertificateRevocationListBuilder(
+        issuer_name=issuer.certificate.subject,
+        last_update=_naive(now - timedelta(days=1)),
+        next_update=_naive(now + ends),
+    )
+    for one in revoked:
+        number = one if isinstance(one, int) else one.certificate.serial_number
+        entry = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(_naive(now))
+        builder = builder.add_revoked_certificate(entry.build())
+    if extra:
+        builder = builder.add_extension(extra, critical=True)
+    made = builder.sign((signer or issuer).private_key, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM)
+
+
 def foreign_ca() -> Pair:
     """Another CA under the very name of the development CA."""
     name = dev_pki().pair("ca").certificate.subject

@@ -21,6 +21,7 @@ from grpc_status import rpc_status  # type: ignore[import-untyped] # likewise
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.settings import schema
 from support import certs
+from support.waiting import until
 
 DEADLINE = 60
 
@@ -87,6 +88,9 @@ class Gateway:
         while len(self.calls(method)) < number:
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.02)
+
+    def wait_for_log(self, text: str) -> None:
+        until(lambda: text in self.log(), True)
 
     def open_files(self) -> list[str]:
         directory = f"/proc/{self.process.pid}/fd"

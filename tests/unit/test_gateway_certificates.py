@@ -9,6 +9,7 @@ import pytest
 
 from jobworker.errors import Unauthenticated
 from jobworker.gateway.certificates import PeerReader, read_peer
+from jobworker.gateway.revocation import Revocations
 from jobworker.identity import DEFAULT_ROLE_OID, Role, encode_role
 from support import certs
 from support.certs import Recipe, make
@@ -64,7 +65,7 @@ def test_the_role_cannot_be_under_the_oid_of_another_extension() -> None:
 
 
 def test_dates_are_looked_at_each_time() -> None:
-    reader, pem = PeerReader(DEFAULT_ROLE_OID), good(Recipe(end=timedelta(seconds=2)))
+    reader, pem = PeerReader(DEFAULT_ROLE_OID, Revocations), good(Recipe(end=timedelta(seconds=2)))
     peer = reader.identify(context(pem))
     with pytest.raises(Unauthenticated, match="expired"):
         peer.check_dates(time.time() + 3)
@@ -85,4 +86,4 @@ def test_dates_are_looked_at_each_time() -> None:
 )
 def test_without_tls_1_3_and_one_certificate_a_peer_is_nobody(auth: dict[str, list[bytes]]) -> None:
     with pytest.raises(Unauthenticated):
-        PeerReader(DEFAULT_ROLE_OID).identify(auth)
+        PeerReader(DEFAULT_ROLE_OID, Revocations).identify(auth)

@@ -21,6 +21,10 @@ def peer(seconds: float = 3600) -> Peer:
     return Peer(Principal("spiffe://test/user/a", Role.READER, "1"), now - 1, now + seconds)
 
 
+def still_valid(who: Peer) -> None:
+    who.check_dates(time.time())
+
+
 async def stay(streams: OpenStreams, who: Peer) -> None:
     async with streams.hold(who):
         await asyncio.Event().wait()
@@ -34,7 +38,7 @@ def outcome(scenario: Callable[[], Coroutine[Any, Any, None]]) -> JobWorkerError
 
 def test_a_stream_that_ends_makes_room_for_another() -> None:
     async def scenario() -> None:
-        streams = OpenStreams(maximum=1)
+        streams = OpenStreams(still_valid, maximum=1)
         for _ in range(3):
             async with streams.hold(peer()):
                 pass
@@ -44,7 +48,7 @@ def test_a_stream_that_ends_makes_room_for_another() -> None:
 
 def test_there_is_a_maximum() -> None:
     async def scenario() -> None:
-        streams = OpenStreams(maximum=1)
+        streams = OpenStreams(still_valid, maximum=1)
         async with streams.hold(peer()), streams.hold(peer()):
             pytest.fail("one too many")
 
@@ -57,7 +61,7 @@ def test_a_stream_ends_with_the_certificate_and_others_go_on(monkeypatch: pytest
     monkeypatch.setattr(streams_module, "_LOOK_SECONDS", 0.01)
 
     async def scenario() -> None:
-        streams = OpenStreams()
+        streams = OpenStreams(still_valid)
         other = asyncio.create_task(stay(streams, peer()))
         try:
             await stay(streams, peer(0.05))
@@ -73,7 +77,7 @@ def test_the_clock_may_be_set_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None
     later = time.time() + 10_000
 
     async def scenario() -> None:
-        streams = OpenStreams()
+        streams = OpenStreams(still_valid)
         staying = asyncio.create_task(stay(streams, peer(3600)))
         await asyncio.sleep(0)
         monkeypatch.setattr(time, "time", lambda: later)
@@ -84,7 +88,7 @@ def test_the_clock_may_be_set_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_all_end_when_the_gateway_does_and_none_begins() -> None:
     async def scenario() -> None:
-        streams = OpenStreams()
+        streams = OpenStreams(still_valid)
         staying = [asyncio.create_task(stay(streams, peer())) for _ in range(3)]
         await asyncio.sleep(0)
         streams.end_all(AgentUnavailable("stopping"))
@@ -97,7 +101,7 @@ def test_all_end_when_the_gateway_does_and_none_begins() -> None:
 
 def test_a_time_out_of_the_work_itself_is_its_own() -> None:
     async def scenario() -> None:
-        async with OpenStreams().hold(peer()):
+        async with OpenStreams(still_valid).hold(peer()):
             raise TimeoutError("of the work")
 
     with pytest.raises(TimeoutError, match="of the work"):
@@ -106,7 +110,7 @@ def test_a_time_out_of_the_work_itself_is_its_own() -> None:
 
 def test_a_client_that_leaves_is_cancelled() -> None:
     async def scenario() -> None:
-        streams = OpenStreams(maximum=1)
+        streams = OpenStreams(still_valid, maximum=1)
         staying = asyncio.create_task(stay(streams, peer()))
         await asyncio.sleep(0)
         staying.cancel()

@@ -20,6 +20,9 @@ tls:
   cert: /etc/jobworker/server.pem
   key: /etc/jobworker/server.key
   role_oid: 1.3.6.1.4.1.32473.7
+  crl: /etc/jobworker/lists.pem
+  stale_crl: allow
+  revoked: /etc/jobworker/revoked.txt
 jobs:
   segment_size: 1M
   default_pids: 100

@@ -11,7 +11,7 @@ import structlog
 from grpc import aio
 
 from jobworker.errors import AgentUnavailable
-from jobworker.gateway import credentials, server, watchdog
+from jobworker.gateway import server, watchdog
 from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import PeerReader
 from jobworker.gateway.follow import Feeds
@@ -23,6 +23,7 @@ from jobworker.gateway.output import Output
 from jobworker.gateway.segments import Segments
 from jobworker.gateway.servicer import JobWorker
 from jobworker.gateway.streams import OpenStreams
+from jobworker.gateway.trust import Trust
 from jobworker.settings.schema import Settings
 from jobworker.wire import service_manager
 
@@ -46,15 +47,17 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
         PkiProblem: the certificates are not to be served with.
         InvalidField: the address cannot be had.
     """
-    own = credentials.load(settings.tls)
-    credentials.check_listen(settings.listen, own, settings.tls)
+    trust = Trust(settings)
+    own = trust.credentials.get()
     stop = _asked_to_stop(while_stdin=while_stdin)
-    link, streams = SupervisorLink(settings.socket_path), OpenStreams()
+    peers = PeerReader(settings.tls.role_oid, trust.revocations.get)
+    link, streams = SupervisorLink(settings.socket_path), OpenStreams(peers.check)
     mirror, calls = Mirror(), Calls()
-    grpc_server = _assemble(settings, own, link, streams, mirror, calls)
-    address = server.bind(grpc_server, settings.listen, own)
-    scraped = await _serve_metrics(settings, own, mirror, calls) if settings.metrics.listen else ""
+    grpc_server = _assemble(trust, peers, link, streams, mirror, calls)
+    address = server.bind(grpc_server, settings.listen, trust.credentials)
+    scraped = await _serve_metrics(settings, trust, mirror, calls) if settings.metrics.listen else ""
     await grpc_server.start()
+    _on_hangup(trust)
     _log.info("serving", address=address, dev_certificates=own.dev, metrics=scraped)
     _report(ready_fd, address)
     async with asyncio.TaskGroup() as tasks:
@@ -69,12 +72,12 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
             task.cancel()
 
 
-async def _serve_metrics(settings: Settings, own: credentials.Credentials, mirror: Mirror, calls: Calls) -> str:
+async def _serve_metrics(settings: Settings, trust: Trust, mirror: Mirror, calls: Calls) -> str:
     # prometheus_client is 2 MiB, which only those pay who want metrics.
     from jobworker.gateway import metrics_server  # noqa: PLC0415
     from jobworker.gateway.metrics import AgentMetrics  # noqa: PLC0415
 
-    return await metrics_server.serve(settings, own, AgentMetrics(mirror, calls, own))
+    return await metrics_server.serve(settings, trust.credentials.get(), AgentMetrics(mirror, calls, trust))
 
 
 def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
@@ -94,9 +97,14 @@ def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
     return stop
 
 
+def _on_hangup(trust: Trust) -> None:
+    loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(trust.read_again))
+
+
 def _assemble(
-    settings: Settings,
-    own: credentials.Credentials,
+    trust: Trust,
+    peers: PeerReader,
     link: SupervisorLink,
     streams: OpenStreams,
     mirror: Mirror,
@@ -106,8 +114,8 @@ def _assemble(
     link.listen(mirror.apply, feeds.apply, health.apply)
     files_per_segment = 2
     output = Output(Segments(link, min(_raise_file_limit() // 2 // files_per_segment, _MAX_SEGMENTS)))
-    jobs = JobWorker(link, mirror, feeds, output, own.expires_ns)
-    return server.make(Gate(PeerReader(settings.tls.role_oid), streams, calls), jobs, health)
+    jobs = JobWorker(link, mirror, feeds, output, trust.credentials)
+    return server.make(Gate(peers, streams, calls), jobs, health)
 
 
 def _raise_file_limit() -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,6 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from jobworker import identity
 from jobworker.errors import Unauthenticated
 from jobworker.identity import Principal, Role, check_user_uri, decode_role
+
+if TYPE_CHECKING:
+    from jobworker.gateway.revocation import Revocations
 
 # The policy for keys, of clients and of the agent itself.
 MINIMUM_RSA_BITS = 4096
@@ -39,11 +42,15 @@ class Peer:
 
     Attributes:
         not_before, not_after: its certificate's dates, in seconds of Unix time.
+        issuer: the name of who issued it, in DER.
+        serial: the certificate's number.
     """
 
     principal: Principal
     not_before: float
     not_after: float
+    issuer: bytes = b""
+    serial: int = 0
 
     def check_dates(self, now: float) -> None:
         """Compare the certificate's dates with a time in seconds of Unix time.
@@ -55,9 +62,15 @@ class Peer:
 
 
 class PeerReader:
-    """Reads peers' certificates; those that are good are kept, up to a bound."""
+    """Reads peers' certificates; those that are good are kept, up to a bound.
 
-    def __init__(self, role_oid: str) -> None:
+    Args:
+        role_oid: of the extension that holds the role.
+        revocations: what is known of them at the moment.
+    """
+
+    def __init__(self, role_oid: str, revocations: Callable[[], Revocations]) -> None:
+        self._revocations = revocations
         self._read = functools.lru_cache(_CACHED)(functools.partial(read_peer, role_oid=role_oid))
 
     def identify(self, auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
@@ -72,8 +85,18 @@ class PeerReader:
         if len(pem) != 1:
             raise Unauthenticated("no client certificate")
         peer = self._read(pem[0])
-        peer.check_dates(time.time())
+        self.check(peer)
         return peer
+
+    def check(self, peer: Peer) -> None:
+        """Check what may have changed since the certificate was read.
+
+        Raises:
+            Unauthenticated: it has ended, or is revoked.
+        """
+        now = time.time()
+        peer.check_dates(now)
+        self._revocations().check(peer.issuer, peer.serial, now)
 
 
 def read_peer(pem: bytes, role_oid: str) -> Peer:
@@ -89,6 +112,8 @@ def read_peer(pem: bytes, role_oid: str) -> Peer:
             principal=_principal(certificate, x509.ObjectIdentifier(role_oid)),
             not_before=certificate.not_valid_before_utc.timestamp(),
             not_after=certificate.not_valid_after_utc.timestamp(),
+            issuer=certificate.issuer.public_bytes(),
+            serial=certificate.serial_number,
         )
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm):
         raise Unauthenticated("the certificate cannot be read") from None

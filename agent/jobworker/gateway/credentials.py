@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
@@ -18,6 +18,8 @@ from jobworker.settings.schema import TlsSettings
 
 _MAX_PEM_BYTES = 1024 * 1024
 _DEV = "DEV"
+# What comes of a signature that is not the other certificate's, besides ValueError and TypeError.
+BAD_SIGNATURE = (InvalidSignature, UnsupportedAlgorithm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Credentials:
 
     Attributes:
         expires_ns: when the certificate ends, in nanoseconds of Unix time.
+        ca_expires_ns: when the first of the CAs does.
         dev: a CA among them is for development only.
     """
 
@@ -33,7 +36,13 @@ class Credentials:
     cert: bytes
     key: bytes
     expires_ns: int
+    ca_expires_ns: int
     dev: bool
+
+
+def paths(tls: TlsSettings) -> tuple[str, ...]:
+    """The files that `load` depends on."""
+    return (tls.ca, tls.cert, tls.key)
 
 
 def load(tls: TlsSettings) -> Credentials:
@@ -42,21 +51,26 @@ def load(tls: TlsSettings) -> Credentials:
     Raises:
         PkiProblem: they are not to be served with.
     """
-    ca, cert = _read(tls.ca), _read(tls.cert)
-    key = _read(tls.key, private=True)
-    authorities = _certificates(tls.ca, ca)
-    own = _certificates(tls.cert, cert)[0]
+    ca, cert = read(tls.ca), read(tls.cert)
+    key = read(tls.key, private=True)
+    authorities = certificates(tls.ca, ca)
+    own = certificates(tls.cert, cert)[0]
     try:
         check_strength(own)
     except Unauthenticated as error:
         raise PkiProblem(tls.cert, error.reason, "issue a new one, with worker-pki for example") from None
     if _public_of_key(tls.key, key) != _plain(own.public_key()):
         raise PkiProblem(tls.key, f"is not the key of the certificate {tls.cert}", "install both from one issue")
-    expires_ns = int(own.not_valid_after_utc.timestamp()) * 1_000_000_000
-    return Credentials(ca, cert, key, expires_ns, any(_is_dev(authority) for authority in authorities))
+    dev = any(_is_dev(authority) for authority in authorities)
+    return Credentials(ca, cert, key, _end_ns(own), min(map(_end_ns, authorities)), dev)
 
 
-def _read(path: str, *, private: bool = False) -> bytes:
+def read(path: str, *, private: bool = False) -> bytes:
+    """A file's contents, up to what any of these may hold.
+
+    Raises:
+        PkiProblem: it can't be read, or is private and others can use it.
+    """
     try:
         with open(path, "rb") as file:
             if private:
@@ -78,7 +92,12 @@ def _check_private(path: str, status: os.stat_result) -> None:
         raise PkiProblem(path, f"belongs to another user ({status.st_uid})", "give it to this process's user")
 
 
-def _certificates(path: str, pem: bytes) -> list[x509.Certificate]:
+def certificates(path: str, pem: bytes) -> list[x509.Certificate]:
+    """What a file holds.
+
+    Raises:
+        PkiProblem: no certificates.
+    """
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
@@ -98,6 +117,10 @@ def _public_of_key(path: str, pem: bytes) -> bytes:
 
 def _plain(key: PublicKeyTypes) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _end_ns(certificate: x509.Certificate) -> int:
+    return int(certificate.not_valid_after_utc.timestamp()) * 1_000_000_000
 
 
 def _is_dev(certificate: x509.Certificate) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate
 
-from cryptography import x509
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -20,8 +19,8 @@ from prometheus_client.registry import Collector
 
 import jobworker
 from jobworker.gateway.calls import BOUNDS, Calls, Durations
-from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.mirror import Mirror, MirrorStatistics
+from jobworker.gateway.trust import Trust
 
 _NS = 1_000_000_000
 
@@ -29,25 +28,32 @@ _NS = 1_000_000_000
 class AgentMetrics(Collector):
     """Reads the gateway's statistics."""
 
-    def __init__(self, mirror: Mirror, calls: Calls, own: Credentials) -> None:
+    def __init__(self, mirror: Mirror, calls: Calls, trust: Trust) -> None:
         self._mirror = mirror
         self._calls = calls
-        self._own_end = own.expires_ns / _NS
-        authorities = x509.load_pem_x509_certificates(own.ca)
-        self._ca_end = min(authority.not_valid_after_utc.timestamp() for authority in authorities)
+        self._trust = trust
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("jobworker_build", "Version of the gateway.", {"version": jobworker.__version__})
         yield from _of_jobs(self._mirror.statistics())
         yield from _of_calls(self._calls)
-        ends = GaugeMetricFamily(
-            "jobworker_certificate_expiry_timestamp_seconds",
-            "When the certificate in use ends, in Unix time; of several CAs the first.",
-            labels=["certificate"],
-        )
-        ends.add_metric(["agent"], self._own_end)
-        ends.add_metric(["ca"], self._ca_end)
-        yield ends
+        yield from _of_trust(self._trust)
+
+
+def _of_trust(trust: Trust) -> Iterator[Metric]:
+    own = trust.credentials.get()
+    ends = GaugeMetricFamily(
+        "jobworker_certificate_expiry_timestamp_seconds",
+        "When the certificate or revocation list in use ends, in Unix time; of several the first.",
+        labels=["certificate"],
+    )
+    ends.add_metric(["agent"], own.expires_ns / _NS)
+    ends.add_metric(["ca"], own.ca_expires_ns / _NS)
+    if (crl := trust.revocations.get().ends) is not None:
+        ends.add_metric(["crl"], crl)
+    yield ends
+    told = "Of certificates and revocations, how many have changed into what cannot be used."
+    yield GaugeMetricFamily("jobworker_trust_stale", told, trust.stale)
 
 
 def _of_jobs(seen: MirrorStatistics) -> Iterator[Metric]:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
 from jobworker.errors import InvalidField, PkiProblem
 from jobworker.gateway import credentials
 from jobworker.gateway.credentials import Credentials
+from jobworker.gateway.kept import Kept
 from jobworker.settings.schema import Settings, TlsSettings
 
 _MAX_REQUEST_BYTES = 8 * 1024
 _MAX_CONNECTIONS = 16
 # For the handshake, and once more for request and answer together.
 _PATIENCE_SECONDS = 5.0
-
-_log = structlog.get_logger()
 
 
 async def serve(settings: Settings, own: Credentials, collector: Collector) -> str:
@@ -37,7 +34,7 @@ async def serve(settings: Settings, own: Credentials, collector: Collector) -> s
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     host, _, port = wanted.listen.rpartition(":")
-    tls = None if wanted.plain_http else _Handshakes(settings.tls, own).context
+    tls = None if wanted.plain_http else _tls(settings.tls)
     try:
         server = await asyncio.start_server(
             _Responder(registry).respond,
@@ -54,53 +51,34 @@ async def serve(settings: Settings, own: Credentials, collector: Collector) -> s
     return f"{host}:{server.sockets[0].getsockname()[1]}"
 
 
-class _Handshakes:
-    """Looks at the files with each handshake, and goes on with what they hold once they have changed."""
+def _tls(tls: TlsSettings) -> ssl.SSLContext:
+    """A context that hands each handshake over to one made of what the files hold then."""
+    contexts = Kept("the metrics' certificates", (*credentials.paths(tls), tls.crl), lambda: _context(tls))
 
-    def __init__(self, tls: TlsSettings, own: Credentials) -> None:
-        self._tls = tls
-        self._seen = _stamps(tls)
-        self._current = self.context = _context(tls, own)
-        # It is called for clients that name no server as well.
-        self.context.sni_callback = self._choose
+    def choose(handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        handshake.context = contexts.get()
 
-    def _choose(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        seen = _stamps(self._tls)
-        if seen != self._seen:
-            self._seen = seen
-            self._reload()
-        handshake.context = self._current
-
-    def _reload(self) -> None:
-        try:
-            self._current = _context(self._tls, credentials.load(self._tls))
-        except (PkiProblem, OSError) as error:
-            # Half of a pair, maybe: the other half's change leads here again.
-            _log.warning("the metrics' certificates stay as they were", problem=str(error))
-        else:
-            _log.info("the metrics' certificates were read anew")
+    first = contexts.get()
+    # It is called for clients that name no server as well.
+    first.sni_callback = choose
+    return first
 
 
-def _stamps(tls: TlsSettings) -> tuple[tuple[int, int] | None, ...]:
-    return tuple(_stamp(path) for path in (tls.ca, tls.cert, tls.key))
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
-
-
-def _context(tls: TlsSettings, own: Credentials) -> ssl.SSLContext:
+def _context(tls: TlsSettings) -> ssl.SSLContext:
+    own = credentials.load(tls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     # No session outlives its certificate.
     context.num_tickets = 0
     context.load_verify_locations(cadata=own.ca.decode())
-    context.load_cert_chain(tls.cert, tls.key)
+    try:
+        context.load_cert_chain(tls.cert, tls.key)
+        if tls.crl:
+            context.load_verify_locations(tls.crl)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    except OSError as error:
+        raise PkiProblem(tls.cert, f"OpenSSL cannot use it, its key or {tls.crl or 'its CA'}: {error}") from None
     return context
 
 

@@ -11,6 +11,7 @@ from jobworker.errors import InvalidField
 from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.gate import Gate
 from jobworker.gateway.health import Health
+from jobworker.gateway.kept import Kept
 from jobworker.gateway.servicer import JobWorker
 
 # More than streams may be open, so that room for Stop is left always.
@@ -35,6 +36,27 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+class _Handshakes:
+    """What grpc asks at each of them, in threads of its own."""
+
+    def __init__(self, credentials: Kept[Credentials]) -> None:
+        self._credentials = credentials
+        self._used = credentials.get()
+        self.first = _configuration(self._used)
+
+    def changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What to use from now on; None for what was used before."""
+        now = self._credentials.get()
+        if now is self._used:
+            return None
+        self._used = now
+        return _configuration(now)
+
+
+def _configuration(own: Credentials) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(own.key, own.cert)], own.ca)
+
+
 def make(gate: Gate, jobs: JobWorker, health: Health) -> aio.Server:
     """A server with these services behind the gate; it is not bound yet."""
     server = aio.server(interceptors=(gate,), options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS)
@@ -43,14 +65,21 @@ def make(gate: Gate, jobs: JobWorker, health: Health) -> aio.Server:
     return server
 
 
-def bind(server: aio.Server, listen: str, credentials: Credentials) -> str:
-    """Listen on HOST:PORT; the address with the port that was taken.
+def bind(server: aio.Server, listen: str, credentials: Kept[Credentials]) -> str:
+    """Listen on HOST:PORT, with each handshake by the credentials of that moment.
+
+    Returns:
+        the address with the port that was taken.
 
     Raises:
         InvalidField: the address cannot be had.
     """
-    pair = (credentials.key, credentials.cert)
-    tls = grpc.ssl_server_credentials([pair], credentials.ca, require_client_auth=True)
+    handshakes = _Handshakes(credentials)
+    tls = grpc.dynamic_ssl_server_credentials(
+        handshakes.first,
+        handshakes.changed,  # type: ignore[arg-type] # None is for no change, as grpc has it
+        require_client_authentication=True,
+    )
     try:
         port = server.add_secure_port(listen, tls)
     except RuntimeError:

@@ -16,8 +16,10 @@ from jobworker.api.v1 import job_worker_service_pb2_grpc as api
 from jobworker.errors import JobAlreadyEnded
 from jobworker.gateway import incoming, outgoing
 from jobworker.gateway.access import CALLER
+from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.gate import Context
+from jobworker.gateway.kept import Kept
 from jobworker.gateway.known import Known
 from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
@@ -37,13 +39,13 @@ class JobWorker(api.JobWorkerServiceServicer):
     """Every call of the service."""
 
     def __init__(
-        self, link: SupervisorLink, mirror: Mirror, feeds: Feeds, output: Output, expires_ns: int
+        self, link: SupervisorLink, mirror: Mirror, feeds: Feeds, output: Output, own: Kept[Credentials]
     ) -> None:
         self._link = link
         self._mirror = mirror
         self._feeds = feeds
         self._output = output
-        self._expires_ns = expires_ns
+        self._own = own
 
     async def Start(self, request: pb.StartRequest, _context: Context) -> pb.StartResponse:
         message = incoming.start(CALLER.get().uri, request)
@@ -101,7 +103,7 @@ class JobWorker(api.JobWorkerServiceServicer):
             memory_bytes=host.memory_bytes,
             active_jobs=self._mirror.active(),
             max_active_jobs=host.max_active_jobs,
-            certificate_expires_at=outgoing.timestamp(self._expires_ns),
+            certificate_expires_at=outgoing.timestamp(self._own.get().expires_ns),
             user_per_job=host.user_per_job,
             default_sandbox=host.sandbox,
             sandbox_parts=[outgoing.sandbox_part(part) for part in host.isolation],

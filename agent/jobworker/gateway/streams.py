@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -32,8 +31,13 @@ class _Stream:
 
 @dataclass(slots=True)
 class OpenStreams:
-    """All streams that are open, up to a maximum."""
+    """All streams that are open, up to a maximum.
 
+    Attributes:
+        check: raises Unauthenticated if a peer may not go on.
+    """
+
+    check: Callable[[Peer], None]
     maximum: int = MAX_STREAMS
     _streams: set[_Stream] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
@@ -78,7 +82,7 @@ class OpenStreams:
         self._timer = None
         for stream in self._streams:
             try:
-                stream.peer.check_dates(time.time())
+                self.check(stream.peer)
             except Unauthenticated as error:
                 stream.end(error)
         if self._streams:

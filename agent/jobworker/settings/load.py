@@ -135,6 +135,9 @@ _TLS: dict[str, tuple[str, Parse]] = {
     "cert": ("cert", _path),
     "key": ("key", _path),
     "role_oid": ("role_oid", _oid),
+    "crl": ("crl", _path),
+    "stale_crl": ("stale_crl", _one_of("refuse", "allow")),
+    "revoked": ("revoked", _path),
 }
 _JOBS: dict[str, tuple[str, Parse]] = {
     "segment_size": ("segment_bytes", _limit("memory")),

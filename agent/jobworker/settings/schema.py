@@ -21,12 +21,21 @@ MAX_SETTINGS_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """Files in PEM form: the CA bundle that clients are checked against, and the agent's own pair."""
+    """Files in PEM form: the CA bundle that clients are checked against, and the agent's own pair.
+
+    Attributes:
+        crl: revocation lists, signed by the CAs; empty for none. With any, each client's issuer must have one.
+        stale_crl: `refuse` clients when their issuer's list has ended, or `allow` those that it did not name.
+        revoked: a text file with a serial number in hexadecimal a line; empty for none.
+    """
 
     ca: str
     cert: str
     key: str
     role_oid: str = DEFAULT_ROLE_OID
+    crl: str = ""
+    stale_crl: str = "refuse"
+    revoked: str = ""
 
 
 @dataclass(frozen=True, slots=True)

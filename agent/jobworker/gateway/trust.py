@@ -1,0 +1,44 @@
+"""All that the gateway's trust rests on, as the files have it at the moment."""
+
+from __future__ import annotations
+
+from jobworker.gateway import credentials, revocation
+from jobworker.gateway.credentials import Credentials
+from jobworker.gateway.kept import Kept
+from jobworker.gateway.revocation import Revocations
+from jobworker.settings.schema import Settings
+
+
+class Trust:
+    """Certificates and revocations; a change that cannot be used leaves what was good.
+
+    Raises:
+        PkiProblem: the files are not to be served with.
+
+    Attributes:
+        credentials: the agent's own pair, and the CAs of its clients.
+        revocations: which of the clients' certificates are not accepted any more.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        tls = settings.tls
+
+        def load() -> Credentials:
+            own = credentials.load(tls)
+            credentials.check_listen(settings.listen, own, tls)
+            return own
+
+        self.credentials: Kept[Credentials] = Kept("certificates", credentials.paths(tls), load)
+        self.revocations: Kept[Revocations] = Kept(
+            "revocations", revocation.paths(tls), lambda: revocation.load(tls)
+        )
+
+    def read_again(self) -> None:
+        """Whatever the files look like from outside."""
+        self.credentials.again()
+        self.revocations.again()
+
+    @property
+    def stale(self) -> int:
+        """How many of the two are not as their files are now."""
+        return sum(bool(kept.problem) for kept in (self.credentials, self.revocations))

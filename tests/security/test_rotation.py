@@ -1,0 +1,160 @@
+"""The agent's own pair and its CAs, replaced while connections come and go."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.settings.schema import TlsSettings
+from support import certs, gateway
+from support.certs import Pair, Recipe, make
+from support.scripted_supervisor import ScriptedSupervisor, job_id, record
+
+CA = certs.dev_pki().pair("ca")
+HOST = Recipe("host", uris=(), hosts=("127.0.0.1",), usage=certs.SERVER_AUTH, roles=())
+_THREADS = 4
+_ROTATIONS = 20
+
+
+@dataclass
+class Rotating:
+    """A running gateway and its files."""
+
+    running: gateway.Gateway
+    tls: TlsSettings
+
+    def put(self, path: str, data: bytes) -> None:
+        with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+        os.rename(f"{path}.new", path)
+
+    def rotate(self, number: int) -> Pair:
+        pair = make(replace(HOST, key=("rsa4096", "other4096")[number % 2]), CA)
+        # One half after the other, as it is done everywhere: between them the two do not fit.
+        self.put(self.tls.cert, pair.cert_pem)
+        self.put(self.tls.key, pair.key_pem)
+        return pair
+
+    def serial(self) -> int:
+        """Of the certificate that a new connection is shown; the handshake is complete on both sides."""
+        host, _, port = self.running.address.rpartition(":")
+        files = certs.dev_pki().files("writer")
+        context = ssl.create_default_context(cafile=files.ca)
+        context.load_cert_chain(files.cert, files.key)
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection((host, int(port)), gateway.DEADLINE) as plain,
+            context.wrap_socket(plain, server_hostname=host) as tls,
+        ):
+            assert tls.recv(1), "the server has not accepted the client"
+            shown = tls.getpeercert(binary_form=True)
+        assert shown
+        return x509.load_der_x509_certificate(shown).serial_number
+
+
+@pytest.fixture
+def rotating(tmp_path: Path) -> Iterator[Rotating]:
+    supervisor = ScriptedSupervisor(str(tmp_path))
+    supervisor.records = [record(1)]
+    pki = certs.dev_pki().copy(tmp_path / "pki")
+    settings = gateway.settings(str(tmp_path), pki.files("server"))
+    with gateway.gateway(tmp_path, settings) as running:
+        yield Rotating(running, settings.tls)
+    supervisor.close()
+
+
+def test_no_handshake_fails_and_no_stream_ends(rotating: Rotating) -> None:
+    seen: list[int] = []
+    failures: list[Exception] = []
+    done = threading.Event()
+
+    def connect_all_the_time() -> None:
+        while not done.is_set():
+            try:
+                seen.append(rotating.serial())
+            except (OSError, AssertionError) as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=connect_all_the_time) for _ in range(_THREADS)]
+    with rotating.running.stub() as stub:
+        stream = stub.Stream(pb.StreamRequest(job_id=job_id(1), follow=True))
+        stream.initial_metadata()
+        for thread in threads:
+            thread.start()
+        try:
+            pairs = []
+            for number in range(_ROTATIONS):
+                pairs.append(rotating.rotate(number))
+                stub.List(pb.ListRequest())
+                # Some connections with each.
+                goal = len(seen) + _THREADS
+                while len(seen) < goal and not failures:
+                    done.wait(0.005)
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert failures == []
+        assert stream.is_active()
+        stream.cancel()
+    assert rotating.serial() == pairs[-1].certificate.serial_number
+    assert len(set(seen)) > _ROTATIONS // 2
+
+
+def test_half_of_a_pair_leaves_the_old_one_and_is_told(rotating: Rotating) -> None:
+    before = rotating.serial()
+    other = make(replace(HOST, key="other4096"), CA)
+    rotating.put(rotating.tls.cert, other.cert_pem)
+    assert rotating.serial() == before
+    assert "certificates: the files have changed and cannot be used" in rotating.running.log()
+    assert f"{rotating.tls.key}: is not the key of the certificate" in rotating.running.log()
+    rotating.put(rotating.tls.key, other.key_pem)
+    assert rotating.serial() == other.certificate.serial_number
+
+
+@pytest.mark.parametrize("broken", [b"", b"-----BEGIN CERTIFICATE-----\nMIIF"])
+def test_half_of_a_file_likewise(rotating: Rotating, broken: bytes) -> None:
+    before = rotating.serial()
+    rotating.put(rotating.tls.cert, broken)
+    assert rotating.serial() == before
+    os.unlink(rotating.tls.cert)
+    assert rotating.serial() == before
+
+
+def test_the_agent_tells_the_end_of_the_pair_in_use(rotating: Rotating) -> None:
+    with rotating.running.stub() as stub:
+        before = stub.GetAgentInfo(pb.GetAgentInfoRequest()).certificate_expires_at
+        pair = rotating.rotate(0)
+        after = stub.GetAgentInfo(pb.GetAgentInfoRequest()).certificate_expires_at
+    assert after != before
+    assert after.ToDatetime() == pair.certificate.not_valid_after_utc.replace(tzinfo=None)
+
+
+def test_a_ca_that_is_added_and_one_that_is_taken_away(rotating: Rotating, tmp_path: Path) -> None:
+    ca = Recipe("another", uris=(), usage=None, roles=(), key="foreign4096", ca=True)
+    another = make(ca)
+    files = make(Recipe(), another).save(tmp_path, "newcomer")
+
+    def code(who: certs.Files) -> str:
+        with rotating.running.stub(who) as stub:
+            try:
+                stub.List(pb.ListRequest())
+            except grpc.RpcError as error:
+                return gateway.code(error)
+        return "OK"
+
+    assert code(files) == "UNAVAILABLE"
+    rotating.put(rotating.tls.ca, CA.cert_pem + another.cert_pem)
+    assert (code(files), code(certs.dev_pki().files("writer"))) == ("OK", "OK")
+    rotating.put(rotating.tls.ca, CA.cert_pem)
+    assert code(make(Recipe(), another).save(tmp_path, "latecomer")) == "UNAVAILABLE"
