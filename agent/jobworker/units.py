@@ -38,10 +38,7 @@ def parse_size(text: str, field: str) -> int:
     Raises:
         InvalidField: the text is not of this form.
     """
-    match = _SIZE.fullmatch(text)
-    if not match:
-        raise InvalidField(field, f"{text!r:.40} is not a size", "256M")
-    return int(match[1]) * _POWERS[match[2]]
+    return _bytes(text, InvalidField(field, f"{text!r:.40} is not a size", "256M"))
 
 
 def parse_rate(text: str, field: str) -> int:
@@ -50,9 +47,13 @@ def parse_rate(text: str, field: str) -> int:
     Raises:
         InvalidField: the text is not of this form.
     """
-    match = _SIZE.fullmatch(text.removesuffix("/s"))
+    return _bytes(text.removesuffix("/s"), InvalidField(field, f"{text!r:.40} is not a rate", "10M/s"))
+
+
+def _bytes(text: str, otherwise: InvalidField) -> int:
+    match = _SIZE.fullmatch(text)
     if not match:
-        raise InvalidField(field, f"{text!r:.40} is not a rate", "10M/s")
+        raise otherwise
     return int(match[1]) * _POWERS[match[2]]
 
 
