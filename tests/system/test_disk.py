@@ -1,8 +1,10 @@
-"""A state directory on a disk that is full, or has no inode left."""
+"""A state directory on a disk that is full, has no inode left, or was made read-only by its file system."""
 
 from __future__ import annotations
 
 import os
+import select
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from jobworker.errors import HostFault
 from jobworker.jobs import EndReason
-from support.root_side import RootSide
+from support.root_side import DEADLINE, RootSide
 
 pytestmark = pytest.mark.root
 
@@ -31,6 +33,26 @@ def on_disk(directory: Path, options: str) -> Iterator[RootSide]:
         side = RootSide(str(directory), segment_bytes=MIB)
         undo.callback(side.close)
         yield side
+
+
+@contextmanager
+def on_ext4(directory: Path) -> Iterator[tuple[RootSide, Path]]:
+    """An agent on a file system that becomes read-only, under open files, once its switch is written to."""
+    state, image = directory / "state", directory / "image"
+    state.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(64 * MIB)
+    if not shutil.which("mkfs.ext4") or subprocess.run(["mkfs.ext4", "-q", "-F", image], check=False).returncode:
+        pytest.skip("no ext4 can be made here")
+    mount = ["mount", "-o", "loop,errors=remount-ro", str(image), str(state)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("no loop device is to be had here")
+    with ExitStack() as undo:
+        undo.callback(lambda: subprocess.run(["umount", state], check=True))
+        source = subprocess.run(["findmnt", "-no", "SOURCE", state], capture_output=True, check=True, text=True)
+        side = RootSide(str(directory), segment_bytes=MIB)
+        undo.callback(side.close)
+        yield side, Path("/sys/fs/ext4", os.path.basename(source.stdout.strip()), "trigger_fs_error")
 
 
 def go(path: Path) -> None:
@@ -94,3 +116,35 @@ def test_no_inode_left(tmp_path: Path) -> None:
         for path in fill.iterdir():
             path.unlink()
         assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
+
+
+def test_a_disk_that_becomes_read_only(tmp_path: Path) -> None:
+    with on_ext4(tmp_path) as (side, switch):
+        link = side.link(subscribe=True)
+        gates = [tmp_path / f"gate{number}" for number in range(2)]
+        for gate in gates:
+            os.mkfifo(gate)
+            gate.chmod(0o666)
+        tmp_path.chmod(0o755)
+        script = "echo before; read x < {}; echo after; exit 6"
+        jobs = [link.start("/bin/sh", "-c", script.format(gate)) for gate in gates]
+        for job in jobs:
+            link.wait_output(job.job_id)
+        switch.write_text("1")
+        with pytest.raises(HostFault, match="EROFS"):
+            link.start("/bin/true")
+        gates[0].write_text("go\n")
+        ended = link.wait_ended(jobs[0].job_id)
+        assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 6)
+        assert (ended.log_bytes, ended.lost_bytes) == (13, 6)
+        assert "record not saved" in side.log()
+        # Without a supervisor the next one can't be talked to, and looks after the jobs nevertheless.
+        os.kill(side.supervisor_pid(), signal.SIGKILL)
+        link.drain()
+        running = os.pidfd_open(jobs[1].pid)
+        gates[1].write_text("go\n")
+        assert select.select([running], [], [], DEADLINE)[0]
+        os.close(running)
+        side.wait_for(lambda: "nobody can connect until the socket can be made" in side.log())
+        unsaved = f'"event": "record not saved", "job": "{jobs[1].job_id}"'
+        side.wait_for(lambda: unsaved in side.log())

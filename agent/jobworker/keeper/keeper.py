@@ -47,6 +47,7 @@ class Keeper:
         self._supervisor = 0
         self._was_ready = False
         self._upgrade_due = False
+        self._ending = False
         self._link: socket.socket | None = None
         self._wakeup, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
@@ -55,8 +56,14 @@ class Keeper:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
     def _on_signal(self, signum: int, _: object) -> None:
-        if signum != signal.SIGCHLD and self._supervisor:
+        if signum != signal.SIGCHLD:
             service_manager.tell("STOPPING=1")
+            self._ending = True
+            self._end_supervisor()
+
+    def _end_supervisor(self) -> None:
+        # One that is starting would only die of it, and leave the jobs to another that knows of nothing.
+        if self._was_ready:
             os.kill(self._supervisor, signal.SIGTERM)
 
     def resume(self, state_fd: int) -> None:
@@ -148,6 +155,8 @@ class Keeper:
         elif kind == keeping.READY:
             self._was_ready = True
             service_manager.tell("READY=1")
+            if self._ending:
+                self._end_supervisor()
         elif kind == keeping.UPGRADE:
             self._upgrade_due = True
 

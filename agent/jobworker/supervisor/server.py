@@ -28,6 +28,7 @@ from jobworker.wire import frames, messages, sockets
 
 _MAX_CONNECTIONS = 32
 _ACCEPT_AGAIN = 1.0
+_BIND_AGAIN = 5.0
 
 
 Reply = Callable[[Any, tuple[int, ...]], None]
@@ -37,27 +38,45 @@ Handler = Callable[["Server", Connection, Any, Reply], None]
 
 
 class Server:
-    """Accepts connections and applies the table of requests."""
+    """Accepts connections and applies the table of requests.
+
+    Args:
+        bind: makes the listening socket.
+        patient: if that fails, do without, and try again: there are jobs to be looked after.
+    """
 
     def __init__(
         self,
         loop: Loop,
         log: Log,
         registry: Registry,
-        listener: socket.socket,
+        bind: Callable[[], socket.socket],
         gateway_uid: int,
         upgrade: Callable[[Callable[[str | None], None]], None],
+        *,
+        patient: bool,
     ) -> None:
         self.loop = loop
         self._upgrade = upgrade
         self.log = log
         self._registry = registry
-        self._listener = listener
+        self._bind = bind
         self._gateway_uid = gateway_uid
         self._connections: list[Connection] = []
         self._dirty: set[Connection] = set()
-        self._listen()
+        self._open(patient=patient)
         loop.after_each_round(self._flush)
+
+    def _open(self, *, patient: bool) -> None:
+        try:
+            self._listener = self._bind()
+        except OSError as error:
+            if not patient:
+                raise
+            self.log.error("nobody can connect until the socket can be made", error=str(error))
+            self.loop.call_after(_BIND_AGAIN, lambda: self._open(patient=True))
+        else:
+            self._listen()
 
     def _listen(self) -> None:
         self.loop.watch(self._listener.fileno(), select.EPOLLIN, self._on_connection)

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from dataclasses import dataclass, field
 
 from jobworker import codec
@@ -57,7 +58,7 @@ class Store:
         self.path = os.path.realpath(path)
         os.makedirs(self.path, mode=0o700, exist_ok=True)
         self.fd = os.open(self.path, _OPEN_DIR)
-        os.chmod(self.path, _PASS_THROUGH)
+        _set_mode(self.fd, _PASS_THROUGH)
         self.jobs_fd = self._make_dir("jobs", _PASS_THROUGH)
         self.removed_fd = self._make_dir("removed", 0o700)
         self._boot_id = _read_boot_id()
@@ -68,7 +69,7 @@ class Store:
         Raises:
             HostFault: another one is.
         """
-        fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self.fd)
+        fd = self._open_lock()
         try:
             fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -77,11 +78,21 @@ class Store:
             raise HostFault("lock", "EWOULDBLOCK", problem) from None
         self._lock = fd
 
+    def _open_lock(self) -> int:
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open("lock", flags | os.O_RDWR | os.O_CREAT, 0o600, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            # There may be jobs to be looked after all the same.
+            return os.open("lock", flags | os.O_RDONLY, dir_fd=self.fd)
+
     def _make_dir(self, name: str, mode: int) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.fd)
         fd = os.open(name, _OPEN_DIR, dir_fd=self.fd)
-        os.fchmod(fd, mode)
+        _set_mode(fd, mode)
         return fd
 
     def instance(self) -> str:
@@ -215,6 +226,12 @@ def check(path: str) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, ProtocolError):
             load(jobs_fd, name)
     os.close(jobs_fd)
+
+
+def _set_mode(fd: int, mode: int) -> None:
+    # A file system that has become read-only refuses also what changes nothing.
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        os.fchmod(fd, mode)
 
 
 def _read_boot_id() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 
@@ -66,10 +67,15 @@ class Supervisor:
         launcher = Launcher(around, self._hierarchy, settings.jobs)
         isolation = Isolation(settings.isolation, self._store.jobs_path, self._hierarchy, self._log)
         self._registry = Registry(settings.jobs, around, self._hierarchy, isolation, launcher, self._removed)
-        listener = sockets.listen(self._store.fd, SOCKET_NAME, 0o600)
-        if settings.gateway_uid != os.geteuid():
-            os.chown(SOCKET_NAME, settings.gateway_uid, -1, dir_fd=self._store.fd)
-        self._server = Server(self._loop, self._log, self._registry, listener, settings.gateway_uid, self._upgrade)
+        self._server = Server(
+            self._loop,
+            self._log,
+            self._registry,
+            lambda: _listener(self._store.fd, settings.gateway_uid),
+            settings.gateway_uid,
+            self._upgrade,
+            patient=bool(held),
+        )
         recovery = Recovery(around, self._registry, self._hierarchy, held)
         recovery.read()
         if stand_in_fd is not None:
@@ -153,6 +159,13 @@ class Supervisor:
         self._log.info("ready", version=jobworker.__version__, cgroup_mode=self._hierarchy.mode, pid=os.getpid())
         self._loop.run()
         self._hierarchy.remove()
+
+
+def _listener(directory_fd: int, gateway_uid: int) -> socket.socket:
+    listener = sockets.listen(directory_fd, SOCKET_NAME, 0o600)
+    if gateway_uid != os.geteuid():
+        os.chown(SOCKET_NAME, gateway_uid, -1, dir_fd=directory_fd)
+    return listener
 
 
 def _hierarchy(settings: Settings, store: Store, log: Log) -> Hierarchy:
