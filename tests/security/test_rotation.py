@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -158,3 +159,25 @@ def test_a_ca_that_is_added_and_one_that_is_taken_away(rotating: Rotating, tmp_p
     assert (code(files), code(certs.dev_pki().files("writer"))) == ("OK", "OK")
     rotating.put(rotating.tls.ca, CA.cert_pem)
     assert code(make(Recipe(), another).save(tmp_path, "latecomer")) == "UNAVAILABLE"
+
+
+def test_following_the_advice_is_enough(rotating: Rotating) -> None:
+    before = rotating.serial()
+    other = make(replace(HOST, key="other4096"), CA)
+    rotating.put(rotating.tls.cert, other.cert_pem)
+    rotating.put(rotating.tls.key, other.key_pem)
+    os.chmod(rotating.tls.key, 0o644)
+    # It may have been seen between two of these.
+    if rotating.serial() == before:
+        assert f"chmod 0600 {rotating.tls.key}" in rotating.running.log()
+    os.chmod(rotating.tls.key, 0o600)
+    assert rotating.serial() == other.certificate.serial_number
+
+
+def test_a_pair_that_has_ended_does_not_replace_one_that_has_not(rotating: Rotating) -> None:
+    before = rotating.serial()
+    ended = make(replace(HOST, begin=timedelta(hours=-2), end=timedelta(hours=-1)), CA)
+    rotating.put(rotating.tls.cert, ended.cert_pem)
+    rotating.put(rotating.tls.key, ended.key_pem)
+    assert rotating.serial() == before
+    assert "is not valid now, and the one in use is" in rotating.running.log()

@@ -203,15 +203,17 @@ def _host(host: str) -> x509.GeneralName:
 def crl(
     issuer: Pair,
     *revoked: Pair | int,
+    begins: timedelta = timedelta(days=-1),
     ends: timedelta = timedelta(hours=1),
     extra: x509.ExtensionType | None = None,
+    critical: bool = True,
     signer: Pair | None = None,
 ) -> bytes:
-    """A revocation list in PEM form; `extra` is a critical extension."""
+    """A revocation list in PEM form; `extra` is an extension."""
     now = datetime.now(UTC).replace(microsecond=0)
     builder = x509.CertificateRevocationListBuilder(
         issuer_name=issuer.certificate.subject,
-        last_update=_naive(now - timedelta(days=1)),
+        last_update=_naive(now + begins),
         next_update=_naive(now + ends),
     )
     for one in revoked:
@@ -219,7 +221,7 @@ def crl(
         entry = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(_naive(now))
         builder = builder.add_revoked_certificate(entry.build())
     if extra:
-        builder = builder.add_extension(extra, critical=True)
+        builder = builder.add_extension(extra, critical=critical)
     made = builder.sign((signer or issuer).private_key, hashes.SHA256())
     return made.public_bytes(serialization.Encoding.PEM)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +14,20 @@ import pytest
 from jobworker.errors import AgentUnavailable, CapExceeded, JobWorkerError, Unauthenticated
 from jobworker.gateway import streams as streams_module
 from jobworker.gateway.certificates import Peer
+from jobworker.gateway.kept import Kept
 from jobworker.gateway.streams import OpenStreams
 from jobworker.identity import Principal, Role
+from support import certs
 
 
 def peer(seconds: float = 3600) -> Peer:
     now = time.time()
-    return Peer(Principal("spiffe://test/user/a", Role.READER, "1"), now - 1, now + seconds)
+    return Peer(
+        Principal("spiffe://test/user/a", Role.READER, "1"),
+        now - 1,
+        now + seconds,
+        certs.dev_pki().pair("writer").certificate,
+    )
 
 
 def still_valid(who: Peer) -> None:
@@ -120,3 +129,45 @@ def test_a_client_that_leaves_is_cancelled() -> None:
             pass
 
     asyncio.run(scenario())
+
+
+def test_a_look_that_fails_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams_module, "_LOOK_SECONDS", 0.01)
+    looks = []
+
+    def check(_who: Peer) -> None:
+        looks.append(1)
+        if len(looks) in (2, 3):
+            raise RuntimeError
+        if len(looks) == 4:
+            raise Unauthenticated("revoked")
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+        await stay(OpenStreams(check), peer())
+
+    assert str(outcome(scenario)) == "not authenticated: revoked"
+
+
+def test_what_reading_raises_leaves_the_last_value(tmp_path: Path) -> None:
+    path, fail = tmp_path / "file", [False]
+    path.write_text("a")
+
+    def read(before: str | None) -> str:
+        if fail[0]:
+            raise KeyError(before)
+        return path.read_text()
+
+    kept = Kept("it", (str(path),), read)
+    fail[0] = True
+    path.write_text("b")
+    assert (kept.get(), kept.problem) == ("a", "KeyError: 'a'")
+    fail[0] = False
+    path.chmod(0o600)
+    assert (kept.get(), kept.problem) == ("b", "")
+    # A new file in place of the old one, as large and as old.
+    status = path.stat()
+    path.unlink()
+    path.write_text("c")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert kept.get() == "c"

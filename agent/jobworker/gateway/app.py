@@ -47,6 +47,8 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
         PkiProblem: the certificates are not to be served with.
         InvalidField: the address cannot be had.
     """
+    # Not to be ended by one that comes before it can be heeded.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     trust = Trust(settings)
     own = trust.credentials.get()
     stop = _asked_to_stop(while_stdin=while_stdin)
@@ -77,7 +79,7 @@ async def _serve_metrics(settings: Settings, trust: Trust, mirror: Mirror, calls
     from jobworker.gateway import metrics_server  # noqa: PLC0415
     from jobworker.gateway.metrics import AgentMetrics  # noqa: PLC0415
 
-    return await metrics_server.serve(settings, trust.credentials.get(), AgentMetrics(mirror, calls, trust))
+    return await metrics_server.serve(settings, trust, AgentMetrics(mirror, calls, trust))
 
 
 def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
@@ -137,6 +139,6 @@ async def _drain(grpc_server: aio.Server, streams: OpenStreams) -> None:
     streams.end_all(AgentUnavailable("the gateway is stopping"))
     await grpc_server.stop(_GRACE_SECONDS)
     # It is done; a second signal must not make it look as if it had been killed.
-    for number in _STOPPING:
+    for number in (*_STOPPING, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _log.info("stopped")

@@ -42,15 +42,13 @@ class Peer:
 
     Attributes:
         not_before, not_after: its certificate's dates, in seconds of Unix time.
-        issuer: the name of who issued it, in DER.
-        serial: the certificate's number.
+        certificate: itself.
     """
 
     principal: Principal
     not_before: float
     not_after: float
-    issuer: bytes = b""
-    serial: int = 0
+    certificate: x509.Certificate
 
     def check_dates(self, now: float) -> None:
         """Compare the certificate's dates with a time in seconds of Unix time.
@@ -96,7 +94,7 @@ class PeerReader:
         """
         now = time.time()
         peer.check_dates(now)
-        self._revocations().check(peer.issuer, peer.serial, now)
+        self._revocations().check(peer.certificate, now)
 
 
 def read_peer(pem: bytes, role_oid: str) -> Peer:
@@ -112,8 +110,7 @@ def read_peer(pem: bytes, role_oid: str) -> Peer:
             principal=_principal(certificate, x509.ObjectIdentifier(role_oid)),
             not_before=certificate.not_valid_before_utc.timestamp(),
             not_after=certificate.not_valid_after_utc.timestamp(),
-            issuer=certificate.issuer.public_bytes(),
-            serial=certificate.serial_number,
+            certificate=certificate,
         )
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm):
         raise Unauthenticated("the certificate cannot be read") from None

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from jobworker.errors import PkiProblem, Unauthenticated
@@ -18,8 +19,7 @@ from jobworker.settings.schema import TlsSettings
 
 _MAX_PEM_BYTES = 1024 * 1024
 _DEV = "DEV"
-# What comes of a signature that is not the other certificate's, besides ValueError and TypeError.
-BAD_SIGNATURE = (InvalidSignature, UnsupportedAlgorithm)
+_PADDING, _HASH = padding.PKCS1v15(), hashes.SHA256()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class Credentials:
     """Checked PEM data for the server.
 
     Attributes:
-        expires_ns: when the certificate ends, in nanoseconds of Unix time.
+        begins_ns: when the certificate begins, in nanoseconds of Unix time.
+        expires_ns: when it ends.
         ca_expires_ns: when the first of the CAs does.
         dev: a CA among them is for development only.
     """
@@ -35,6 +36,7 @@ class Credentials:
     ca: bytes
     cert: bytes
     key: bytes
+    begins_ns: int
     expires_ns: int
     ca_expires_ns: int
     dev: bool
@@ -61,23 +63,32 @@ def load(tls: TlsSettings) -> Credentials:
         raise PkiProblem(tls.cert, error.reason, "issue a new one, with worker-pki for example") from None
     if _public_of_key(tls.key, key) != _plain(own.public_key()):
         raise PkiProblem(tls.key, f"is not the key of the certificate {tls.cert}", "install both from one issue")
+    _try_key(tls.key, key, own)
     dev = any(_is_dev(authority) for authority in authorities)
-    return Credentials(ca, cert, key, _end_ns(own), min(map(_end_ns, authorities)), dev)
+    begins_ns = int(own.not_valid_before_utc.timestamp()) * 1_000_000_000
+    return Credentials(ca, cert, key, begins_ns, _end_ns(own), min(map(_end_ns, authorities)), dev)
 
 
-def read(path: str, *, private: bool = False) -> bytes:
-    """A file's contents, up to what any of these may hold.
+def read(path: str, limit: int = _MAX_PEM_BYTES, *, private: bool = False) -> bytes:
+    """A file's contents.
 
     Raises:
-        PkiProblem: it can't be read, or is private and others can use it.
+        PkiProblem: it can't be read, is no file or too large, or is private and others can use it.
     """
     try:
-        with open(path, "rb") as file:
+        # Not waiting for whoever might write to a FIFO.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise PkiProblem(path, "is not a regular file")
             if private:
-                _check_private(path, os.fstat(file.fileno()))
-            return file.read(_MAX_PEM_BYTES)
+                _check_private(path, status)
+            data = file.read(limit + 1)
     except OSError as error:
         raise PkiProblem(path, f"cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise PkiProblem(path, f"is larger than {limit >> 20} MiB")
+    return data
 
 
 def _check_private(path: str, status: os.stat_result) -> None:
@@ -99,9 +110,13 @@ def certificates(path: str, pem: bytes) -> list[x509.Certificate]:
         PkiProblem: no certificates.
     """
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+        found = x509.load_pem_x509_certificates(pem)
+        for each in found:
+            # Read now, or it fails where nobody expects that.
+            _ = each.extensions, each.public_key()
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm):
         raise PkiProblem(path, "holds no certificate in PEM form, or one that cannot be read") from None
+    return found
 
 
 def _public_of_key(path: str, pem: bytes) -> bytes:
@@ -115,8 +130,45 @@ def _public_of_key(path: str, pem: bytes) -> bytes:
     return _plain(key.public_key())
 
 
+def _try_key(path: str, pem: bytes, certificate: x509.Certificate) -> None:
+    """Sign with it, since only its public half was compared."""
+    key = serialization.load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=True)
+    public = certificate.public_key()
+    # The policy lets no other kind through.
+    if not isinstance(key, rsa.RSAPrivateKey) or not isinstance(public, rsa.RSAPublicKey):
+        raise PkiProblem(path, "is not an RSA key")
+    try:
+        public.verify(key.sign(b"", _PADDING, _HASH), b"", _PADDING, _HASH)
+    except (ValueError, InvalidSignature):
+        raise PkiProblem(path, "is damaged: what it signs does not verify") from None
+
+
 def _plain(key: PublicKeyTypes) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def may_sign_lists(certificate: x509.Certificate) -> bool:
+    """False if its key usage says that it may not (RFC 5280, 4.2.1.3)."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign
+    except x509.ExtensionNotFound:
+        return True
+
+
+def issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """True if one's key has signed the other, under its name."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _end_ns(certificate: x509.Certificate) -> int:

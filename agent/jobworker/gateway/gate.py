@@ -73,6 +73,14 @@ class Gate(aio.ServerInterceptor):
         decision.log("OK")
         return result
 
+    def check(self, peer: Peer) -> None:
+        """Check once more that the peer may go on.
+
+        Raises:
+            Unauthenticated: it may not.
+        """
+        self._peers.check(peer)
+
     def hold(self, peer: Peer) -> AbstractAsyncContextManager[None]:
         return self._streams.hold(peer)
 
@@ -86,8 +94,8 @@ class _Method:
     handler: Handler
 
     async def unary(self, _requests: object, context: Context) -> bytes:
-        async def work(_peer: Peer) -> bytes:
-            request = await self._receive(context)
+        async def work(peer: Peer) -> bytes:
+            request = await self._receive(context, peer)
             return requests.encode(await self.handler.unary_unary(request, context))
 
         return await self.gate.guard(self.name, context, work)
@@ -98,13 +106,13 @@ class _Method:
             # send these a second time with its status, which grpc's core refuses; no status would go out.
             await context.send_initial_metadata(())
             async with self.gate.hold(peer):
-                request = await self._receive(context)
+                request = await self._receive(context, peer)
                 await self.handler.unary_stream(request, context)
             return b""
 
         await self.gate.guard(self.name, context, work)
 
-    async def _receive(self, context: Context) -> Any:
+    async def _receive(self, context: Context, peer: Peer) -> Any:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 data = await context.read()
@@ -112,6 +120,8 @@ class _Method:
             raise InvalidField("request", f"did not arrive within {_REQUEST_SECONDS:.0f} s") from None
         if not isinstance(data, bytes):
             raise InvalidField("request", "is missing")
+        # A request may be long in coming.
+        self.gate.check(peer)
         return requests.parse(data, self.handler.request_deserializer)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -17,8 +18,11 @@ from jobworker.errors import PkiProblem
 
 _log = structlog.get_logger()
 
+# What could not be used may be usable without looking different: the clock has gone on, say.
+_TRY_AGAIN = 5.0
+
 T = TypeVar("T")
-Stamp = tuple[int, int, int] | None
+Stamp = tuple[int, ...] | None
 
 
 class Kept(Generic[T]):
@@ -27,27 +31,28 @@ class Kept(Generic[T]):
     Args:
         what: it is, for the log.
         paths: of the files.
-        read: makes the value; raises PkiProblem for files that are not to be used.
+        read: makes the value, given the one in use; raises PkiProblem for files that are not to be used.
 
     Attributes:
         problem: why the files as they are now are not in use; empty if they are.
     """
 
-    def __init__(self, what: str, paths: tuple[str, ...], read: Callable[[], T]) -> None:
+    def __init__(self, what: str, paths: tuple[str, ...], read: Callable[[T | None], T]) -> None:
         self._what = what
         self._paths = paths
         self._read = read
         self._lock = threading.Lock()
+        self._again_at = float("inf")
         self.problem = ""
         # Before they are read: what changes meanwhile is seen the next time.
         self._seen: tuple[Stamp, ...] | None = self._stamps()
-        self._value = read()
+        self._value = read(None)
 
     def get(self) -> T:
         """The value, after a look at the files."""
-        if (seen := self._stamps()) != self._seen:
+        if (seen := self._stamps()) != self._seen or time.monotonic() >= self._again_at:
             with self._lock:
-                if seen != self._seen:
+                if seen != self._seen or time.monotonic() >= self._again_at:
                     self._seen = seen
                     self._read_anew()
         return self._value
@@ -59,13 +64,15 @@ class Kept(Generic[T]):
 
     def _read_anew(self) -> None:
         try:
-            self._value = self._read()
-        except PkiProblem as error:
+            self._value = self._read(self._value)
+        except Exception as error:  # noqa: BLE001 - whatever a parser throws at what others have written
             # Half of a pair or of a file, maybe: the rest of it leads here again.
-            self.problem = str(error)
-            _log.warning(f"{self._what}: the files have changed and cannot be used", problem=self.problem)
+            problem = str(error) if isinstance(error, PkiProblem) else f"{type(error).__name__}: {error}"
+            if problem != self.problem:
+                _log.warning(f"{self._what}: the files have changed and cannot be used", problem=problem)
+            self.problem, self._again_at = problem, time.monotonic() + _TRY_AGAIN
         else:
-            self.problem = ""
+            self.problem, self._again_at = "", float("inf")
             _log.info(f"{self._what}: read anew")
 
     def _stamps(self) -> tuple[Stamp, ...]:
@@ -75,6 +82,7 @@ class Kept(Generic[T]):
 def _stamp(path: str) -> Stamp:
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    # The time of the last change of the inode, too: the other one can be set, and a mode does not change it.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
+import time
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
-from jobworker.errors import InvalidField, PkiProblem
-from jobworker.gateway import credentials
+from jobworker.errors import InvalidField, Unauthenticated
 from jobworker.gateway.credentials import Credentials
-from jobworker.gateway.kept import Kept
+from jobworker.gateway.trust import Trust
 from jobworker.settings.schema import Settings, TlsSettings
 
 _MAX_REQUEST_BYTES = 8 * 1024
@@ -22,22 +25,20 @@ _MAX_CONNECTIONS = 16
 _PATIENCE_SECONDS = 5.0
 
 
-async def serve(settings: Settings, own: Credentials, collector: Collector) -> str:
+async def serve(settings: Settings, trust: Trust, collector: Collector) -> str:
     """Serve in the running loop for as long as it runs; HOST:PORT.
 
     Raises:
         InvalidField: the address cannot be had.
-        PkiProblem: the certificates are for development, and the address is not.
     """
     wanted = settings.metrics
-    credentials.check_listen(wanted.listen, own, settings.tls)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     host, _, port = wanted.listen.rpartition(":")
-    tls = None if wanted.plain_http else _tls(settings.tls)
+    tls = None if wanted.plain_http else _Handshakes(settings.tls, trust).first
     try:
         server = await asyncio.start_server(
-            _Responder(registry).respond,
+            _Responder(registry, trust).respond,
             host.strip("[]"),
             int(port),
             limit=_MAX_REQUEST_BYTES,
@@ -51,40 +52,43 @@ async def serve(settings: Settings, own: Credentials, collector: Collector) -> s
     return f"{host}:{server.sockets[0].getsockname()[1]}"
 
 
-def _tls(tls: TlsSettings) -> ssl.SSLContext:
-    """A context that hands each handshake over to one made of what the files hold then."""
-    contexts = Kept("the metrics' certificates", (*credentials.paths(tls), tls.crl), lambda: _context(tls))
+class _Handshakes:
+    """A context that hands each handshake over to one made of what is trusted then."""
 
-    def choose(handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        handshake.context = contexts.get()
+    def __init__(self, tls: TlsSettings, trust: Trust) -> None:
+        self._tls = tls
+        self._trust = trust
+        self._used = trust.credentials.get()
+        self.first = self._current = _context(tls, self._used)
+        # It is called for clients that name no server as well.
+        self.first.sni_callback = self._choose
 
-    first = contexts.get()
-    # It is called for clients that name no server as well.
-    first.sni_callback = choose
-    return first
+    def _choose(self, handshake: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
+        now = self._trust.credentials.get()
+        if now is not self._used:
+            # Its files may have changed again already: then the next handshake is for the better.
+            with contextlib.suppress(OSError):
+                self._current = _context(self._tls, now)
+                self._used = now
+        handshake.context = self._current
 
 
-def _context(tls: TlsSettings) -> ssl.SSLContext:
-    own = credentials.load(tls)
+def _context(tls: TlsSettings, own: Credentials) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     # No session outlives its certificate.
     context.num_tickets = 0
-    context.load_verify_locations(cadata=own.ca.decode())
-    try:
-        context.load_cert_chain(tls.cert, tls.key)
-        if tls.crl:
-            context.load_verify_locations(tls.crl)
-            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    except OSError as error:
-        raise PkiProblem(tls.cert, f"OpenSSL cannot use it, its key or {tls.crl or 'its CA'}: {error}") from None
+    authorities = x509.load_pem_x509_certificates(own.ca)
+    context.load_verify_locations(cadata=b"".join(each.public_bytes(Encoding.DER) for each in authorities))
+    context.load_cert_chain(tls.cert, tls.key)
     return context
 
 
 @dataclass(slots=True)
 class _Responder:
     registry: CollectorRegistry
+    trust: Trust
     connections: int = 0
 
     async def respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -95,14 +99,20 @@ class _Responder:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 request = await reader.readuntil(b"\r\n\r\n")
+                self._check(writer.get_extra_info("ssl_object"))
                 writer.write(self._answer(request))
                 writer.close()
                 await writer.wait_closed()
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, OSError):
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, OSError, Unauthenticated):
             # Not a scraper, or one that is gone or stuck.
             writer.transport.abort()
         finally:
             self.connections -= 1
+
+    def _check(self, tls: ssl.SSLObject | None) -> None:
+        """TLS knows of no revocation here."""
+        if tls and (shown := tls.getpeercert(binary_form=True)):
+            self.trust.revocations.get().check(x509.load_der_x509_certificate(shown), time.time())
 
     def _answer(self, request: bytes) -> bytes:
         words = request.split(b"\r\n", 1)[0].split(b" ")

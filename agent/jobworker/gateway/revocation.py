@@ -2,13 +2,16 @@
 
 grpc has no revocation, so it is checked here, on every call. Whoever has set up a list and lets it end is told so
 by every call, all of which are refused: a list that nobody renews is not one that names nobody.
+
+A list belongs to a CA's key, and so does a certificate: names alone decide nothing, since a CA that got a new key
+has the old name.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -18,10 +21,15 @@ from jobworker.errors import PkiProblem, Unauthenticated
 from jobworker.gateway import credentials
 from jobworker.settings.schema import TlsSettings
 
-_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
-_SERIAL = re.compile(r"(?:0x)?([0-9a-f]{1,40})", re.IGNORECASE)
-# RFC 5280, 5.2: what must be understood of the critical ones that there may be.
+_MAX_LIST_BYTES = 64 * 1024 * 1024
+_BEGIN, _END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
+_SERIAL = re.compile(r"(?:0x|serial=)?0*([0-9a-f]{1,40})", re.IGNORECASE)
+# They make a list say less than all of what its CA has revoked, or more (RFC 5280, 5.2.4 and 5.2.5).
+_PARTIAL = (x509.DeltaCRLIndicator, x509.IssuingDistributionPoint)
 _UNDERSTOOD = frozenset({x509.AuthorityKeyIdentifier.oid, x509.CRLNumber.oid})
+# By how much clocks may differ, in seconds.
+_SKEW = 300
+_CACHED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,57 +37,89 @@ class IssuerList:
     """What one CA has revoked.
 
     Attributes:
-        ends: when a newer list must be there, in seconds of Unix time.
+        begins: when it was made, in seconds of Unix time.
+        ends: when a newer one must be there.
         dates: of each revocation, by serial number.
     """
 
+    begins: float
     ends: float
     dates: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
+class Authority:
+    """A CA that is known.
+
+    Attributes:
+        above: who issued its certificate; None for a root, or where that is not known.
+        listed: what it has revoked, if there is a list.
+    """
+
+    certificate: x509.Certificate
+    above: Authority | None
+    listed: IssuerList | None
+
+
+@dataclass(slots=True)
 class Revocations:
     """All that is known of revocations; by default nothing is asked for.
 
     Attributes:
-        lists: by the issuer's name in DER.
-        revoked_issuers: CAs that are revoked themselves, by name.
+        authorities: those that are known; empty if lists are not set up.
         serials: that no certificate may have, whoever issued it.
-        required: each certificate's issuer must have a list, which has not ended.
-        stale_allowed: it may have ended.
+        stale_allowed: lists may have ended.
     """
 
-    lists: Mapping[bytes, IssuerList] = field(default_factory=dict)
-    revoked_issuers: frozenset[bytes] = frozenset()
+    authorities: tuple[Authority, ...] = ()
     serials: frozenset[int] = frozenset()
-    required: bool = False
     stale_allowed: bool = False
+    _issuers: dict[bytes, Authority | None] = field(default_factory=dict)
 
     @property
     def ends(self) -> float | None:
         """When the first of the lists ends, in seconds of Unix time; None without any."""
-        return min((each.ends for each in self.lists.values()), default=None)
+        return min((each.listed.ends for each in self.authorities if each.listed), default=None)
 
-    def check(self, issuer: bytes, serial: int, now: float) -> None:
+    def check(self, certificate: x509.Certificate, now: float) -> None:
         """Check that a certificate is still accepted.
 
         Raises:
             Unauthenticated: it is revoked, or nobody can tell.
         """
-        if serial in self.serials or issuer in self.revoked_issuers:
+        if certificate.serial_number in self.serials:
             raise Unauthenticated("the certificate is revoked")
-        known = self.lists.get(issuer)
-        if known is None:
-            if self.required:
-                raise Unauthenticated("the agent has no revocation list of the certificate's issuer (tls.crl)")
+        if not self.authorities:
             return
-        if (date := known.dates.get(serial)) is not None:
-            raise Unauthenticated(f"the certificate was revoked at {_utc(date)}")
-        if now > known.ends and not self.stale_allowed:
-            problem = (
-                f"the agent's revocation list ended at {_utc(known.ends)}: a newer one must be installed there"
+        issuer = self._issuer(certificate)
+        if issuer is None or issuer.listed is None:
+            raise Unauthenticated("the agent has no revocation list of the certificate's issuer (tls.crl)")
+        self._check_listed(issuer.listed, certificate, now)
+        # Those above need no list, but what they have is heeded.
+        while issuer.above:
+            if issuer.certificate.serial_number in self.serials:
+                raise Unauthenticated("the certificate's issuer is revoked")
+            if issuer.above.listed:
+                self._check_listed(issuer.above.listed, issuer.certificate, now)
+            issuer = issuer.above
+
+    def _check_listed(self, listed: IssuerList, certificate: x509.Certificate, now: float) -> None:
+        if (date := listed.dates.get(certificate.serial_number)) is not None:
+            raise Unauthenticated(f"the certificate, or that of its issuer, was revoked at {_utc(date)}")
+        if now > listed.ends and not self.stale_allowed:
+            problem = f"the agent's revocation list ended at {_utc(listed.ends)}"
+            raise Unauthenticated(f"{problem}: a newer one must be installed there")
+
+    def _issuer(self, certificate: x509.Certificate) -> Authority | None:
+        """Whose key has signed the certificate; found out once for each."""
+        key = certificate.signature
+        if key not in self._issuers:
+            if len(self._issuers) >= _CACHED:
+                self._issuers.clear()
+            self._issuers[key] = next(
+                (each for each in self.authorities if credentials.issued(each.certificate, certificate)), None
             )
-            raise Unauthenticated(problem)
+        return self._issuers[key]
 
 
 def paths(tls: TlsSettings) -> tuple[str, ...]:
@@ -88,8 +128,12 @@ def paths(tls: TlsSettings) -> tuple[str, ...]:
     return (*lists, tls.revoked) if tls.revoked else lists
 
 
-def load(tls: TlsSettings) -> Revocations:
+def load(tls: TlsSettings, before: Revocations | None = None) -> Revocations:
     """Read and check the files that are set up.
+
+    Args:
+        tls: which they are.
+        before: what was in use until now: nothing may be taken back.
 
     Raises:
         PkiProblem: one can't be used.
@@ -97,82 +141,134 @@ def load(tls: TlsSettings) -> Revocations:
     serials = frozenset(_serials(tls.revoked)) if tls.revoked else frozenset()
     if not tls.crl:
         return Revocations(serials=serials)
-    authorities = _authorities(tls)
-    lists = dict(_lists(tls.crl, authorities))
-    revoked = frozenset(
-        _name(authority.subject)
-        for authority in authorities
-        if (known := lists.get(_name(authority.issuer))) and authority.serial_number in known.dates
-    )
-    return Revocations(lists, revoked, serials, required=True, stale_allowed=tls.stale_crl == "allow")
+    known = _known(tls)
+    lists = _newest(tls.crl, known)
+    authorities: dict[int, Authority] = {}
+    for number in range(len(known)):
+        _authority(number, known, lists, authorities)
+    made = tuple(authorities[number] for number in range(len(known)))
+    if before:
+        _check_no_older(tls.crl, made, before)
+    return Revocations(made, serials, stale_allowed=tls.stale_crl == "allow")
 
 
-def _authorities(tls: TlsSettings) -> list[x509.Certificate]:
-    """The CAs in the bundle, and those that follow the agent's own certificate in its file, up to them."""
-    trusted = credentials.certificates(tls.ca, credentials.read(tls.ca))
-    for certificate in credentials.certificates(tls.cert, credentials.read(tls.cert))[1:]:
-        if any(_issued(authority, certificate) for authority in trusted):
-            trusted.append(certificate)
-    return trusted
-
-
-def _issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, *credentials.BAD_SIGNATURE):
-        return False
-    return True
-
-
-def _lists(path: str, authorities: Sequence[x509.Certificate]) -> Iterator[tuple[bytes, IssuerList]]:
-    blocks = _BLOCK.findall(credentials.read(path))
-    if not blocks:
-        raise PkiProblem(
-            path, "holds no revocation list in PEM form", "make one, with `worker-pki crl` for example"
+def _authority(
+    number: int,
+    known: Sequence[x509.Certificate],
+    lists: Mapping[int, IssuerList],
+    done: dict[int, Authority],
+) -> Authority:
+    """One of those that are known, made after those above it."""
+    if number not in done:
+        own = known[number]
+        above = next(
+            (n for n, each in enumerate(known) if own.subject != own.issuer and credentials.issued(each, own)),
+            None,
         )
+        made = None if above is None else _authority(above, known, lists, done)
+        done[number] = Authority(own, made, lists.get(number))
+    return done[number]
+
+
+def _known(tls: TlsSettings) -> list[x509.Certificate]:
+    """The CAs in the bundle, and those that follow the agent's own certificate in its file, up to them."""
+    known = credentials.certificates(tls.ca, credentials.read(tls.ca))
+    rest = credentials.certificates(tls.cert, credentials.read(tls.cert))[1:]
+    while found := [
+        each for each in rest if credentials.is_ca(each) and any(credentials.issued(ca, each) for ca in known)
+    ]:
+        known += found
+        rest = [each for each in rest if each not in found]
+    return known
+
+
+def _newest(path: str, known: Sequence[x509.Certificate]) -> dict[int, IssuerList]:
+    """The newest list of each CA, by its place among those that are known."""
+    lists: dict[int, IssuerList] = {}
+    for crl in _lists(path):
+        read = _read_list(path, crl)
+        signers = list(_signers(path, crl, known))
+        for number in signers:
+            if number not in lists or lists[number].begins < read.begins:
+                lists[number] = read
+    return lists
+
+
+def _lists(path: str) -> Iterator[x509.CertificateRevocationList]:
+    blocks = list(_blocks(path, credentials.read(path, _MAX_LIST_BYTES)))
+    if not blocks:
+        fix = "make one, with `worker-pki crl` for example, or convert it: `openssl crl -inform DER`"
+        raise PkiProblem(path, "holds no revocation list in PEM form", fix)
     for block in blocks:
         try:
-            yield _read_list(path, x509.load_pem_x509_crl(block), authorities)
+            yield x509.load_pem_x509_crl(block)
         except (ValueError, UnsupportedAlgorithm):
             raise PkiProblem(path, "holds a revocation list that cannot be read") from None
 
 
-def _read_list(
-    path: str, crl: x509.CertificateRevocationList, authorities: Sequence[x509.Certificate]
-) -> tuple[bytes, IssuerList]:
+def _blocks(path: str, data: bytes) -> Iterator[bytes]:
+    start = data.find(_BEGIN)
+    while start >= 0:
+        end = data.find(_END, start)
+        following = data.find(_BEGIN, start + 1)
+        if end < 0 or 0 <= following < end:
+            raise PkiProblem(path, "holds a revocation list that is cut off")
+        yield data[start : end + len(_END)]
+        start = following
+
+
+def _read_list(path: str, crl: x509.CertificateRevocationList) -> IssuerList:
     who = crl.issuer.rfc4514_string()
-    signers = [each for each in authorities if each.subject == crl.issuer and _may_sign_lists(each)]
-    if not signers:
-        fix = "add that CA's certificate to tls.ca"
-        raise PkiProblem(path, f"holds a list of {who}, which is not among the CAs that are known", fix)
-    if not any(_signed(crl, each) for each in signers):
-        raise PkiProblem(path, f"holds a list that says it is of {who}, and is not signed with that CA's key")
     if crl.next_update_utc is None:
         raise PkiProblem(path, f"holds a list of {who} that does not say when the next one comes")
-    for extension in crl.extensions:
-        if extension.critical and extension.oid not in _UNDERSTOOD:
-            problem = f"holds a list of {who} with the critical extension {extension.oid.dotted_string}"
+    begins = crl.last_update_utc.timestamp()
+    if begins > time.time() + _SKEW:
+        raise PkiProblem(path, f"holds a list of {who} from {_utc(begins)}", "compare the clocks of both hosts")
+    try:
+        extensions = list(crl.extensions)
+    except (ValueError, x509.DuplicateExtension):
+        raise PkiProblem(path, f"holds a list of {who} whose extensions cannot be read") from None
+    for extension in extensions:
+        if isinstance(extension.value, _PARTIAL) or (extension.critical and extension.oid not in _UNDERSTOOD):
+            problem = f"holds a list of {who} with the extension {extension.oid.dotted_string}"
             raise PkiProblem(path, problem, "give the agent complete lists: not deltas, nor parts")
     dates = {entry.serial_number: entry.revocation_date_utc.timestamp() for entry in crl}
-    return _name(crl.issuer), IssuerList(crl.next_update_utc.timestamp(), dates)
+    return IssuerList(begins, crl.next_update_utc.timestamp(), dates)
 
 
-def _may_sign_lists(authority: x509.Certificate) -> bool:
-    try:
-        return authority.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign
-    except x509.ExtensionNotFound:
-        return True
+def _signers(path: str, crl: x509.CertificateRevocationList, known: Sequence[x509.Certificate]) -> Iterable[int]:
+    """Which of the CAs has signed a list: of one key there may be several certificates."""
+    who = crl.issuer.rfc4514_string()
+    named = [n for n, each in enumerate(known) if each.subject == crl.issuer and credentials.may_sign_lists(each)]
+    if not named:
+        fix = "add that CA's certificate to tls.ca"
+        raise PkiProblem(path, f"holds a list of {who}, which is not among the CAs that are known", fix)
+    signers = [number for number in named if _signed(crl, known[number])]
+    if not signers:
+        raise PkiProblem(path, f"holds a list that says it is of {who}, and is not signed with that CA's key")
+    return signers
 
 
 def _signed(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
     try:
         return crl.is_signature_valid(authority.public_key())  # type: ignore[arg-type] # another kind: TypeError
-    except TypeError:
+    except (TypeError, ValueError, UnsupportedAlgorithm):
         return False
 
 
+def _check_no_older(path: str, made: Sequence[Authority], before: Revocations) -> None:
+    now = {each.certificate: each.listed for each in made}
+    for each in before.authorities:
+        if each.listed and each.certificate in now:
+            listed, who = now[each.certificate], each.certificate.subject.rfc4514_string()
+            if listed is None:
+                raise PkiProblem(path, f"holds no list of {who} any more")
+            if listed.begins < each.listed.begins:
+                raise PkiProblem(path, f"holds a list of {who} that is older than the one in use")
+
+
 def _serials(path: str) -> Iterator[int]:
-    text = credentials.read(path).decode("utf-8", "replace")
+    text = credentials.read(path, _MAX_LIST_BYTES).decode("utf-8", "replace")
     for number, line in enumerate(text.splitlines(), 1):
         if serial := line.partition("#")[0].strip().replace(":", ""):
             matched = _SERIAL.fullmatch(serial)
@@ -180,10 +276,6 @@ def _serials(path: str) -> Iterator[int]:
                 problem = f"line {number} is not a serial number in hexadecimal: {serial!r:.60}"
                 raise PkiProblem(path, problem, "`worker-pki show` tells a certificate's")
             yield int(matched[1], 16)
-
-
-def _name(name: x509.Name) -> bytes:
-    return name.public_bytes()
 
 
 def _utc(seconds: float) -> str:

@@ -80,10 +80,13 @@ class OpenStreams:
     def _look(self) -> None:
         """End the streams whose certificates have ended, and come back while any is open."""
         self._timer = None
-        for stream in self._streams:
-            try:
-                self.check(stream.peer)
-            except Unauthenticated as error:
-                stream.end(error)
-        if self._streams:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+        try:
+            for stream in self._streams:
+                try:
+                    self.check(stream.peer)
+                except Unauthenticated as error:
+                    stream.end(error)
+        finally:
+            # Whatever goes wrong with one look: another must come.
+            if self._streams:
+                self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)

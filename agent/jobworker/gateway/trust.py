@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+from jobworker.errors import PkiProblem
 from jobworker.gateway import credentials, revocation
 from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.kept import Kept
@@ -23,14 +26,17 @@ class Trust:
     def __init__(self, settings: Settings) -> None:
         tls = settings.tls
 
-        def load() -> Credentials:
+        def load(before: Credentials | None) -> Credentials:
             own = credentials.load(tls)
-            credentials.check_listen(settings.listen, own, tls)
+            for listen in filter(None, (settings.listen, settings.metrics.listen)):
+                credentials.check_listen(listen, own, tls)
+            if before and _is_current(before) and not _is_current(own):
+                raise PkiProblem(tls.cert, "is not valid now, and the one in use is")
             return own
 
         self.credentials: Kept[Credentials] = Kept("certificates", credentials.paths(tls), load)
         self.revocations: Kept[Revocations] = Kept(
-            "revocations", revocation.paths(tls), lambda: revocation.load(tls)
+            "revocations", revocation.paths(tls), lambda before: revocation.load(tls, before)
         )
 
     def read_again(self) -> None:
@@ -42,3 +48,7 @@ class Trust:
     def stale(self) -> int:
         """How many of the two are not as their files are now."""
         return sum(bool(kept.problem) for kept in (self.credentials, self.revocations))
+
+
+def _is_current(own: Credentials) -> bool:
+    return own.begins_ns <= time.time_ns() <= own.expires_ns

@@ -186,6 +186,8 @@ def load(text: str, base: Settings | None = None) -> Settings:
     tls, jobs, isolation, metrics = (
         _section(f"{name}.", _mapping(name, tree.get(name, {})), table) for name, table in _SECTIONS.items()
     )
+    if "stale_crl" in tls and not (tls.get("crl") or (base and base.tls.crl)):
+        raise InvalidField("tls.stale_crl", "is nothing without tls.crl", "crl: /etc/jobworker/lists.pem")
     if base is None:
         _require({"state_dir", "listen"}, top, "")
         _require({"ca", "cert", "key"}, tls, "tls.")
