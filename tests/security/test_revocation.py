@@ -127,6 +127,14 @@ def test_of_two_lists_the_newer_counts(tmp_path: Path) -> None:
             check(revocation.load(tls(tmp_path, crl=lists)), gone)
 
 
+def test_a_ca_that_may_not_sign_lists(tmp_path: Path) -> None:
+    lower = make(Recipe("lower", uris=(), usage=None, roles=(), key="rsa4096", ca=True, lists=False), CA)
+    made = replace(tls(tmp_path, crl=certs.crl(CA) + certs.crl(lower)), ca=str(tmp_path / "ca"))
+    (tmp_path / "ca").write_bytes(CA.cert_pem + lower.cert_pem)
+    with pytest.raises(PkiProblem, match="CN=lower, which is not among the CAs that are known"):
+        revocation.load(made)
+
+
 def test_nothing_is_taken_back(tmp_path: Path) -> None:
     made = tls(tmp_path, crl=certs.crl(CA) + certs.crl(INTERMEDIATE))
     before = revocation.load(made)

@@ -121,6 +121,7 @@ class Recipe:
         key: which key of the pool, see `key`.
         sha1: signed with SHA-1, by an RSA issuer.
         ca: basicConstraints say that it is a CA.
+        lists: key usage says that it may sign revocation lists, if it is one.
     """
 
     common_name: str = "alice"
@@ -135,6 +136,7 @@ class Recipe:
     key: str = "rsa4096"
     sha1: bool = False
     ca: bool = False
+    lists: bool = True
 
 
 def make(recipe: Recipe, issuer: Pair | None = None) -> Pair:
@@ -179,7 +181,7 @@ def _extensions(recipe: Recipe, own: Key, signer: Key) -> list[x509.Extension[x5
     names += [_host(host) for host in recipe.hosts]
     wanted: list[tuple[x509.ExtensionType, bool]] = [
         (x509.BasicConstraints(ca=recipe.ca, path_length=None), True),
-        (profiles.key_usage(ca=recipe.ca).value, True),
+        (profiles.key_usage(ca=recipe.ca).value if recipe.lists else _CERT_SIGN, True),
         (x509.SubjectKeyIdentifier.from_public_key(own.public_key()), False),
         (x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False),
     ]
@@ -198,6 +200,19 @@ def _host(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+_CERT_SIGN = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 def crl(
