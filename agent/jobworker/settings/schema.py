@@ -69,8 +69,8 @@ class JobSettings:
     max_pids: int = 32_768
     max_active: int = 2_000
     open_files: int = 1024
-    keep_log: int = 1024**3
-    keep_logs: int = 10 * 1024**3
+    keep_log: int = 2 * 1024**3
+    keep_logs: int = 20 * 1024**3
     keep_ended: int = 10_000
     keep_ms: int = 30 * 24 * 3600 * 1000
     first_uid: int = 1_900_000_000
