@@ -11,7 +11,7 @@ from bench.report import Outcome, Table
 from bench.scale import Scale
 from bench.stats import median, p99
 from jobworker.kernel import seccomp
-from jobworker.kernel.confinement import Confinement
+from jobworker.kernel.confinement import Confinement, private_directories
 from jobworker.sandbox import PARTS, Part, Profile
 
 _TIME = struct.Struct("d")
@@ -42,7 +42,7 @@ def _enter(directory: str, parts: frozenset[Part], ready: seccomp.Filter, times:
     """Microseconds, each in a process of its own."""
     with_filter = ready if Part.SYSTEM_CALLS in parts else None
     # A filter needs this, and it costs next to nothing.
-    confinement = Confinement(parts | {Part.NO_NEW_PRIVILEGES}, directory, (), with_filter)
+    confinement = Confinement(parts | {Part.NO_NEW_PRIVILEGES}, directory, (), private_directories(), with_filter)
     samples = []
     for _ in range(times):
         reading, writing = os.pipe()

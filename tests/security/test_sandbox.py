@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from jobworker.settings.schema import IsolationSettings
 from jobworker.wire import messages
 from support.leftovers import cgroups
 from support.root_side import Link, RootSide, root_side
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -140,6 +142,9 @@ for name, number in {"bpf": 321, "add_key": 248, "keyctl": 250, "userfaultfd": 3
                      "perf_event_open": 298, "open_by_handle_at": 304, "kexec_load": 246, "clone3": 435,
                      "init_module": 175, "reboot": 169, "fsopen": 430}.items():
     told(name, libc.syscall(number, 0, 0, 0, 0, 0, 0))
+for family in (38, 40):
+    if libc.socketpair(family, 1, 0, (ctypes.c_int * 2)()) >= 0 or ctypes.get_errno() != errno.EAFNOSUPPORT:
+        print("socketpair worked")
 for family in (16, 17, 38, 40):
     try:
         socket.socket(family, socket.SOCK_RAW if family != 38 else socket.SOCK_SEQPACKET, 0)
@@ -219,6 +224,68 @@ def test_its_cgroup_looks_like_the_root_and_cannot_be_left(link: Link, sandbox: 
     assert shell(link, f"(for f in $({files}); do echo 0 > $f && echo $f; done) 2>/dev/null", sandbox) == ""
 
 
+@CONFINED
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of calls are those of x86-64")
+def test_it_leaves_no_child_to_the_agent(link: Link, sandbox: str) -> None:
+    # A sibling would be the supervisor's child.
+    script = "import ctypes; print(ctypes.CDLL(None).syscall(56, 0x8000 | 17, 0, 0, 0, 0))"
+    assert python(link, script, sandbox) == "-1\n"
+
+
+@CONFINED
+def test_one_that_is_traced_by_its_parent_ends_as_it_should(link: Link, side: RootSide, sandbox: str) -> None:
+    """The keeper, its parent after the supervisor's death, is told that it stops, and that is no end."""
+    gate = os.path.join(side.settings.isolation.writable[0], f"traced-{sandbox}")
+    os.mkfifo(gate)
+    os.chmod(gate, 0o666)  # noqa: S103
+    script = (
+        f"import ctypes, os; print(1, flush=True); open({gate!r}).read(); "
+        "ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.kill(os.getpid(), 10)"
+    )
+    traced = side.link(subscribe=True).start(*_PYTHON, script, sandbox=sandbox)
+    os.kill(side.supervisor_pid(), signal.SIGKILL)
+    link.drain()
+    link = side.reconnect(subscribe=True)
+    Path(gate).write_text("go\n")
+    until(lambda: Path(f"/proc/{traced.pid}/status").read_text().split("State:\t")[1][0], "t")
+    ended = link.stop(traced.job_id, force=True)
+    assert (ended.end_reason, ended.signal) == (EndReason.STOPPED, signal.SIGKILL)
+
+
+_ON_SHARED_MOUNTS = """
+import sys, tempfile, os
+sys.path.insert(0, {tests!r})
+from jobworker.settings.schema import IsolationSettings
+from support.root_side import root_side
+
+def mounts():
+    with open("/proc/self/mountinfo") as file:
+        return len(file.readlines())
+
+with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/var/lib") as directory:
+    os.chmod(directory, 0o755)
+    os.makedirs(directory + "/a/b")
+    os.symlink(directory + "/a", directory + "/link")
+    before = mounts()
+    isolation = IsolationSettings(writable=(directory + "/link", directory + "/a/b"))
+    with root_side(directory, isolation=isolation) as side:
+        link = side.link(subscribe=True)
+        for sandbox in ("standard", "strict"):
+            job = link.start("/bin/sh", "-c", "grep -c shared: /proc/self/mountinfo", sandbox=sandbox)
+            assert link.read_log(link.wait_ended(job.job_id)) == b"0\\n"
+        assert mounts() == before, (before, mounts())
+print("done")
+"""
+
+
+def test_no_mount_of_a_job_reaches_the_host_where_mounts_are_shared() -> None:
+    """As service managers have them."""
+    script = _ON_SHARED_MOUNTS.format(tests=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    command = ["unshare", "--mount", "--propagation", "shared", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
+
+
 # The strict profile.
 
 
@@ -271,9 +338,18 @@ def test_in_strict_a_stop_is_asked_for_before_it_is_forced(link: Link) -> None:
     assert link.read_log(ended).endswith(b"told\n")
 
 
-def test_in_strict_what_cannot_be_executed_leaves_nothing(link: Link) -> None:
-    with pytest.raises(StartFailed):
-        link.start("/no/such/program", sandbox="strict")
+@CONFINED
+def test_what_cannot_be_executed_leaves_nothing(link: Link, side: RootSide, sandbox: str) -> None:
+    with open(f"{side.state_dir}/instance") as file:
+        instance = file.read()
+    link.wait_ended(link.start("/bin/true", sandbox=sandbox).job_id)
+    before = side.open_files(link)
+    for _ in range(20):
+        with pytest.raises(StartFailed):
+            link.start("/no/such/program", sandbox=sandbox)
+    assert side.open_files(link) <= before
+    left = [name for path in cgroups(instance) for name in os.listdir(path) if name.count("-") == 3]
+    assert [name for name in left if name not in os.listdir(f"{side.state_dir}/jobs")] == []
 
 
 def test_in_strict_it_outlives_supervisor_and_keeper(side: RootSide) -> None:

@@ -33,7 +33,7 @@ jobs:
   open_files: 4096
   keep_ended: 7
   keep_log: 0
-  keep_logs: 20G
+  keep_logs: 30G
   keep_for: 12h
   first_uid: 100000
   uid_count: 10
@@ -92,7 +92,12 @@ def test_a_full_file_sets_every_field() -> None:
         ("isolation: {missing: ignore}", "isolation.missing: 'ignore' is not one of refuse, report"),
         ("isolation: {writable: /srv}", "isolation.writable: must be a list"),
         ("isolation: {writable: [srv]}", "isolation.writable[0]: 'srv' is not an absolute path"),
-        ("isolation: {writable: [/a, /b/..]}", "isolation.writable[1]: would make the whole system writable"),
+        ("isolation: {writable: [/a, /b/..]}", "isolation.writable[1]: / holds /tmp, of which each job"),
+        (
+            "isolation: {writable: [/var]}",
+            "isolation.writable[0]: /var holds /var/tmp, of which each job has its own",
+        ),
+        ("isolation: {writable: [/proc]}", "isolation.writable[0]: /proc holds /proc"),
         ("isolation: {host_for: [1]}", "isolation.host_for[0]: must be text"),
         ("jobs: [1]", "jobs: must be a mapping"),
         ("- 1", "the file: must be a mapping"),

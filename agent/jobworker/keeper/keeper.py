@@ -28,6 +28,10 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
+# A process that asks for it (ptrace(2), PTRACE_TRACEME) is traced by its parent, which is told of its stops too.
+_ENDS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
+
+
 class Keeper:
     """Runs until the supervisor ends by itself.
 
@@ -174,7 +178,7 @@ class Keeper:
                     status = self._supervisor_ended(ended.si_code, ended.si_status)
                     if status is not None:
                         return status
-                else:
+                elif ended.si_code in _ENDS:
                     self._job_ended(ended.si_pid, (ended.si_code, ended.si_status))
         return None
 

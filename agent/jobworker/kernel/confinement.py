@@ -6,7 +6,6 @@ what it may become, the user (`spawn` sees to that), the filter of system calls 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import socket
@@ -29,7 +28,7 @@ _NAMESPACES = {
 }
 # More than any kernel has: prctl(2) tells where they end.
 _CAPABILITIES = 64
-PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - the names that are replaced
+_TMP = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - the names that are replaced
 
 # netdevice(7): of an interface, given by name.
 _SIOCSIFFLAGS = 0x8914
@@ -39,6 +38,12 @@ _IFREQ = struct.Struct("16sh22x")
 Begin = Callable[[str], None]
 
 
+def private_directories() -> tuple[str, ...]:
+    """Those that a job has of its own, by their real paths: some hosts have one for several."""
+    found = (os.path.realpath(path) for path in _TMP)
+    return tuple(dict.fromkeys(path for path in found if os.path.isdir(path)))
+
+
 @dataclass(frozen=True, slots=True)
 class Confinement:
     """A sandbox to go into.
@@ -46,13 +51,15 @@ class Confinement:
     Attributes:
         parts: that are applied.
         own_directory: the job's, which is its working directory.
-        writable: directories that stay writable besides.
+        writable: directories that stay writable besides, by their real paths.
+        private: directories that it has of its own.
         filter: of system calls, where that is a part.
     """
 
     parts: frozenset[Part]
     own_directory: str
     writable: tuple[str, ...]
+    private: tuple[str, ...]
     filter: Filter | None = None
 
     def isolate(self, begin: Begin) -> None:
@@ -88,14 +95,13 @@ class Confinement:
         trees = [(mounts.clone(path, attributes=mounts.NOSUID | mounts.NODEV), path) for path in kept]
         mounts.restrict_all((mounts.READ_ONLY if Part.READ_ONLY_SYSTEM in self.parts else 0) | mounts.NOSUID)
         if Part.PRIVATE_TMP in self.parts:
-            for path in PRIVATE:
-                with contextlib.suppress(FileNotFoundError):
-                    mounts.attach(mounts.detached("tmpfs", mounts.NOSUID | mounts.NODEV, mode="1777"), path)
+            for path in self.private:
+                mounts.attach(mounts.detached("tmpfs", mounts.NOSUID | mounts.NODEV, mode="1777"), path)
         if Part.OWN_PROCESSES in self.parts:
             attributes = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
             mounts.attach(mounts.detached("proc", attributes, hidepid="invisible"), "/proc")
         for tree, path in trees:
-            if path.startswith(tuple(f"{private}/" for private in PRIVATE)):
+            if path.startswith(tuple(f"{private}/" for private in self.private)):
                 os.makedirs(path, exist_ok=True)
             mounts.attach(tree, path)
         os.fchdir(trees[0][0])
@@ -110,7 +116,7 @@ class Confinement:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if Part.LANDLOCK in self.parts:
             begin("landlock")
-            landlock.restrict(landlock.version(), (self.own_directory, *self.writable, *PRIVATE))
+            landlock.restrict(landlock.version(), (self.own_directory, *self.writable, *self.private))
         if Part.NO_CAPABILITIES in self.parts:
             begin("capabilities")
             _empty_bounding_set()

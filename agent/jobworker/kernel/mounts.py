@@ -57,14 +57,15 @@ def detached(kind: str, attributes: int, **options: str) -> int:
 
 
 def clone(path: str, *, attributes: int) -> int:
-    """What is mounted at a path, itself and everything below it, once more (Linux 5.12).
+    """What is mounted at a path, itself and everything below it, once more, and private (Linux 5.12).
 
     Returns:
         An O_PATH descriptor of its root.
     """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
     tree = syscalls.call(_NR_OPEN_TREE, path, _AT_FDCWD, os.fsencode(path), flags)
-    _set(tree, "", attributes, 0)
+    # Or what is attached below it would appear where it was cloned from.
+    _set(tree, "", attributes, _MS_PRIVATE)
     return tree
 
 

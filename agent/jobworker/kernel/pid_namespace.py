@@ -14,7 +14,7 @@ import signal
 import socket
 from collections.abc import Iterator
 
-from jobworker.kernel import syscalls
+from jobworker.kernel import oom, syscalls
 from jobworker.kernel.cgroup.base import Group
 
 
@@ -44,11 +44,19 @@ def entered(group: Group) -> Iterator[socket.socket]:
                 try:
                     yield ours
                 finally:
-                    syscalls.setns(own, syscalls.CLONE_NEWPID)
+                    _come_back(own)
             finally:
                 os.close(own)
         finally:
             os.close(pidfd)
+
+
+def _come_back(own: int) -> None:
+    try:
+        syscalls.setns(own, syscalls.CLONE_NEWPID)
+    except OSError:
+        # Whatever else this process cloned would be in there: the keeper starts one that is where it should be.
+        os._exit(1)
 
 
 def tell(init: socket.socket, pidfd: int) -> None:
@@ -66,6 +74,7 @@ def _be_init(link: int, group: Group) -> None:
         syscalls.set_name("jw-init")
         group.join(cloned_into=group.clone_into_fd is not None)
         os.setsid()
+        oom.reset_score()
         os.dup2(link, 0)
         syscalls.close_range(1)
         # What is not ours to wait for is not to stay as a zombie.

@@ -162,14 +162,17 @@ def _rules() -> Iterator[tuple[str, int, _Comparison | None]]:
     for flag in _NEW_NAMESPACES:
         for name in ("clone", "unshare"):
             yield name, errno.EPERM, _Comparison(0, _MASKED_EQUAL, flag, flag)
+    # Whose parent would be the agent, which knows nothing of it: nobody would reap it.
+    yield "clone", errno.EPERM, _Comparison(0, _MASKED_EQUAL, syscalls.CLONE_PARENT, syscalls.CLONE_PARENT)
     # Its flags are in memory, where no filter can look. The C library takes clone then.
     yield "clone3", errno.ENOSYS, None
     for request in _TERMINAL_INPUT:
         yield "ioctl", errno.EPERM, _Comparison(1, _MASKED_EQUAL, 0xFFFF_FFFF, request)
     # The kernel loads modules for the others.
-    for family in set(range(max(_FAMILIES))) - set(_FAMILIES):
-        yield "socket", errno.EAFNOSUPPORT, _Comparison(0, _EQUAL, family, 0)
-    yield "socket", errno.EAFNOSUPPORT, _Comparison(0, _GREATER, max(_FAMILIES), 0)
+    for name in ("socket", "socketpair"):
+        for family in set(range(max(_FAMILIES))) - set(_FAMILIES):
+            yield name, errno.EAFNOSUPPORT, _Comparison(0, _EQUAL, family, 0)
+        yield name, errno.EAFNOSUPPORT, _Comparison(0, _GREATER, max(_FAMILIES), 0)
 
 
 def _add(

@@ -7,7 +7,6 @@ through a close-on-exec pipe as `<step> <errno>`, and the pipe closes without a 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import resource
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobworker.errors import ProtocolError
-from jobworker.kernel import pid_namespace, syscalls
+from jobworker.kernel import oom, pid_namespace, syscalls
 from jobworker.kernel.cgroup.base import Group
 from jobworker.kernel.confinement import Confinement
 from jobworker.sandbox import Part
@@ -180,7 +179,7 @@ class _Child:
         # Now that all of the supervisor's descriptors are closed: there may be more of them than a job may have.
         self._begin("resources")
         resource.setrlimit(resource.RLIMIT_NOFILE, command.open_files)
-        _reset_oom_score()
+        oom.reset_score()
         confinement.renounce(self._begin)
         self._begin("user")
         _become(command.uid)
@@ -199,15 +198,6 @@ class _Child:
         os.dup2(self._pipes.report, _REPORT_FD, inheritable=False)
         self._report = _REPORT_FD
         syscalls.close_range(_REPORT_FD + 1)
-
-
-def _reset_oom_score() -> None:
-    # The agent protects itself from the OOM killer; its jobs are not to inherit that. What a service manager has
-    # raised for an ordinary user, that user may not lower, and the job keeps it.
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    with contextlib.suppress(PermissionError):
-        os.write(fd, b"0")
-    os.close(fd)
 
 
 def _become(uid: int | None) -> None:

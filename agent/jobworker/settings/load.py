@@ -24,6 +24,9 @@ from jobworker.settings.schema import MetricsSettings, Settings, TlsSettings
 
 Parse = Callable[[str, Any], Any]
 
+# What jobs must not share.
+_SPECIAL = ("/tmp", "/var/tmp", "/dev/shm", "/proc")  # noqa: S108 - the names that are replaced
+
 _OID = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,8}))+")
 
 
@@ -41,8 +44,10 @@ def _path(field: str, value: Any) -> str:
 
 def _writable(field: str, value: Any) -> str:
     path = os.path.normpath(_path(field, value))
-    if path == "/":
-        raise InvalidField(field, "would make the whole system writable", "/srv/build")
+    for special in _SPECIAL:
+        if special == path or special.startswith(f"{path.rstrip('/')}/"):
+            problem = f"{path} holds {special}, of which each job has its own"
+            raise InvalidField(field, problem, "/srv/build")
     return path
 
 

@@ -14,7 +14,7 @@ from jobworker.errors import SandboxDenied, SandboxUnsupported
 from jobworker.jobs import JobSpec
 from jobworker.kernel import seccomp, syscalls
 from jobworker.kernel.cgroup.base import Hierarchy
-from jobworker.kernel.confinement import Confinement
+from jobworker.kernel.confinement import Confinement, private_directories
 from jobworker.sandbox import PARTS, Applied, Part, Profile
 from jobworker.settings.schema import IsolationSettings
 from jobworker.supervisor.log import Log
@@ -47,10 +47,12 @@ class Isolation:
         self.default = settings.default
         self._refuses = settings.missing == "refuse"
         self._host_for = settings.host_for
-        self._writable = tuple(path for path in settings.writable if os.path.isdir(path))
-        if absent := set(settings.writable) - set(self._writable):
-            log.warning("isolation.writable names what is no directory", paths=sorted(absent))
-        found = _in_a_child(lambda: codec.dumps(_look(Confinement(frozenset(), directory, self._writable))))
+        self._writable = tuple(os.path.realpath(path) for path in settings.writable if os.path.isdir(path))
+        if absent := [path for path in settings.writable if not os.path.isdir(path)]:
+            log.warning("isolation.writable names what is no directory", paths=absent)
+        self._private = private_directories()
+        model = Confinement(frozenset(), directory, self._writable, self._private)
+        found = _in_a_child(lambda: codec.dumps(_look(model)))
         looked = codec.loads(Found, found)
         self._filter = seccomp.Filter(bytes.fromhex(looked.filter)) if looked.filter else None
         self._reasons = {each.part: each.reason for each in looked.parts if each.reason}
@@ -76,7 +78,7 @@ class Isolation:
             raise SandboxUnsupported(profile.value, missing[0].value, self._reasons[missing[0]])
         applied = [part for part in PARTS[profile] if part not in missing]
         ready = self._filter if Part.SYSTEM_CALLS in applied else None
-        confinement = Confinement(frozenset(applied), own_directory, self._writable, ready)
+        confinement = Confinement(frozenset(applied), own_directory, self._writable, self._private, ready)
         return confinement, Applied(profile.value, _names(applied), _names(missing))
 
     def _may_take_host(self, principal: str) -> bool:

@@ -249,6 +249,17 @@ class _Started:
 
     def _fail(self, report: spawn.Report) -> None:
         os.waitid(os.P_PIDFD, self._handles.pidfd, os.WEXITED)
+        with contextlib.suppress(OSError):
+            self._handles.group.kill()
+        self._undo_when_empty(report)
+
+    def _undo_when_empty(self, report: spawn.Report) -> None:
+        # The init of a PID namespace may be a moment longer in going.
+        group, loop = self._handles.group, self._around.loop
+        if group.populated():
+            loop.watch(group.events_fd, group.events_mask, lambda: self._undo_when_empty(report))
+            return
+        loop.forget(group.events_fd)
         self._undo.close()
         self._answer(_start_failed(self._order.spec, report))
 

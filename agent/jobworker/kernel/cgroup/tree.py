@@ -7,6 +7,7 @@ beside its controllers (or that the agent mounts for itself), because v1 has no 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 
@@ -28,7 +29,13 @@ def open_events(group: CgroupDir) -> int:
 
 
 def populated(events_fd: int) -> bool:
-    return b"populated 1" in os.pread(events_fd, 4096, 0)
+    try:
+        return b"populated 1" in os.pread(events_fd, 4096, 0)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        # It has been removed, which only an empty one can be.
+        return False
 
 
 def signal_all(group: CgroupDir, signum: int) -> None:
