@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -181,3 +182,12 @@ def test_jobs_cannot_read_what_the_agent_keeps(own_agent: Agent) -> None:
     assert run.returncode == 1
     assert run.stdout == b""
     assert run.stderr.count(b"Permission denied") + run.stderr.count(b"No such device") >= len(keys) + 3
+
+
+def test_what_the_host_does_not_limit_in_full_is_said_at_the_start(own_agent: Agent) -> None:
+    limits = json.loads(own_agent.cli("info", "--format", "json", check=True).stdout)["limits"]
+    words = {"BEST_EFFORT": "is limited in part", "UNSUPPORTED": "cannot be limited"}
+    said = {line.strip().partition(":")[0] for line in own_agent.log().splitlines()}
+    for name, limit in limits.items():
+        told = [word for word in words.values() if f"{name} {word}" in said]
+        assert told == [words[limit["enforcement"]]] if limit["enforcement"] in words else told == []

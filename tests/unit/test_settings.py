@@ -76,7 +76,7 @@ def test_a_full_file_sets_every_field() -> None:
         ("jobs: {max_cpu: 50}", "jobs.max_cpu: must be text"),
         ("jobs: {max_cpu: '50'}", "jobs.max_cpu: '50' is not a percentage of one CPU; for example 50%"),
         ("jobs: {segment_size: 1e9G}", "jobs.segment_size: '1e9G' is not a size; for example 256M"),
-        ("jobs: {keep_log: 100}", "jobs.keep_log: must be text"),
+        ("jobs: {keep_log: 100}", "jobs.keep_log: must be text; for example 256M"),
         ("jobs: {segment: 1M}", "jobs.segment: is not a setting; for example segment_size"),
         ("lisen: 127.0.0.1:1", "lisen: is not a setting; for example listen"),
         ("listen: example.org", "listen: 'example.org' is not ADDRESS:PORT; for example 127.0.0.1:7443"),

@@ -165,7 +165,8 @@ def _explain(host: HostInfo) -> None:
     _say(f"cgroups: {host.cgroup_mode}; jobs run as {'a user each' if host.user_per_job else 'you'}")
     for limit in host.limits:
         if limit.enforcement is not Enforcement.ENFORCED:
-            _say(f"  {limit.name} cannot be limited: {limit.detail}")
+            partly = limit.enforcement is Enforcement.BEST_EFFORT
+            _say(f"  {limit.name} {'is limited in part' if partly else 'cannot be limited'}: {limit.detail}")
     for part in host.isolation:
         if part.reason:
             _say(f"  no {part.part.value}: {part.reason}")

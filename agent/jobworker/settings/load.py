@@ -30,9 +30,9 @@ _SPECIAL = ("/tmp", "/var/tmp", "/dev/shm", "/proc")  # noqa: S108 - the names t
 _OID = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,8}))+")
 
 
-def _text(field: str, value: Any) -> str:
+def _text(field: str, value: Any, example: str = "") -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidField(field, "must be text")
+        raise InvalidField(field, "must be text", example)
     return value
 
 
@@ -96,9 +96,12 @@ def _number(low: int, high: int) -> Parse:
     return parse
 
 
+_EXAMPLES = {"cpu": "50%", "memory": "256M"}
+
+
 def _limit(name: str) -> Parse:
     def parse(field: str, value: Any) -> int:
-        limit: int = limits.BY_NAME[name].read(_text(field, value), field)
+        limit: int = limits.BY_NAME[name].read(_text(field, value, _EXAMPLES[name]), field)
         return limit
 
     return parse
