@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from support.certs import dev_pki
+from support.root_side import own_uids
 
 DEADLINE = 60
+_OWN = "{{jobs: {{first_uid: {}}}, isolation: {{missing: report, writable: [{}]}}}}"
 _BIN = os.path.dirname(sys.executable)
 
 
@@ -33,7 +35,7 @@ class Agent:
         self.log_path = os.path.join(directory, "agent.log")
         self._config = os.path.join(directory, "config.yaml")
         with open(self._config, "w") as file:
-            file.write(config or f"isolation: {{missing: report, writable: [{directory}]}}\n")
+            file.write(config or f"{_OWN.format(own_uids(), directory)}\n")
         if not os.path.exists(self.pki_dir):
             dev_pki().copy(self.pki_dir)
         self.process, self.addr = self._start()

@@ -31,8 +31,14 @@ _ROOT = os.path.dirname(jobworker.__file__)
 DEADLINE = 60
 # The limit that the agent is started with, as service managers have it, and raises for itself.
 _OPEN_FILES = 128
-# Users of one agent's jobs are not those of another's that runs beside it.
-_UID_RANGES = itertools.count(1_910_000_000, 100_000)
+# Users of one agent's jobs are not those of another's that runs beside it, nor of another test run's.
+_RUNS, _UIDS_OF_RUN, _UIDS_OF_AGENT = 128, 10_000_000, 65_536
+_UID_RANGES = itertools.count(600_000_000 + os.getpid() % _RUNS * _UIDS_OF_RUN, _UIDS_OF_AGENT)
+
+
+def own_uids() -> int:
+    """The first user id of a range that no other agent has."""
+    return next(_UID_RANGES)
 
 
 class Link:
@@ -171,7 +177,7 @@ class RootSide:
             state_dir=self.state_dir,
             listen="127.0.0.1:0",
             tls=schema.TlsSettings("", "", ""),
-            jobs=schema.JobSettings(**{"first_uid": next(_UID_RANGES)} | jobs),
+            jobs=schema.JobSettings(**{"first_uid": own_uids()} | jobs),
             isolation=isolation or schema.IsolationSettings(missing=missing, writable=(directory,)),
             gateway_uid=os.getuid() if as_user is None else as_user,
         )

@@ -13,6 +13,7 @@ from jobworker.errors import LimitUnsupported
 from jobworker.jobs import EndReason, State
 from jobworker.limits import Enforcement, Limits
 from support.root_side import Link, RootSide, root_side
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -37,8 +38,12 @@ def link(light: RootSide) -> Iterator[Link]:
 
 def descendants(pid: int) -> list[int]:
     """A process's children, and theirs."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        children = [int(text) for text in file.read().split()]
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            children = [int(text) for text in file.read().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        # It ended while its parent's list was being read.
+        return []
     return [*children, *(below for child in children for below in descendants(child))]
 
 
@@ -91,7 +96,7 @@ def test_stop_takes_the_whole_tree(link: Link, light: RootSide) -> None:
     record = link.start("/bin/sh", "-c", script)
     link.wait_output(record.job_id)
     supervisor = light.supervisor_pid()
-    assert len(descendants(supervisor)) >= 4
+    until(lambda: len(descendants(supervisor)) >= 4, True)
     ended = link.stop(record.job_id, grace_ms=100)
     assert (ended.state, ended.end_reason) == (State.ENDED, EndReason.STOPPED)
     assert descendants(supervisor) == []
