@@ -132,7 +132,7 @@ def test_mutated_frames(side: RootSide) -> None:
         sockets.send(link.sock, bytes(data))
         link.close()
     assert alive(side)
-    assert json.loads(side.log().splitlines()[0])["event"] == "recovered"
+    assert json.loads(side.log().splitlines()[0])["event"] == "adopted"
 
 
 def test_a_peer_that_does_not_read_holds_up_nobody(side: RootSide, link: Link) -> None:

@@ -102,7 +102,7 @@ def test_a_version_that_does_not_start_is_refused(own_side: RootSide, damage: st
     assert link.stop(record.job_id).end_reason is EndReason.STOPPED
 
 
-def test_a_state_from_the_future_is_refused(own_side: RootSide) -> None:
+def test_a_record_from_the_future_refuses_an_upgrade(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     record = link.wait_ended(link.start("/bin/true").job_id)
     path = Path(own_side.state_dir) / "jobs" / record.job_id / "job.json"
@@ -110,10 +110,39 @@ def test_a_state_from_the_future_is_refused(own_side: RootSide) -> None:
     path.write_text(json.dumps(stored | {"format": 999, "invented": True}))
     with pytest.raises(UpgradeRefused, match="written by a later version"):
         link.ask(messages.Upgrade())
-    assert own_side.close() == 0
-    with pytest.raises(RuntimeError, match="written by a later version"):
-        RootSide(os.path.dirname(own_side.state_dir))
     assert json.loads(path.read_text())["format"] == 999, "it is left as it was"
+
+
+def test_a_state_from_the_future_is_refused(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.wait_ended(link.start("/bin/true").job_id)
+    path = Path(own_side.state_dir) / "format"
+    present = path.read_text()
+    path.write_text("999")
+    with pytest.raises(UpgradeRefused, match="written by a later version"):
+        link.ask(messages.Upgrade())
+    assert own_side.close() == 0
+    with pytest.raises(RuntimeError, match=r"written by a later version \(format 999, .* start that version"):
+        RootSide(os.path.dirname(own_side.state_dir))
+    assert path.read_text() == "999", "it is left as it was"
+    path.write_text(present)
+    own_side.start_again()
+    assert own_side.link().inspect(record.job_id) == record
+
+
+@pytest.mark.parametrize("format_file", [None, "", "nonsense", "1", "9" * 5000])
+def test_a_state_that_does_not_tell_its_format_is_read(own_side: RootSide, format_file: str | None) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.wait_ended(link.start("/bin/true").job_id)
+    path = Path(own_side.state_dir) / "format"
+    present = path.read_text()
+    assert own_side.close() == 0
+    path.unlink()
+    if format_file is not None:
+        path.write_text(format_file)
+    own_side.start_again()
+    assert own_side.link().inspect(record.job_id) == record
+    assert path.read_text() == present
 
 
 def test_a_state_of_the_past_is_read(own_side: RootSide) -> None:

@@ -126,10 +126,14 @@ class Connection:
         if job_id in self.followed:
             self._grown[job_id] = None
 
-    def subscribe(self, job_ids: list[str]) -> None:
+    def subscribe(self, job_ids: list[str], *, whole: bool) -> None:
+        """Report these jobs, and what changes from now on; `whole`: there are no others."""
         self.subscribed = True
         self._changed.update(dict.fromkeys(job_ids))
-        self._sync_due = True
+        self._sync_due = whole
+
+    def whole(self) -> None:
+        self._sync_due = self.subscribed
 
     def flush(self) -> None:
         """Send until the peer's buffer is full."""

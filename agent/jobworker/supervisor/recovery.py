@@ -2,7 +2,8 @@
 
 The job's directory says what was, the keeper holds what still is, the kernel says whether it runs. A job that
 all three know goes on as if nothing had happened; one that was being made is undone; the rest is LOST, with
-what is known of it, and nothing of it is left running.
+what is known of it, and nothing of it is left running. What the keeper holds comes first; the others, of which
+most have long ended, are read while jobs and clients are served again.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from jobworker.errors import InvalidField, ProtocolError
+from jobworker.errors import HostFault, InvalidField, ProtocolError
 from jobworker.jobs import EndReason, JobRecord, State, check_job_id
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
+from jobworker.supervisor.backlog import Backlog
 from jobworker.supervisor.job import UNSURE, Handles, Job, Surroundings
 from jobworker.supervisor.keeper_link import End, Held
 from jobworker.supervisor.output import OutputLog
@@ -26,15 +28,30 @@ from jobworker.wire import sockets
 
 
 class Recovery:
-    """Fills an empty registry."""
+    """Fills an empty registry.
+
+    Args:
+        held: what the keeper holds, by job.
+        told: called with the id of a job that was found after `run`.
+        whole: called when every job is known.
+    """
 
     def __init__(
-        self, around: Surroundings, registry: Registry, hierarchy: Hierarchy, held: dict[str, Held]
+        self,
+        around: Surroundings,
+        registry: Registry,
+        hierarchy: Hierarchy,
+        held: dict[str, Held],
+        told: Callable[[str], None],
+        whole: Callable[[], None],
     ) -> None:
         self._around = around
         self._registry = registry
         self._hierarchy = hierarchy
         self._held = held
+        self._told = told
+        self._whole = whole
+        self._names: list[str] = []
         self._read: dict[str, StoredJob | Exception] = {}
         self._groups: dict[str, Group] = {}
         # Their groups are their jobs' own, which may have ended since and not be on record.
@@ -42,14 +59,18 @@ class Recovery:
 
     def read(self) -> None:
         """Take in all that can be had without changing anything, while somebody else still moves the output."""
-        for name in self._around.store.job_ids():
-            try:
-                stored = self._read[name] = self._around.store.load(check_job_id(name))
-            except (FileNotFoundError, ProtocolError, InvalidField) as error:
-                self._read[name] = error
-            else:
-                if name in self._held and stored.record.state is not State.ENDED:
-                    self._open_group(name)
+        self._around.store.check_format()
+        self._names = self._around.store.job_ids()
+        for name in self._held.keys() & set(self._names):
+            stored = self._read[name] = self._load(name)
+            if isinstance(stored, StoredJob) and stored.record.state is not State.ENDED:
+                self._open_group(name)
+
+    def _load(self, name: str) -> StoredJob | Exception:
+        try:
+            return self._around.store.load(check_job_id(name))
+        except (FileNotFoundError, ProtocolError, InvalidField) as error:
+            return error
 
     def _open_group(self, name: str) -> None:
         # One that is not there is met again when the job is adopted.
@@ -57,9 +78,10 @@ class Recovery:
             self._groups[name] = self._hierarchy.adopt(name)
 
     def run(self) -> None:
+        """Adopt the running jobs, end what nobody looks after, and leave the rest to the registry's backlog."""
+        self._around.store.mark_format()
         for name, stored in self._read.items():
             self._recover(name, stored)
-        self._read.clear()
         while self._groups:
             self._groups.popitem()[1].close()
         for job_id, held in self._held.items():
@@ -68,8 +90,26 @@ class Recovery:
         for name in self._hierarchy.names():
             if name not in self._adopted:
                 self._sweep(name)
+        rest = [name for name in self._names if name not in self._read]
+        self._read.clear()
+        self._names.clear()
+        self._around.log.info("adopted", running=len(self._registry.running))
+        self._registry.backlog = Backlog(self._around.loop, rest, self._find, self._end)
+
+    def _find(self, name: str) -> None:
+        try:
+            stored = self._load(name)
+        except HostFault as error:
+            # Put there by hand: a directory that a later version has used is not opened at all.
+            stored = error
+        self._recover(name, stored)
+        if name in self._registry.ended:
+            self._told(name)
+
+    def _end(self) -> None:
         running, ended = len(self._registry.running), len(self._registry.ended)
         self._around.log.info("recovered", running=running, ended=ended)
+        self._whole()
 
     def _recover(self, name: str, stored: StoredJob | Exception) -> None:
         if isinstance(stored, StoredJob):

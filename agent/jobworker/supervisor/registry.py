@@ -23,6 +23,7 @@ from jobworker.jobs import (
 )
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.settings.schema import JobSettings
+from jobworker.supervisor.backlog import Backlog
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import DEFAULT_GRACE, Job, Surroundings
 from jobworker.supervisor.keys import Keys
@@ -66,10 +67,13 @@ class Registry:
         self._removed = removed
         self.retention = Retention(around.loop, around.log, store, settings, self._forget, self._users.give_back)
         self._launching: dict[str, list[Started]] = {}
+        # Starts that came before all jobs were known: until then nobody knows which user ids and keys are in use.
+        self._early: list[tuple[StartJob, Started]] | None = []
         self.keys = Keys()
         self._when_idle: list[Callable[[], None]] = []
         self._when_settled: Callable[[], None] | None = None
         self._closed = False
+        self.backlog: Backlog | None = None
         self.running: dict[str, Job] = {}
         self.ended: dict[str, JobRecord] = {}
 
@@ -84,6 +88,21 @@ class Registry:
         self.running.pop(record.job_id, None)
         self.ended[record.job_id] = record
         self.retention.add(record)
+
+    def whole(self) -> None:
+        """All jobs of earlier lives are known."""
+        early, self.backlog, self._early = self._early or [], None, None
+        self.retention.begin()
+        for request, started in early:
+            try:
+                self.start(request, started)
+            except JobWorkerError as error:
+                started(error)
+        self._tell_idle()
+
+    @property
+    def is_whole(self) -> bool:
+        return self._early is None
 
     def _forget(self, job_id: str) -> None:
         del self.ended[job_id]
@@ -107,6 +126,9 @@ class Registry:
         spec, idempotency = request.spec, request.idempotency
         spec.check()
         idempotency.check()
+        if self._early is not None:
+            self._early.append((request, started))
+            return
         if known := self.keys.find(request.principal, idempotency):
             self._started_before(known, started)
             return
@@ -193,6 +215,8 @@ class Registry:
         return job.inspect() if job else self._ended_record(job_id)
 
     def _ended_record(self, job_id: str) -> JobRecord:
+        if self.backlog:
+            self.backlog.take(job_id)
         record = self.ended.get(job_id)
         if record is None:
             raise JobNotFound(job_id)
@@ -239,7 +263,7 @@ class Registry:
 
     @property
     def active(self) -> int:
-        return len(self.running) + len(self._launching)
+        return len(self.running) + len(self._launching) + len(self._early or ())
 
     def pause(self, settled: Callable[[], None]) -> None:
         """Take no more jobs, and call back once no job is being launched: each runs or is not there."""

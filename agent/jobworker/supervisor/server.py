@@ -144,7 +144,8 @@ class Server:
         connection.attending = request.attend
         reply(messages.Welcome(messages.PROTOCOL, self._registry.host_info(), jobworker.__version__), ())
         if request.subscribe:
-            connection.subscribe([record.job_id for record in self._registry.records()])
+            job_ids = [record.job_id for record in self._registry.records()]
+            connection.subscribe(job_ids, whole=self._registry.is_whole)
 
     def start_job(self, _: Connection, request: messages.StartJob, reply: Reply) -> None:
         def started(outcome: JobRecord | JobWorkerError) -> None:
@@ -203,9 +204,15 @@ class Server:
 
     # Events.
 
-    def job_changed(self, job: Job) -> None:
+    def job_changed(self, job_id: str) -> None:
         for connection in self._connections:
-            connection.job_changed(job.record.job_id)
+            connection.job_changed(job_id)
+            self._dirty.add(connection)
+
+    def whole(self) -> None:
+        """Every job of earlier lives has been reported."""
+        for connection in self._connections:
+            connection.whole()
             self._dirty.add(connection)
 
     def job_removed(self, job_id: str) -> None:

@@ -2,6 +2,7 @@
 
     lock                 held by the one supervisor that may use the directory
     instance             this agent's name among those on the host
+    format               of what is stored here: the newest version's that has written here
     jobs/ID/job.json     the job's record
     jobs/ID/work/        the job's own directory, owned by its user
     jobs/ID/logs/        where the job cannot write
@@ -102,6 +103,21 @@ class Store:
         name = new_job_id()
         _write_file(self.fd, "instance", name.encode("ascii"))
         return name
+
+    def check_format(self) -> None:
+        """Refuse what is stored if this version is too old for it.
+
+        Raises:
+            HostFault: a later version has written here.
+        """
+        _check_format(self.fd)
+
+    def mark_format(self) -> None:
+        """Keep older versions from what this one writes."""
+        if _read_format(self.fd) < FORMAT:
+            # A disk that can't be written now will be the next time; nothing of this version is on it before.
+            with contextlib.suppress(OSError):
+                _write_file(self.fd, "format", str(FORMAT).encode("ascii"))
 
     def create_job(self, job_id: str, uid: int | None) -> None:
         """Make a job's directories; nothing is left of them when that fails."""
@@ -221,11 +237,27 @@ def check(path: str) -> None:
     Raises:
         HostFault: there is one that this version is too old for.
     """
+    fd = os.open(path, _OPEN_DIR)
+    _check_format(fd)
+    os.close(fd)
     jobs_fd = os.open(os.path.join(path, "jobs"), _OPEN_DIR)
     for name in os.listdir(jobs_fd):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, ProtocolError):
             load(jobs_fd, name)
     os.close(jobs_fd)
+
+
+def _read_format(directory_fd: int) -> int:
+    """The format that a directory says it has; 0 where it says nothing that can be read."""
+    with contextlib.suppress(OSError, ProtocolError, ValueError):
+        return int(_read_file(directory_fd, "format"))
+    return 0
+
+
+def _check_format(directory_fd: int) -> None:
+    if (found := _read_format(directory_fd)) > FORMAT:
+        problem = f"it was written by a later version (format {found}, this one knows {FORMAT})"
+        raise HostFault("reading the state", "EPROTO", f"{problem}; start that version")
 
 
 def _set_mode(fd: int, mode: int) -> None:

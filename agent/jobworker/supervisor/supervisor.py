@@ -76,18 +76,25 @@ class Supervisor:
             self._upgrade,
             patient=bool(held),
         )
-        recovery = Recovery(around, self._registry, self._hierarchy, held)
+        recovery = Recovery(
+            around, self._registry, self._hierarchy, held, self._server.job_changed, self._all_known
+        )
         recovery.read()
         if stand_in_fd is not None:
             os.close(stand_in_fd)
             self._store.lock(wait=True)
         recovery.run()
-        self._registry.retention.begin()
         self._keeper.listen(self._loop, self._process_ended, self._keeper_gone)
+
+    def _all_known(self) -> None:
+        # What is there now stays; a child that never touches it need not copy its pages.
+        gc.freeze()
+        self._registry.whole()
+        self._server.whole()
 
     def _changed(self, job: Job) -> None:
         self._registry.changed(job)
-        self._server.job_changed(job)
+        self._server.job_changed(job.record.job_id)
         self._flusher.changed(job.record.job_id)
 
     def _removed(self, job_id: str) -> None:
@@ -149,9 +156,7 @@ class Supervisor:
         self._loop.on_signal(signal.SIGHUP, lambda: None)
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, lambda: self._registry.end_all(self._loop.stop))
-        # What is there now stays; a child that never touches it need not copy its pages.
         gc.collect()
-        gc.freeze()
         self._keeper.ready()
         if ready_fd is not None:
             os.write(ready_fd, b"ready\n")
