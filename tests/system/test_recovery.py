@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
 import resource
 import select
 import signal
@@ -179,6 +181,23 @@ def test_a_broken_record_is_put_aside_and_named(own_side: RootSide) -> None:
         (broken.job_id, "not-a-job")
     )
     assert f'"event": "quarantined", "job": "{broken.job_id}"' in own_side.log()
+
+
+def test_a_process_that_was_being_made_holds_the_lock_for_a_moment(own_side: RootSide) -> None:
+    link = own_side.link()
+    job = link.start("/bin/sleep", "1000")
+    own_side.freeze_keeper()
+    os.kill(own_side.supervisor_pid(), signal.SIGKILL)
+    link.drain()
+    # Stands for a child of that supervisor which has not executed its command yet.
+    fd = os.open(os.path.join(own_side.state_dir, "lock"), os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    waiting = re.compile(rf"-> FLOCK .*:{os.fstat(fd).st_ino} ")
+    own_side.thaw_keeper()
+    own_side.wait_for(lambda: bool(waiting.search(Path("/proc/locks").read_text())))
+    os.close(fd)
+    assert own_side.reconnect().inspect(job.job_id).pid == job.pid
+    assert "cannot start" not in own_side.log()
 
 
 def test_a_second_agent_on_the_same_directory_is_refused(own_side: RootSide) -> None:

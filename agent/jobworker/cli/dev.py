@@ -15,14 +15,14 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import jobworker
 from jobworker import codec
-from jobworker.cli import owner_link
 from jobworker.cli.owner_link import OwnerLink
-from jobworker.errors import HostFault, InvalidField, JobWorkerError
+from jobworker.errors import AgentUnavailable, HostFault, InvalidField, JobWorkerError
 from jobworker.limits import Enforcement
 from jobworker.settings import schema
 from jobworker.settings.schema import IsolationSettings, Settings, TlsSettings
@@ -35,6 +35,7 @@ _ROOT_SIDE = ("-I", "-S", "-E", os.path.join(_PACKAGE, "keeper", "__main__.py"))
 _GATEWAY = ("-m", "jobworker.gateway")
 # What a process may take to come up on a slow machine, or to end once it was told to, in seconds.
 _PATIENCE = 60
+_LOOK_AGAIN = 0.02
 
 
 def run(directory: str, listen: str, config: str | None) -> int:
@@ -178,6 +179,7 @@ class _Supervisor:
     def __init__(self, settings: Settings, settings_path: str) -> None:
         self._path = settings.socket_path
         self._keeper: subprocess.Popen[bytes] | None = None
+        self._away_since = 0.0
         try:
             self.link = OwnerLink(self._path, attend=True)
             _say("taking over what an earlier run has left running")
@@ -185,15 +187,30 @@ class _Supervisor:
             self._keeper, _ = _start((*_ROOT_SIDE, "--settings", settings_path), "supervisor")
             self.link = OwnerLink(self._path, attend=True)
 
+    def fileno(self) -> int:
+        """Readable once it has died, or executed itself anew; negative until `reattach` has found it again."""
+        return self.link.fileno()
+
+    @property
+    def is_away(self) -> bool:
+        return self.fileno() < 0
+
     def reattach(self) -> None:
-        """After it has died, or executed itself anew.
+        """Look whether it serves again.
 
         Raises:
-            OSError: it does not come back.
+            OSError: it has been away for too long.
         """
-        self.link.close()
-        self.link = owner_link.reconnect(self._path, attend=True)
-        _say("the supervisor is back")
+        if not self.is_away:
+            self.link.close()
+            self._away_since = time.monotonic()
+        try:
+            self.link = OwnerLink(self._path, attend=True)
+        except (ConnectionError, FileNotFoundError, AgentUnavailable):
+            if time.monotonic() > self._away_since + _PATIENCE:
+                raise
+        else:
+            _say("the supervisor is back")
 
     def end(self) -> None:
         """Stop all jobs, then the supervisor and its keeper."""
@@ -262,10 +279,11 @@ def _serve(wakeup: int, supervisor: _Supervisor, gateway: _Gateway) -> int:
     """Wait for a signal, or for the end of a part that does not come back."""
     try:
         while True:
-            ready = _wait(wakeup, gateway.fileno(), supervisor.link.fileno())
+            ready = _wait(wakeup, gateway, supervisor)
             if wakeup in ready:
                 _say("ending: stopping all jobs")
                 return 0
+            # It takes its time to start, and does not need the supervisor for that.
             if gateway.fileno() in ready:
                 gateway.restart()
             else:
@@ -275,9 +293,13 @@ def _serve(wakeup: int, supervisor: _Supervisor, gateway: _Gateway) -> int:
         return 1
 
 
-def _wait(*fds: int) -> set[int]:
-    """Wait until one of the descriptors is readable; those that are."""
+def _wait(wakeup: int, gateway: _Gateway, supervisor: _Supervisor) -> set[int]:
+    """Wait until one of these has something to tell; which do. A supervisor that is away is waited for in vain."""
     poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
+    poll.register(wakeup, select.POLLIN)
+    poll.register(gateway, select.POLLIN)
+    if supervisor.is_away:
+        # The kernel tells nobody that a path is being listened on again.
+        return {fd for fd, _ in poll.poll(_LOOK_AGAIN * 1000)}
+    poll.register(supervisor, select.POLLIN)
     return {fd for fd, _ in poll.poll()}

@@ -18,8 +18,10 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import stat
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from jobworker import codec
 from jobworker.errors import HostFault, ProtocolError
@@ -28,6 +30,8 @@ from jobworker.kernel import beneath
 
 FORMAT = 2
 _MAX_RECORD = 2 * 1024 * 1024
+# A process that a supervisor was making when it was killed holds the lock until it executes its command.
+_LOCK_PATIENCE = 2.0
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 # Jobs' users must get through to their work directories, and see nothing on the way.
 _PASS_THROUGH = 0o711
@@ -72,8 +76,8 @@ class Store:
         """
         fd = self._open_lock()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _flock(fd, 0 if wait else _LOCK_PATIENCE)
+        except TimeoutError:
             os.close(fd)
             problem = f"another agent is using {self.path}; stop it, or give this one a directory of its own"
             raise HostFault("lock", "EWOULDBLOCK", problem) from None
@@ -210,6 +214,21 @@ class Store:
                 raise
         finally:
             os.close(fd)
+
+
+def _flock(fd: int, seconds: float) -> None:
+    """Lock, or raise TimeoutError after a time that is not 0."""
+
+    def give_up(_signum: int, _frame: object) -> NoReturn:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def load(jobs_fd: int, job_id: str) -> StoredJob:

@@ -206,11 +206,11 @@ class Campaign:
                 sys.stderr.write(f"{number + 1} kills, {self.report.jobs.total()} jobs\n")
 
     def _kill(self, *parts: str) -> None:
+        pidfds = [patiently(lambda part=part: os.pidfd_open(self._pid(part))) for part in parts]  # type: ignore[misc]
         began = time.monotonic()
-        for part in parts:
-            pid = patiently(lambda part=part: self._pid(part))  # type: ignore[misc]
-            pidfd = os.pidfd_open(pid)
+        for pidfd in pidfds:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pidfd in pidfds:
             select.select([pidfd], [], [], _PATIENCE)
             os.close(pidfd)
         self.report.kills["+".join(parts)] += 1
