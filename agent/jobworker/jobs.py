@@ -218,6 +218,11 @@ class Usage:
         throttled_usec: time for which the CPU limit held the job back, in microseconds.
         io_read_bytes: from all disks.
         io_written_bytes: to all disks.
+        memory_bytes: charged to it now.
+        processes: that it has now, threads included.
+        cpu_stalled_usec: time for which a process of it waited for a CPU (PSI, "some"), in microseconds.
+        memory_stalled_usec: likewise for memory.
+        io_stalled_usec: likewise for a disk.
     """
 
     cpu_usec: int = 0
@@ -226,6 +231,11 @@ class Usage:
     throttled_usec: int = 0
     io_read_bytes: int = 0
     io_written_bytes: int = 0
+    memory_bytes: int = 0
+    processes: int = 0
+    cpu_stalled_usec: int = 0
+    memory_stalled_usec: int = 0
+    io_stalled_usec: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +255,7 @@ class JobRecord:
         output_ended: no more output will come.
         lost_bytes: output that could not be written (a full disk, say): gaps in the log, which the index names.
         sandbox: what it is isolated by.
+        limits_restored: how often limits were set again that somebody else had changed.
     """
 
     job_id: str
@@ -274,3 +285,4 @@ class JobRecord:
     output_ended: bool = False
     lost_bytes: int = 0
     sandbox: Applied = NOT_SANDBOXED
+    limits_restored: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ def a_job(**fields: Any) -> job_pb2.Job:
                 name="memory", requested="64M", enforcement=job_pb2.ENFORCEMENT_UNSUPPORTED, detail="no controller"
             ),
         ],
-        usage=job_pb2.Usage(memory_peak_bytes=3 * 1024**2, oom_kills=1),
+        usage=job_pb2.Usage(memory_peak_bytes=3 * 1024**2, oom_kills=1, memory_bytes=1024**2, processes=3),
+        limits_restored=2,
         log_path="/var/lib/jobworker/jobs/x/logs/job_x.log",
         log_bytes=2**40,
     )
@@ -42,6 +44,7 @@ def a_job(**fields: Any) -> job_pb2.Job:
     job.started_at.FromNanoseconds(CREATED * 10**9 + 1_500_000)
     job.usage.cpu_time.FromMilliseconds(1250)
     job.usage.throttled_time.FromMilliseconds(250)
+    job.usage.cpu_stalled_time.FromMilliseconds(500)
     job.MergeFrom(job_pb2.Job(**fields))
     return job
 
@@ -80,6 +83,7 @@ def test_a_running_job_as_json() -> None:
                 "detail": "no controller",
             },
         },
+        "limits_restored": 2,
         "usage": {
             "cpu_seconds": 1.25,
             "memory_peak_bytes": 3_145_728,
@@ -87,6 +91,11 @@ def test_a_running_job_as_json() -> None:
             "throttled_seconds": 0.25,
             "io_read_bytes": 0,
             "io_written_bytes": 0,
+            "memory_bytes": 1024**2,
+            "processes": 3,
+            "cpu_stalled_seconds": 0.5,
+            "memory_stalled_seconds": 0.0,
+            "io_stalled_seconds": 0.0,
         },
         "log_path": "/var/lib/jobworker/jobs/x/logs/job_x.log",
         "log_bytes": 2**40,
@@ -95,6 +104,13 @@ def test_a_running_job_as_json() -> None:
         "stuck": False,
         "sandbox": {"profile": "", "parts": [], "missing": []},
     }
+
+
+def test_what_the_job_waited_for_and_whose_limits_were_set_again_as_text() -> None:
+    text = client_text.job(a_job(), CREATED + 5)
+    assert re.search(r"^set again +2 times, since others had changed them$", text, re.MULTILINE)
+    assert re.search(r"^memory peak +3M, 1M now, 1 killed for want of it$", text, re.MULTILINE)
+    assert re.search(r"^waited +0\.500 s for a CPU$", text, re.MULTILINE)
 
 
 def test_exit_code_and_signal_are_null_or_a_number() -> None:

@@ -28,6 +28,10 @@ jobs:
   default_pids: 100
   max_cpu: 150%
   max_memory: 2G
+  default_memory: 64M
+  max_jobs_memory: 3G
+  default_memory: 64M
+  max_jobs_memory: 3G
   max_pids: 200
   max_active: 10
   open_files: 4096

@@ -39,6 +39,7 @@ def job(message: Job) -> dict[str, Any]:
         "labels": dict(message.labels),
         "timeout_seconds": seconds(message.timeout) if message.HasField("timeout") else None,
         "limits": {limit.name: _limit(limit) for limit in message.limits},
+        "limits_restored": message.limits_restored,
         "usage": _usage(message.usage),
         "log_path": message.log_path,
         "log_bytes": message.log_bytes,
@@ -116,4 +117,9 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "throttled_seconds": seconds(usage.throttled_time),
         "io_read_bytes": usage.io_read_bytes,
         "io_written_bytes": usage.io_written_bytes,
+        "memory_bytes": usage.memory_bytes,
+        "processes": usage.processes,
+        "cpu_stalled_seconds": seconds(usage.cpu_stalled_time),
+        "memory_stalled_seconds": seconds(usage.memory_stalled_time),
+        "io_stalled_seconds": seconds(usage.io_stalled_time),
     }

@@ -14,7 +14,7 @@ from jobworker.cli import client_json
 from jobworker.cli.terminal import inline
 
 if TYPE_CHECKING:
-    from jobworker.api.v1.job_pb2 import Job, LimitStatus
+    from jobworker.api.v1.job_pb2 import Job, LimitStatus, Usage
     from jobworker.api.v1.job_worker_service_pb2 import GetAgentInfoResponse, LimitSupport
 
 Pairs = Iterable[tuple[str, str]]
@@ -151,12 +151,26 @@ def _life(message: Job, now: float) -> Pairs:
 
 def _limits(message: Job) -> Pairs:
     yield from _under("limits", [_limit(limit) for limit in message.limits])
+    again = f"{message.limits_restored} times, since others had changed them"
+    yield "set again", again if message.limits_restored else ""
     usage = message.usage
     throttled = client_json.seconds(usage.throttled_time)
     yield "cpu used", f"{client_json.seconds(usage.cpu_time):.3f} s, held back for {throttled:.3f} s"
     if usage.io_read_bytes or usage.io_written_bytes:
         yield "disk", f"{size(usage.io_read_bytes)} read, {size(usage.io_written_bytes)} written"
-    yield "memory peak", f"{size(usage.memory_peak_bytes)}, {usage.oom_kills} killed for want of it"
+    now = f", {size(usage.memory_bytes)} now" if usage.memory_bytes else ""
+    yield "memory peak", f"{size(usage.memory_peak_bytes)}{now}, {usage.oom_kills} killed for want of it"
+    yield "waited", _stalls(usage)
+
+
+def _stalls(usage: Usage) -> str:
+    times = (
+        ("a CPU", usage.cpu_stalled_time),
+        ("memory", usage.memory_stalled_time),
+        ("a disk", usage.io_stalled_time),
+    )
+    told = ((what, client_json.seconds(time)) for what, time in times)
+    return ", ".join(f"{seconds:.3f} s for {what}" for what, seconds in told if seconds)
 
 
 def _output(message: Job) -> Pairs:

@@ -35,6 +35,7 @@ class Known:
     segment_bytes: int
     log_bytes: int
     lost_bytes: int
+    limits_restored: int
     output_ended: bool
     message: bytes
 
@@ -76,6 +77,7 @@ def known(record: JobRecord, share: Callable[[Any], Any]) -> Known:
         segment_bytes=share(record.segment_bytes),
         log_bytes=record.log_bytes,
         lost_bytes=record.lost_bytes,
+        limits_restored=record.limits_restored,
         output_ended=record.output_ended,
         message=outgoing.job(record).SerializeToString(),
     )

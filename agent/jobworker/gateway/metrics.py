@@ -71,6 +71,8 @@ def _of_jobs(seen: MirrorStatistics) -> Iterator[Metric]:
     yield ended
     yield CounterMetricFamily("jobworker_log_bytes", "Output that jobs have written.", seen.log_bytes)
     yield CounterMetricFamily("jobworker_log_lost_bytes", "Output that the disk did not take.", seen.lost_bytes)
+    restored = "Limits of jobs that were set again, since others on the host had changed them."
+    yield CounterMetricFamily("jobworker_limits_restored", restored, seen.limits_restored)
     yield CounterMetricFamily("jobworker_supervisor_connects", "Connections to the supervisor.", seen.connects)
     yield GaugeMetricFamily("jobworker_supervisor_up", "Whether the supervisor is there and in step.", seen.synced)
 

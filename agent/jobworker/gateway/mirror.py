@@ -39,6 +39,7 @@ class MirrorStatistics:
         ended: likewise, by reason.
         log_bytes: likewise, written by jobs.
         lost_bytes: those among them that could not be kept.
+        limits_restored: how often jobs' limits were set again, since others on the host had changed them.
         connects: to the supervisor.
         synced: the supervisor is there and has told of all jobs.
         host: None before the supervisor has been heard.
@@ -49,6 +50,7 @@ class MirrorStatistics:
     ended: dict[EndReason, int]
     log_bytes: int
     lost_bytes: int
+    limits_restored: int
     connects: int
     synced: bool
     host: HostInfo | None
@@ -64,7 +66,7 @@ class Mirror:
         self._awaited: dict[str, asyncio.Event] = {}
         self._share = functools.lru_cache(_SHARED_VALUES)(lambda value: value)
         self._host: HostInfo | None = None
-        self._seen = self._log_bytes = self._lost_bytes = self._connects = 0
+        self._seen = self._log_bytes = self._lost_bytes = self._limits_restored = self._connects = 0
         self._ended: Counter[EndReason] = Counter()
         # Of the connection.
         self._synced = asyncio.Event()
@@ -121,6 +123,7 @@ class Mirror:
         self._seen += old is None
         self._log_bytes += max(0, job.log_bytes - (old.log_bytes if old else 0))
         self._lost_bytes += max(0, job.lost_bytes - (old.lost_bytes if old else 0))
+        self._limits_restored += max(0, job.limits_restored - (old.limits_restored if old else 0))
         if job.end_reason and not (old and old.end_reason):
             self._ended[job.end_reason] += 1
 
@@ -223,7 +226,14 @@ class Mirror:
     def statistics(self) -> MirrorStatistics:
         jobs = {state: self._timelines.count((state,)) for state in State}
         ended = {reason: self._ended[reason] for reason in EndReason}
-        synced = self._synced.is_set()
         return MirrorStatistics(
-            jobs, self._seen, ended, self._log_bytes, self._lost_bytes, self._connects, synced, self._host
+            jobs=jobs,
+            seen=self._seen,
+            ended=ended,
+            log_bytes=self._log_bytes,
+            lost_bytes=self._lost_bytes,
+            limits_restored=self._limits_restored,
+            connects=self._connects,
+            synced=self._synced.is_set(),
+            host=self._host,
         )

@@ -48,6 +48,7 @@ def job(record: jobs.JobRecord) -> job_pb2.Job:
         stuck=record.stuck,
         lost_bytes=record.lost_bytes,
         sandbox=_sandbox(record.sandbox),
+        limits_restored=record.limits_restored,
     )
 
 
@@ -75,6 +76,11 @@ def _usage(usage: jobs.Usage) -> job_pb2.Usage:
         throttled_time=_duration(usage.throttled_usec),
         io_read_bytes=usage.io_read_bytes,
         io_written_bytes=usage.io_written_bytes,
+        memory_bytes=usage.memory_bytes,
+        processes=usage.processes,
+        cpu_stalled_time=_duration(usage.cpu_stalled_usec),
+        memory_stalled_time=_duration(usage.memory_stalled_usec),
+        io_stalled_time=_duration(usage.io_stalled_usec),
     )
 
 

@@ -42,7 +42,7 @@ class SubtreeGroup(Group):
         if main:
             _be_init(main)
 
-    def limits(self) -> Limits:
+    def limits(self, disk: str | None) -> Limits:  # noqa: ARG002 - there are none
         return Limits()
 
     def populated(self) -> bool:
@@ -68,6 +68,12 @@ class SubtreeGroup(Group):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
         self.signal_all(signal.SIGKILL)
+
+    def apply(self, limits: Limits) -> None:
+        pass
+
+    def limit_fds(self) -> tuple[int, ...]:
+        return ()
 
     def usage(self) -> Usage:
         return Usage()

@@ -19,6 +19,9 @@ _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong,
 _unshare = _libc.unshare
 _setns = _libc.setns
 _capset = _libc.capset
+_inotify_init1 = _libc.inotify_init1
+_inotify_add_watch = _libc.inotify_add_watch
+_inotify_rm_watch = _libc.inotify_rm_watch
 
 _NR_CLONE3 = 435
 _NR_CLOSE_RANGE = 436
@@ -150,6 +153,21 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kind: int) -> None:
     """setns(2): go into the namespace of this kind that a descriptor stands for."""
     checked(_setns(fd, kind), "setns")
+
+
+def inotify_init(flags: int) -> int:
+    """inotify_init1(2)."""
+    return checked(_inotify_init1(flags), "inotify_init1")
+
+
+def inotify_add_watch(fd: int, path: str, mask: int) -> int:
+    """inotify_add_watch(2): the watch's number."""
+    return checked(_inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(mask)), "inotify_add_watch")
+
+
+def inotify_rm_watch(fd: int, watch: int) -> None:
+    """inotify_rm_watch(2)."""
+    checked(_inotify_rm_watch(fd, watch), "inotify_rm_watch")
 
 
 def drop_capabilities() -> None:

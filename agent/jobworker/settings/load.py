@@ -152,6 +152,8 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "default_pids": ("default_pids", _number(*PIDS_RANGE)),
     "max_cpu": ("max_cpu_millis", _limit("cpu")),
     "max_memory": ("max_memory_bytes", _limit("memory")),
+    "default_memory": ("default_memory_bytes", _size_or_none),
+    "max_jobs_memory": ("max_jobs_memory_bytes", _size_or_none),
     "max_pids": ("max_pids", _number(*PIDS_RANGE)),
     "max_active": ("max_active", _number(1, 100_000)),
     "open_files": ("open_files", _number(64, 2**20)),

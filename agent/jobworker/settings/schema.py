@@ -48,6 +48,9 @@ class JobSettings:
         max_cpu_millis: the most that one job may ask for; 0 for all CPUs of the host.
         max_memory_bytes: likewise; 0 for all memory of the host.
         max_pids: likewise.
+        default_memory_bytes: for a job that asks for no limit of its own; 0 for none.
+        max_jobs_memory_bytes: the most that the memory limits of all jobs that have not ended may be together;
+            0 for no such bound. A job without a limit does not count.
         max_active: jobs that have not ended, at any one time.
         open_files: a job's processes may have so many files open, and raise that to the agent's hard limit.
         keep_log: bytes of output that are kept of each job, the newest; whole segments are dropped. 0 for all.
@@ -67,6 +70,8 @@ class JobSettings:
     max_cpu_millis: int = 0
     max_memory_bytes: int = 0
     max_pids: int = 32_768
+    default_memory_bytes: int = 0
+    max_jobs_memory_bytes: int = 0
     max_active: int = 2_000
     open_files: int = 1024
     keep_log: int = 2 * 1024**3

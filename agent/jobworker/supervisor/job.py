@@ -19,6 +19,7 @@ from typing import Any
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
 from jobworker.kernel import pidfd, spawn
 from jobworker.kernel.cgroup.base import Group
+from jobworker.limits import Limits, LimitStatus
 from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
@@ -64,6 +65,7 @@ class Handles:
     """What holds a running job.
 
     Attributes:
+        limits: that the group was given.
         foreign: its main process is neither our child nor the keeper's, which it outlived.
     """
 
@@ -72,6 +74,7 @@ class Handles:
     pidfd: int
     stdout: int
     stderr: int
+    limits: Limits
     foreign: bool = False
 
 
@@ -80,13 +83,16 @@ class Job:
 
     Attributes:
         record: what is known, as of the last change. Usage and log size are brought up to date by `inspect`.
+        group: its processes.
+        limits: that the group was given.
     """
 
     def __init__(
         self, around: Surroundings, record: JobRecord, handles: Handles, started: float, idempotency: Idempotency
     ) -> None:
         self._around = around
-        self._group = handles.group
+        self.group = handles.group
+        self.limits = handles.limits
         self._log = handles.log
         self._pidfd = handles.pidfd
         self._foreign = handles.foreign
@@ -116,7 +122,7 @@ class Job:
         for pipe in self._pipes:
             self._watch_pipe(pipe)
         loop.watch(self._pidfd, select.EPOLLIN, self._on_foreign if self._foreign else self._on_main)
-        loop.watch(self._group.events_fd, self._group.events_mask, self._on_group)
+        loop.watch(self.group.events_fd, self.group.events_mask, self._on_group)
         if self.record.timeout_ms:
             left = self._started + self.record.timeout_ms / 1000 - time.monotonic()
             self._timeout = loop.call_after(max(0.0, left), self._time_out)
@@ -215,10 +221,10 @@ class Job:
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
 
     def _on_group(self) -> None:
-        if not self._empty and not self._group.populated():
+        if not self._empty and not self.group.populated():
             # For good: what is not in the group can't get in.
             self._empty = True
-            self._around.loop.forget(self._group.events_fd)
+            self._around.loop.forget(self.group.events_fd)
             self._advance()
 
     def _advance(self) -> None:
@@ -244,7 +250,7 @@ class Job:
         """Signal, and kill after `grace` seconds, or at once; a stop under way can only be hastened."""
         if self._stopping is None:
             around = self._around
-            self._stopping = Stopping(around.loop, self._group, reason, around.kill_wait, self._report_stuck)
+            self._stopping = Stopping(around.loop, self.group, reason, around.kill_wait, self._report_stuck)
             self._change(state=State.STOPPING)
             if not force:
                 self._stopping.signal(signum)
@@ -273,7 +279,7 @@ class Job:
         usage = self._usage()
         exited: dict[str, Any] = _exit_fields(self._end) if self._end else {}
         self.record = replace(self.record, **exited)
-        self._around.loop.forget(self._group.events_fd)
+        self._around.loop.forget(self.group.events_fd)
         if self._timeout:
             self._timeout.cancel()
         if self._stopping:
@@ -297,11 +303,11 @@ class Job:
         self._around.loop.forget(self._pidfd)
         os.close(self._pidfd)
         try:
-            self._group.remove()
+            self.group.remove()
         except OSError as error:
             # It is swept at the next start.
             self._around.log.warning("cgroup left behind", job=self.record.job_id, error=str(error))
-            self._group.close()
+            self.group.close()
         self._around.keeper.release(self.record.job_id)
 
     def _end_reason(self, oom_kills: int) -> EndReason:
@@ -352,9 +358,13 @@ class Job:
         detail = f"output is being lost: {failing}" if failing else self.record.detail
         return replace(self.record, usage=self._usage(), log_bytes=size, lost_bytes=lost, detail=detail)
 
+    def limits_restored(self, limits: tuple[LimitStatus, ...]) -> None:
+        """Limits that somebody else had changed were set again; these are what the kernel has now."""
+        self._change(limits=limits, limits_restored=self.record.limits_restored + 1)
+
     def _usage(self) -> Usage:
         try:
-            return self._group.usage()
+            return self.group.usage()
         except OSError:
             # Somebody has removed the empty cgroup: what was known last is what there is.
             return self.record.usage
@@ -367,7 +377,7 @@ class Job:
     def _save(self) -> None:
         reason = self._stopping.reason if self._stopping else None
         try:
-            self._around.store.save(self.record, self._started, reason, self._idempotency)
+            self._around.store.save(self.record, self._started, reason, self._idempotency, self.limits)
         except OSError as error:
             if self.record.state is not State.ENDED or not isinstance(error, FileNotFoundError):
                 self._try_again_to_save(error)

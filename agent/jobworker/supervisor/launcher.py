@@ -21,6 +21,7 @@ from jobworker.kernel.subtree import SubtreeGroup
 from jobworker.limits import Limits, LimitStatus
 from jobworker.sandbox import Part
 from jobworker.settings.schema import JobSettings
+from jobworker.supervisor.guard import given
 from jobworker.supervisor.job import Handles, Job, Surroundings
 from jobworker.supervisor.output import OutputLog
 
@@ -113,8 +114,9 @@ class Launcher:
     def _promise(self, order: Order, group: Group) -> None:
         """Have on record that the command may be executed, so that no repeated start executes it again."""
         if order.idempotency.key:
-            pending = replace(order.record, limits=order.report(group.limits()))
-            self._around.store.save(pending, time.monotonic(), None, order.idempotency)
+            actual = group.limits(order.limits.io_device)
+            pending, held_to = replace(order.record, limits=order.report(actual)), given(order.limits, actual)
+            self._around.store.save(pending, time.monotonic(), None, order.idempotency, held_to)
 
     def _announce(self, job_id: str) -> Callable[[int], None]:
         """Has the keeper know a process before it executes anything, whatever becomes of this one."""
@@ -156,7 +158,7 @@ class Launcher:
             undo.callback(os.close, pidfd)
             if isinstance(group, SubtreeGroup):
                 group.init_is(pid, pidfd)
-        return Handles(group, log, pidfd, stdout, stderr), pid, report
+        return Handles(group, log, pidfd, stdout, stderr, order.limits), pid, report
 
     def _command(self, order: Order, work_fd: int) -> spawn.Command:
         spec = order.spec
@@ -229,7 +231,7 @@ class _Started:
             self._fail(report)
             return
         started = time.monotonic()
-        group = self._handles.group
+        actual = self._handles.group.limits(self._order.limits.io_device)
         # Below an init without a cgroup the command's process is another one than was cloned; in a PID namespace
         # it does not know what it is called outside.
         hidden = Part.PID_NAMESPACE in self._order.confinement.parts
@@ -238,11 +240,12 @@ class _Started:
             pid=self._pid if hidden else report.pid,
             state=State.RUNNING,
             started_ns=time.time_ns(),
-            limits=self._order.report(group.limits()),
+            limits=self._order.report(actual),
         )
+        handles = replace(self._handles, limits=given(self._order.limits, actual))
         self._undo.pop_all()
         os.close(self._report_fd)
-        job = Job(self._around, record, self._handles, started, self._order.idempotency)
+        job = Job(self._around, record, handles, started, self._order.idempotency)
         self._answer(job)
         job.announce()
         job.begin()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jobworker import units
 from jobworker.errors import InvalidField, LimitUnsupported
@@ -38,7 +39,7 @@ class LimitRules:
     """Defaults, maxima, and what the hierarchy can't enforce."""
 
     def __init__(self, settings: JobSettings, hierarchy: Hierarchy) -> None:
-        self._default_pids = settings.default_pids
+        self._defaults: dict[str, Any] = {"pids": settings.default_pids, "memory": settings.default_memory_bytes}
         self._support = {each.limit: each for each in hierarchy.support}
         self._cpus = frozenset(os.sched_getaffinity(0))
         self._maxima = {
@@ -72,9 +73,13 @@ class LimitRules:
         if refused and not spec.best_effort:
             name, reason = next(iter(refused.items()))
             raise LimitUnsupported(name, reason)
-        asked = replace(spec.limits, pids=spec.limits.pids or self._default_pids)
-        if self._support["pids"].enforcement is Enforcement.UNSUPPORTED:
-            refused["pids"] = self._support["pids"].detail
+        asked = spec.limits
+        for name, default in self._defaults.items():
+            field = BY_NAME[name].field
+            if default and getattr(asked, field) is None:
+                asked = replace(asked, **{field: default})
+                if self._support[name].enforcement is Enforcement.UNSUPPORTED:
+                    refused[name] = self._support[name].detail
         settable = replace(asked, **{BY_NAME[name].field: None for name in refused})
         return Plan(asked, replace(settable, io_device=found.number if found else None), found, refused)
 
@@ -106,7 +111,7 @@ class LimitRules:
 
     def support(self) -> tuple[LimitSupport, ...]:
         """For those who ask what can be limited here."""
-        defaults = {"pids": str(self._default_pids)}
+        defaults = {name: BY_NAME[name].show(value) for name, value in self._defaults.items() if value}
         return tuple(
             LimitSupport(
                 name=kind.name,

@@ -153,7 +153,7 @@ class Recovery:
             return
         del self._held[record.job_id]
         self._adopted.add(record.job_id)
-        self._registry.add_running(job)
+        self._registry.add_running(job, adopted=True)
         job.begin(stored.stop_reason)
         if end := held.end or _end_on_record(record):
             job.main_ended(end)
@@ -170,7 +170,7 @@ class Recovery:
         except OSError:
             group.close()
             raise
-        handles = Handles(group, log, pidfd, held.stdout, held.stderr, foreign=held.foreign)
+        handles = Handles(group, log, pidfd, held.stdout, held.stderr, stored.held_to, foreign=held.foreign)
         return Job(self._around, record, handles, stored.started, stored.idempotency)
 
     def _lose(self, stored: StoredJob, detail: str) -> None:

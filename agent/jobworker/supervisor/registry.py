@@ -24,6 +24,7 @@ from jobworker.jobs import (
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor.backlog import Backlog
+from jobworker.supervisor.guard import LimitGuard
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import DEFAULT_GRACE, Job, Surroundings
 from jobworker.supervisor.keys import Keys
@@ -66,7 +67,8 @@ class Registry:
         self._users = Users(settings)
         self._removed = removed
         self.retention = Retention(around.loop, around.log, store, settings, self._forget, self._users.give_back)
-        self._launching: dict[str, list[Started]] = {}
+        self._guard = LimitGuard(around.loop, around.log)
+        self._launching: dict[str, tuple[Order, list[Started]]] = {}
         # Starts that came before all jobs were known: until then nobody knows which user ids and keys are in use.
         self._early: list[tuple[StartJob, Started]] | None = []
         self.keys = Keys()
@@ -79,13 +81,15 @@ class Registry:
 
     # Taking in.
 
-    def add_running(self, job: Job) -> None:
+    def add_running(self, job: Job, *, adopted: bool = False) -> None:
         self._users.keep(job.record.uid)
         self.running[job.record.job_id] = job
+        self._guard.begin(job, suspect=adopted)
 
     def add_ended(self, record: JobRecord) -> None:
         self._users.keep(record.uid)
         self.running.pop(record.job_id, None)
+        self._guard.end(record.job_id)
         self.ended[record.job_id] = record
         self.retention.add(record)
 
@@ -135,6 +139,7 @@ class Registry:
         self._admit()
         job_id = new_job_id()
         plan = self._limits.plan(spec, spec.workdir or self._store.jobs_path)
+        self._reserve(plan.settable.memory_bytes or 0)
         confinement, applied = self._isolation.decide(spec, request.principal, self._store.work_path(job_id))
         uid = self._users.take()
         record = self._new_record(job_id, request.principal, spec, os.geteuid() if uid is None else uid)
@@ -147,7 +152,7 @@ class Registry:
             idempotency=idempotency,
             report=lambda actual: self._limits.status(plan, actual),
         )
-        self._launching[order.record.job_id] = [started]
+        self._launching[order.record.job_id] = order, [started]
         self.keys.remember(order.record, idempotency)
         try:
             self._launcher.launch(order, lambda outcome: self._launched(order, outcome))
@@ -155,13 +160,13 @@ class Registry:
             self._launched(order, error)
 
     def _started_before(self, job_id: str, started: Started) -> None:
-        if waiting := self._launching.get(job_id):
-            waiting.append(started)
+        if launching := self._launching.get(job_id):
+            launching[1].append(started)
         else:
             started(self.inspect(job_id))
 
     def _launched(self, order: Order, outcome: Job | JobWorkerError) -> None:
-        waiting = self._launching.pop(order.record.job_id)
+        _, waiting = self._launching.pop(order.record.job_id)
         answer: JobRecord | JobWorkerError
         if isinstance(outcome, Job):
             self.add_running(outcome)
@@ -181,6 +186,13 @@ class Registry:
             raise AgentUnavailable("it is ending, or starting anew, and takes no jobs")
         if active >= self._settings.max_active:
             raise CapExceeded("the number of active jobs", self._settings.max_active, _RETRY_SECONDS)
+
+    def _reserve(self, memory: int) -> None:
+        if most := self._settings.max_jobs_memory_bytes:
+            held = [order.limits for order, _ in self._launching.values()]
+            held += [job.limits for job in self.running.values()]
+            if memory + sum(limits.memory_bytes or 0 for limits in held) > most:
+                raise CapExceeded("the memory, in bytes, that jobs are limited to together,", most, _RETRY_SECONDS)
 
     def _new_record(self, job_id: str, principal: str, spec: JobSpec, uid: int) -> JobRecord:
         return JobRecord(

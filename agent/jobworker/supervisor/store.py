@@ -27,8 +27,9 @@ from jobworker import codec
 from jobworker.errors import HostFault, ProtocolError
 from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_job_id
 from jobworker.kernel import beneath
+from jobworker.limits import NO_LIMITS, Limits
 
-FORMAT = 2
+FORMAT = 3
 _MAX_RECORD = 2 * 1024 * 1024
 # A process that a supervisor was making when it was killed holds the lock until it executes its command.
 _LOCK_PATIENCE = 2.0
@@ -46,6 +47,7 @@ class StoredJob:
         started: on the monotonic clock of that boot, in seconds.
         stop_reason: why the job is being stopped, once it is.
         idempotency: what the job was started with.
+        held_to: the limits that its group was given, as the kernel has rounded them.
     """
 
     format: int
@@ -54,6 +56,7 @@ class StoredJob:
     started: float
     stop_reason: EndReason | None
     idempotency: Idempotency = field(default_factory=Idempotency)
+    held_to: Limits = NO_LIMITS
 
 
 class Store:
@@ -159,9 +162,14 @@ class Store:
         return f"{self.jobs_path}/{job_id}/logs/job_{job_id}.log"
 
     def save(
-        self, record: JobRecord, started: float, stop_reason: EndReason | None, idempotency: Idempotency
+        self,
+        record: JobRecord,
+        started: float,
+        stop_reason: EndReason | None,
+        idempotency: Idempotency,
+        held_to: Limits = NO_LIMITS,
     ) -> None:
-        stored = StoredJob(FORMAT, self._boot_id, record, started, stop_reason, idempotency)
+        stored = StoredJob(FORMAT, self._boot_id, record, started, stop_reason, idempotency, held_to)
         fd = self._open_dir(record.job_id)
         try:
             _write_file(fd, "job.json", codec.dumps(stored))

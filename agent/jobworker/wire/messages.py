@@ -15,7 +15,7 @@ from jobworker.limits import Enforcement
 from jobworker.sandbox import Part
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 @dataclass(frozen=True, slots=True)

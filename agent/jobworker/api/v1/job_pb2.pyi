@@ -233,6 +233,11 @@ class Usage(_message.Message):
     THROTTLED_TIME_FIELD_NUMBER: _builtins.int
     IO_READ_BYTES_FIELD_NUMBER: _builtins.int
     IO_WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    CPU_STALLED_TIME_FIELD_NUMBER: _builtins.int
+    MEMORY_STALLED_TIME_FIELD_NUMBER: _builtins.int
+    IO_STALLED_TIME_FIELD_NUMBER: _builtins.int
     memory_peak_bytes: _builtins.int
     """The highest memory charge, in bytes."""
     oom_kills: _builtins.int
@@ -241,6 +246,10 @@ class Usage(_message.Message):
     """Bytes read from all disks, not from the page cache."""
     io_written_bytes: _builtins.int
     """Bytes written to all disks."""
+    memory_bytes: _builtins.int
+    """Memory that is charged to the job now."""
+    processes: _builtins.int
+    """Processes and threads that it has now."""
     @_builtins.property
     def cpu_time(self) -> _duration_pb2.Duration:
         """User and system time of all processes of the job."""
@@ -248,6 +257,18 @@ class Usage(_message.Message):
     @_builtins.property
     def throttled_time(self) -> _duration_pb2.Duration:
         """Time for which the CPU limit held the job back."""
+
+    @_builtins.property
+    def cpu_stalled_time(self) -> _duration_pb2.Duration:
+        """Time for which a process of the job waited for a CPU ("some" of the kernel's pressure stall information)."""
+
+    @_builtins.property
+    def memory_stalled_time(self) -> _duration_pb2.Duration:
+        """Likewise for memory."""
+
+    @_builtins.property
+    def io_stalled_time(self) -> _duration_pb2.Duration:
+        """Likewise for a disk."""
 
     def __init__(
         self,
@@ -258,10 +279,15 @@ class Usage(_message.Message):
         throttled_time: _duration_pb2.Duration | None = ...,
         io_read_bytes: _builtins.int = ...,
         io_written_bytes: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        processes: _builtins.int = ...,
+        cpu_stalled_time: _duration_pb2.Duration | None = ...,
+        memory_stalled_time: _duration_pb2.Duration | None = ...,
+        io_stalled_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "throttled_time", b"throttled_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_stalled_time", b"cpu_stalled_time", "cpu_time", b"cpu_time", "io_stalled_time", b"io_stalled_time", "memory_stalled_time", b"memory_stalled_time", "throttled_time", b"throttled_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "io_read_bytes", b"io_read_bytes", "io_written_bytes", b"io_written_bytes", "memory_peak_bytes", b"memory_peak_bytes", "oom_kills", b"oom_kills", "throttled_time", b"throttled_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_stalled_time", b"cpu_stalled_time", "cpu_time", b"cpu_time", "io_read_bytes", b"io_read_bytes", "io_stalled_time", b"io_stalled_time", "io_written_bytes", b"io_written_bytes", "memory_bytes", b"memory_bytes", "memory_peak_bytes", b"memory_peak_bytes", "memory_stalled_time", b"memory_stalled_time", "oom_kills", b"oom_kills", "processes", b"processes", "throttled_time", b"throttled_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,6 +379,7 @@ class Job(_message.Message):
     STUCK_FIELD_NUMBER: _builtins.int
     LOST_BYTES_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
+    LIMITS_RESTORED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Random id in groups of four: `k7f3-9m2q-x4tz-b1cd`."""
     state: Global___JobState.ValueType
@@ -385,6 +412,8 @@ class Job(_message.Message):
     """The job was killed, but something of it does not go away (a process in the kernel's D state, say)."""
     lost_bytes: _builtins.int
     """Output that could not be written, because the disk was full, say. Stream tells where, as gaps."""
+    limits_restored: _builtins.int
+    """How often limits were set again that somebody else on the host had changed."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When Start was accepted."""
@@ -454,10 +483,11 @@ class Job(_message.Message):
         stuck: _builtins.bool = ...,
         lost_bytes: _builtins.int = ...,
         sandbox: Global___Sandbox | None = ...,
+        limits_restored: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "created_at", b"created_at", "ended_at", b"ended_at", "exit_code", b"exit_code", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "args", b"args", "command", b"command", "created_at", b"created_at", "detail", b"detail", "end_reason", b"end_reason", "ended_at", b"ended_at", "env_names", b"env_names", "exit_code", b"exit_code", "id", b"id", "labels", b"labels", "limits", b"limits", "log_bytes", b"log_bytes", "log_path", b"log_path", "lost_bytes", b"lost_bytes", "output_ended", b"output_ended", "pid", b"pid", "principal", b"principal", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stuck", b"stuck", "timeout", b"timeout", "uid", b"uid", "usage", b"usage", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "args", b"args", "command", b"command", "created_at", b"created_at", "detail", b"detail", "end_reason", b"end_reason", "ended_at", b"ended_at", "env_names", b"env_names", "exit_code", b"exit_code", "id", b"id", "labels", b"labels", "limits", b"limits", "limits_restored", b"limits_restored", "log_bytes", b"log_bytes", "log_path", b"log_path", "lost_bytes", b"lost_bytes", "output_ended", b"output_ended", "pid", b"pid", "principal", b"principal", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stuck", b"stuck", "timeout", b"timeout", "uid", b"uid", "usage", b"usage", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -73,8 +73,20 @@ class Group(ABC):
         """
 
     @abstractmethod
-    def limits(self) -> Limits:
-        """The limits as the kernel has them."""
+    def apply(self, limits: Limits) -> None:
+        """Set limits; those that are not given stay as they are.
+
+        Raises:
+            OSError: the kernel refused; the error names the file.
+        """
+
+    @abstractmethod
+    def limits(self, disk: str | None) -> Limits:
+        """The limits as the kernel has them; those of IO for this disk, `MAJOR:MINOR`."""
+
+    @abstractmethod
+    def limit_fds(self) -> tuple[int, ...]:
+        """The directories whose files the limits are in."""
 
     @abstractmethod
     def populated(self) -> bool:

@@ -57,6 +57,10 @@ class CgroupDir:
             os.close(fd)
         return data.decode("ascii")
 
+    def read_if_there(self, name: str, absent: str) -> str:
+        """The file without its last line break; `absent` where the kernel does not have it."""
+        return self.read(name).strip() if self.has(name) else absent
+
     def write(self, name: str, value: str) -> None:
         """Write a value; the kernel's refusal comes as an OSError that names the file."""
         fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)

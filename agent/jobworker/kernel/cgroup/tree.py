@@ -38,6 +38,24 @@ def populated(events_fd: int) -> bool:
         return False
 
 
+def stalled(group: CgroupDir) -> tuple[int, int, int]:
+    """For how long a process of the group has waited for a CPU, for memory and for a disk, in microseconds.
+
+    Source: Documentation/accounting/psi.rst; 0 where the kernel does not account for it.
+    """
+    cpu, memory, io = (_some_total(group, f"{name}.pressure") for name in ("cpu", "memory", "io"))
+    return cpu, memory, io
+
+
+def _some_total(group: CgroupDir, name: str) -> int:
+    # Also without PSI in its command line a kernel may have the files, which can't be read then.
+    with contextlib.suppress(OSError):
+        for word in group.read_if_there(name, "").split():
+            if word.startswith("total="):
+                return int(word.removeprefix("total="))
+    return 0
+
+
 def signal_all(group: CgroupDir, signum: int) -> None:
     """Signal the processes in the group, and no process that got one's pid meanwhile."""
     pidfds: dict[int, int] = {}

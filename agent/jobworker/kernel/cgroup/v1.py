@@ -55,7 +55,6 @@ class V1Group(Group):
         self.clone_into_fd = holder.fd
         self.events_fd = tree.open_events(holder)
         self.events_mask = select.EPOLLPRI
-        self._disk: str | None = None
 
     def join(self, *, cloned_into: bool) -> None:
         if not cloned_into:
@@ -69,11 +68,7 @@ class V1Group(Group):
             self._dirs["cpu"].write("cpu.cfs_period_us", str(CPU_PERIOD_USEC))
             self._dirs["cpu"].write("cpu.cfs_quota_us", str(limits.cpu_millis * USEC_PER_MILLI))
         if limits.memory_bytes is not None:
-            self._dirs["memory"].write("memory.limit_in_bytes", str(limits.memory_bytes))
-            # Memory and swap together, so that the limit does not push the job out to swap; absent without swap.
-            with contextlib.suppress(FileNotFoundError):
-                both = limits.memory_bytes + (limits.swap_bytes or 0)
-                self._dirs["memory"].write("memory.memsw.limit_in_bytes", str(both))
+            self._apply_memory(limits.memory_bytes, limits.memory_bytes + (limits.swap_bytes or 0))
         if limits.pids is not None:
             self._dirs["pids"].write("pids.max", str(limits.pids))
         if limits.cpu_weight is not None:
@@ -83,9 +78,17 @@ class V1Group(Group):
         for field, name in _IO_FILES.items():
             if (rate := getattr(limits, field)) is not None:
                 self._dirs["blkio"].write(name, f"{limits.io_device} {rate}")
-                self._disk = limits.io_device
 
-    def limits(self) -> Limits:
+    def _apply_memory(self, memory: int, with_swap: int) -> None:
+        """Both, so that the limit does not push the job out to swap; the second one is absent without swap."""
+        values = [("memory.limit_in_bytes", memory)]
+        if both := self._read_swap():
+            # The first may at no time be more than the second.
+            values.insert(int(both) >= memory, ("memory.memsw.limit_in_bytes", with_swap))
+        for name, value in values:
+            self._dirs["memory"].write(name, str(value))
+
+    def limits(self, disk: str | None) -> Limits:
         quota = self._read("cpu", "cpu.cfs_quota_us", "-1")
         memory = self._read("memory", "memory.limit_in_bytes", str(_UNLIMITED))
         pids = self._read("pids", "pids.max", "max")
@@ -98,19 +101,22 @@ class V1Group(Group):
             cpu_weight=round(int(shares) * 100 / _SHARES) if shares else None,
             cpuset=self._read("cpuset", "cpuset.cpus", "") or None,
             swap_bytes=int(both) - int(memory) if both and int(both) < _UNLIMITED else None,
-            **self._io_limits(),
+            **self._io_limits(disk),
         )
 
-    def _io_limits(self) -> dict[str, Any]:
-        if not self._disk:
+    def _io_limits(self, disk: str | None) -> dict[str, Any]:
+        if not disk:
             return {}
-        rates: dict[str, Any] = {"io_device": self._disk}
+        rates: dict[str, Any] = {"io_device": disk}
         for field, name in _IO_FILES.items():
             for line in self._dirs["blkio"].read(name).splitlines():
                 number, rate = line.split()
-                if number == self._disk:
+                if number == disk:
                     rates[field] = int(rate)
         return rates
+
+    def limit_fds(self) -> tuple[int, ...]:
+        return tuple(directory.fd for name, directory in self._dirs.items() if name != _ACCOUNTING)
 
     def _read(self, controller: str, name: str, absent: str) -> str:
         directory = self._dirs.get(controller)
@@ -133,6 +139,7 @@ class V1Group(Group):
     def usage(self) -> Usage:
         cpu = self._dirs["cpu"].read_keyed("cpu.stat") if "cpu" in self._dirs else {}
         memory = self._dirs["memory"].read_keyed("memory.oom_control") if "memory" in self._dirs else {}
+        cpu_stalled, memory_stalled, io_stalled = tree.stalled(self._holder)
         return Usage(
             cpu_usec=int(self._read(_ACCOUNTING, "cpuacct.usage", "0")) // 1000,
             memory_peak_bytes=int(self._read("memory", "memory.max_usage_in_bytes", "0")),
@@ -140,6 +147,11 @@ class V1Group(Group):
             throttled_usec=cpu.get("throttled_time", 0) // 1000,
             io_read_bytes=self._io_total("Read"),
             io_written_bytes=self._io_total("Write"),
+            memory_bytes=int(self._read("memory", "memory.usage_in_bytes", "0")),
+            processes=int(self._read("pids", "pids.current", "0")),
+            cpu_stalled_usec=cpu_stalled,
+            memory_stalled_usec=memory_stalled,
+            io_stalled_usec=io_stalled,
         )
 
     def _io_total(self, operation: str) -> int:

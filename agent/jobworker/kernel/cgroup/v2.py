@@ -37,7 +37,6 @@ class V2Group(Group):
         self.clone_into_fd = directory.fd
         self.events_fd = tree.open_events(directory)
         self.events_mask = select.EPOLLPRI
-        self._disk: str | None = None
 
     def join(self, *, cloned_into: bool) -> None:
         if not cloned_into:
@@ -61,33 +60,32 @@ class V2Group(Group):
             asked = {key: getattr(limits, field) for key, field in _IO_KEYS.items()}
             rates = " ".join(f"{key}={rate}" for key, rate in asked.items() if rate is not None)
             self._dir.write("io.max", f"{limits.io_device} {rates}")
-            self._disk = limits.io_device
 
-    def limits(self) -> Limits:
-        quota, _, period = self._read("cpu.max", "max").partition(" ")
-        memory, pids = self._read("memory.max", "max"), self._read("pids.max", "max")
-        swap = self._read("memory.swap.max", "max")
+    def limits(self, disk: str | None) -> Limits:
+        read = self._dir.read_if_there
+        quota, _, period = read("cpu.max", "max").partition(" ")
+        memory, pids, swap = (read(name, "max") for name in ("memory.max", "pids.max", "memory.swap.max"))
         return Limits(
             cpu_millis=None if quota == "max" else int(quota) * 1000 // int(period),
             memory_bytes=None if memory == "max" else int(memory),
             pids=None if pids == "max" else int(pids),
-            cpu_weight=int(self._read("cpu.weight", "0")) or None,
-            cpuset=self._read("cpuset.cpus", "") or None,
+            cpu_weight=int(read("cpu.weight", "0")) or None,
+            cpuset=read("cpuset.cpus", "") or None,
             swap_bytes=None if swap == "max" else int(swap),
-            **self._io_limits(),
+            **self._io_limits(disk),
         )
 
-    def _io_limits(self) -> dict[str, Any]:
-        for line in self._read("io.max", "").splitlines() if self._disk else ():
+    def _io_limits(self, disk: str | None) -> dict[str, Any]:
+        for line in self._dir.read_if_there("io.max", "").splitlines() if disk else ():
             number, *pairs = line.split()
-            if number == self._disk:
+            if number == disk:
                 rates = dict(pair.split("=") for pair in pairs)
                 set_here = {field: rates.get(key, "max") for key, field in _IO_KEYS.items()}
                 return {"io_device": number} | {f: int(rate) for f, rate in set_here.items() if rate != "max"}
         return {}
 
-    def _read(self, name: str, absent: str) -> str:
-        return self._dir.read(name).strip() if self._dir.has(name) else absent
+    def limit_fds(self) -> tuple[int, ...]:
+        return (self._dir.fd,)
 
     def populated(self) -> bool:
         return tree.populated(self.events_fd)
@@ -102,17 +100,23 @@ class V2Group(Group):
         cpu = self._dir.read_keyed("cpu.stat")
         # memory.peak came with Linux 5.19, and memory.* only with its controller.
         events = self._dir.read_keyed("memory.events") if self._dir.has("memory.events") else {}
+        cpu_stalled, memory_stalled, io_stalled = tree.stalled(self._dir)
         return Usage(
             cpu_usec=cpu.get("usage_usec", 0),
-            memory_peak_bytes=int(self._read("memory.peak", "0")),
+            memory_peak_bytes=int(self._dir.read_if_there("memory.peak", "0")),
             oom_kills=events.get("oom_kill", 0),
             throttled_usec=cpu.get("throttled_usec", 0),
             io_read_bytes=self._io_total("rbytes"),
             io_written_bytes=self._io_total("wbytes"),
+            memory_bytes=int(self._dir.read_if_there("memory.current", "0")),
+            processes=int(self._dir.read_if_there("pids.current", "0")),
+            cpu_stalled_usec=cpu_stalled,
+            memory_stalled_usec=memory_stalled,
+            io_stalled_usec=io_stalled,
         )
 
     def _io_total(self, key: str) -> int:
-        pairs = (word.partition("=") for word in self._read("io.stat", "").split())
+        pairs = (word.partition("=") for word in self._dir.read_if_there("io.stat", "").split())
         return sum(int(value) for name, _, value in pairs if name == key)
 
     def remove(self) -> None:

@@ -1,0 +1,121 @@
+"""Sees to it that jobs keep their limits, whoever writes to their cgroups' files.
+
+The kernel tells of each write. What differs then from what the job was given is set again, told with the job, and
+counted; so is what has been changed while no supervisor was there.
+"""
+
+from __future__ import annotations
+
+import select
+from dataclasses import replace
+
+from jobworker.kernel.inotify import Inotify
+from jobworker.limits import BY_NAME, KINDS, Enforcement, Limits, LimitStatus
+from jobworker.supervisor.job import Job
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.loop import Loop
+
+# Jobs that are looked at in one callback.
+_AT_ONCE = 16
+
+
+class LimitGuard:
+    """Guards the jobs that it is told of."""
+
+    def __init__(self, loop: Loop, log: Log) -> None:
+        self._loop = loop
+        self._log = log
+        self._inotify = Inotify()
+        self._jobs: dict[int, Job] = {}
+        self._watches: dict[str, list[int]] = {}
+        self._suspects: dict[str, Job] = {}
+        self._said_unguarded = False
+        loop.watch(self._inotify.fd, select.EPOLLIN, self._on_written)
+
+    def begin(self, job: Job, *, suspect: bool) -> None:
+        """Guard a job; `suspect` if its limits may have been changed already."""
+        self._watches[job.record.job_id] = []
+        for fd in job.group.limit_fds():
+            self._watch(job, fd)
+        if suspect:
+            self._suspect(job)
+
+    def _watch(self, job: Job, fd: int) -> None:
+        try:
+            watch = self._inotify.watch(fd)
+        except OSError as error:
+            if not self._said_unguarded:
+                self._log.warning("limits are not guarded", job=job.record.job_id, error=str(error))
+            self._said_unguarded = True
+        else:
+            self._watches[job.record.job_id].append(watch)
+            self._jobs[watch] = job
+
+    def end(self, job_id: str) -> None:
+        """The job has ended; nothing happens if it was not guarded."""
+        for watch in self._watches.pop(job_id, ()):
+            del self._jobs[watch]
+            self._inotify.forget(watch)
+        self._suspects.pop(job_id, None)
+
+    def _on_written(self) -> None:
+        try:
+            watches, lost = self._inotify.read()
+        except BlockingIOError:
+            return
+        for watch in self._jobs if lost else watches & self._jobs.keys():
+            self._suspect(self._jobs[watch])
+
+    def _suspect(self, job: Job) -> None:
+        if not self._suspects:
+            self._loop.call_after(0, self._look)
+        self._suspects[job.record.job_id] = job
+
+    def _look(self) -> None:
+        for job_id in list(self._suspects)[:_AT_ONCE]:
+            self._hold(self._suspects.pop(job_id))
+        if self._suspects:
+            self._loop.call_after(0, self._look)
+
+    def _hold(self, job: Job) -> None:
+        try:
+            changed = different(job.group.limits(job.limits.io_device), job.limits)
+        except OSError:
+            # Its cgroup is being removed.
+            return
+        if not changed:
+            return
+        problem = ""
+        try:
+            job.group.apply(job.limits)
+        except OSError as error:
+            problem = f"{error.strerror} ({error.filename})"
+        actual = job.group.limits(job.limits.io_device)
+        off = different(actual, job.limits)
+        self._log.warning("limits changed by others", job=job.record.job_id, limits=changed, not_restored=problem)
+        statuses = tuple(_told(status, actual, off, problem) for status in job.record.limits)
+        job.limits_restored(statuses)
+
+
+def different(actual: Limits, given: Limits) -> list[str]:
+    """The names of the limits that are not as they were given."""
+    pairs = ((kind.name, getattr(given, kind.field), getattr(actual, kind.field)) for kind in KINDS)
+    return [name for name, wanted, found in pairs if wanted is not None and found != wanted]
+
+
+def given(asked: Limits, actual: Limits) -> Limits:
+    """What a group was given: what was asked for, as the kernel has rounded it; no swap comes with memory."""
+    fields = {kind.field for kind in KINDS if getattr(asked, kind.field) is not None}
+    if asked.memory_bytes is not None:
+        fields.add("swap_bytes")
+    return Limits(io_device=asked.io_device, **{field: getattr(actual, field) for field in fields})
+
+
+def _told(status: LimitStatus, actual: Limits, off: list[str], problem: str) -> LimitStatus:
+    if status.name not in off:
+        return status
+    kind = BY_NAME[status.name]
+    found = getattr(actual, kind.field)
+    value = "" if found is None else kind.show(found)
+    detail = f"changed by others, and not to be set again: {problem}"
+    return replace(status, value=value, enforcement=Enforcement.BEST_EFFORT, detail=detail)

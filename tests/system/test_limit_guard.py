@@ -1,0 +1,200 @@
+"""Limits that somebody else on the host changes are set again, told and counted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobworker.errors import CapExceeded
+from jobworker.jobs import JobRecord
+from jobworker.limits import Enforcement, Limits
+from support.leftovers import cgroups
+from support.root_side import Link, RootSide, root_side
+from support.waiting import until
+
+pytestmark = pytest.mark.root
+
+_FILES = {
+    "memory": {"memory.max", "memory.limit_in_bytes"},
+    "cpu": {"cpu.max", "cpu.cfs_quota_us"},
+    "cpu_weight": {"cpu.weight", "cpu.shares"},
+    "pids": {"pids.max"},
+    "cpuset": {"cpuset.cpus"},
+}
+
+
+@pytest.fixture
+def side() -> Iterator[RootSide]:
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory) as running:
+            yield running
+
+
+@pytest.fixture
+def link(side: RootSide) -> Link:
+    return side.link(subscribe=True)
+
+
+def limit_file(job: JobRecord, name: str) -> Path:
+    """Where the kernel has one of the job's limits."""
+    found = [Path(group) / file for group in cgroups(job.job_id) for file in _FILES[name]]
+    (path,) = (path for path in found if path.exists())
+    return path
+
+
+@contextlib.contextmanager
+def away(side: RootSide) -> Iterator[None]:
+    """The supervisor does not look meanwhile."""
+    pid = side.supervisor_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def change_memory(path: Path, size: int) -> None:
+    """Set a memory limit, which v1 takes to be no more than that of memory and swap."""
+    both = path.parent / "memory.memsw.limit_in_bytes"
+    if both.exists() and int(both.read_text()) < size:
+        both.write_text(str(size))
+    path.write_text(str(size))
+
+
+def warnings(side: RootSide) -> list[list[str]]:
+    lines = map(json.loads, side.log().splitlines())
+    return [line["limits"] for line in lines if line["event"] == "limits changed by others"]
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "written"),
+    [
+        ("memory", Limits(memory_bytes=64 << 20), "33554432"),
+        ("memory", Limits(memory_bytes=64 << 20), "134217728"),
+        ("cpu", Limits(cpu_millis=500), "25000"),
+        ("cpu_weight", Limits(cpu_weight=300), "100"),
+        ("pids", Limits(pids=20), "max"),
+        ("cpuset", Limits(cpuset="0"), "0-1"),
+    ],
+)
+def test_what_is_changed_is_set_again(link: Link, side: RootSide, name: str, limits: Limits, written: str) -> None:
+    job = link.start("/bin/sleep", "1000", limits=limits)
+    path = limit_file(job, name)
+    before = path.read_text()
+    with away(side):
+        if name == "memory":
+            change_memory(path, int(written))
+        else:
+            path.write_text(written)
+    until(path.read_text, before)
+    until(lambda: link.inspect(job.job_id).limits_restored >= 1, True)
+    assert link.inspect(job.job_id).limits == job.limits
+    assert name in warnings(side)[0]
+    link.stop(job.job_id, force=True)
+
+
+def test_what_was_never_limited_is_left_to_others(link: Link, side: RootSide) -> None:
+    job = link.start("/bin/sleep", "1000", limits=Limits(cpu_millis=500))
+    weight, cpu = limit_file(job, "cpu_weight"), limit_file(job, "cpu")
+    weight.write_text("2")
+    cpu.write_text("25000")
+    # What was written first was looked at with it, at the latest.
+    until(lambda: link.inspect(job.job_id).limits_restored, 1)
+    assert weight.read_text() == "2\n"
+    assert warnings(side) == [["cpu"]]
+
+
+def test_what_was_changed_while_nobody_looked_is_set_again(link: Link, side: RootSide) -> None:
+    job = link.start("/bin/sleep", "1000", limits=Limits(cpu_millis=500, pids=20))
+    other = link.start("/bin/sleep", "1000", limits=Limits(cpu_millis=500))
+    side.freeze_keeper()
+    os.kill(side.supervisor_pid(), signal.SIGKILL)
+    link.drain()
+    limit_file(job, "pids").write_text("7")
+    side.thaw_keeper()
+    again = side.reconnect(subscribe=True)
+    until(lambda: again.inspect(job.job_id).limits_restored, 1)
+    assert limit_file(job, "pids").read_text() == "20\n"
+    assert again.inspect(other.job_id).limits_restored == 0
+    # And it is guarded as before.
+    limit_file(other, "cpu").write_text("25000")
+    until(lambda: again.inspect(other.job_id).limits_restored, 1)
+
+
+def test_what_cannot_be_set_again_is_told(link: Link, side: RootSide) -> None:
+    script = (
+        "read x; python3 -c 'import time; b = bytearray(200 << 20); print(len(b), flush=True); time.sleep(1000)'"
+    )
+    go = os.path.join(os.path.dirname(side.state_dir), "go")
+    os.mkfifo(go)
+    os.chmod(go, 0o666)  # noqa: S103
+    job = link.start("/bin/sh", "-c", f"exec < {go}; {script}", limits=Limits(memory_bytes=64 << 20))
+    memory = limit_file(job, "memory")
+    if memory.name == "memory.max":
+        pytest.skip("cgroup v2 takes any limit, and ends the job for it")
+    with away(side):
+        change_memory(memory, 1 << 30)
+        with open(go, "w") as file:
+            file.write("go\n")
+        usage = memory.parent / "memory.usage_in_bytes"
+        until(lambda: int(usage.read_text()) > 200 << 20, True)
+    until(lambda: link.inspect(job.job_id).limits_restored >= 1, True)
+    told = {limit.name: limit for limit in link.inspect(job.job_id).limits}["memory"]
+    assert (told.value, told.enforcement) == ("1G", Enforcement.BEST_EFFORT)
+    assert "changed by others, and not to be set again" in told.detail
+    link.stop(job.job_id, force=True)
+
+
+def test_a_job_that_has_ended_is_guarded_no_more(link: Link, side: RootSide) -> None:
+    watches = f"/proc/{side.supervisor_pid()}/fdinfo"
+
+    def count() -> int:
+        texts = [Path(watches, fd).read_text() for fd in os.listdir(watches)]
+        return sum(text.count("inotify wd") for text in texts)
+
+    before = count()
+    job = link.start("/bin/sleep", "1000")
+    assert count() > before
+    link.stop(job.job_id, force=True)
+    until(count, before)
+
+
+def test_what_it_waits_for_and_has_now_is_told(link: Link) -> None:
+    job = link.start("/bin/sh", "-c", "while :; do :; done", limits=Limits(cpu_millis=50, memory_bytes=64 << 20))
+    usage = link.inspect(job.job_id).usage
+    assert (usage.processes, usage.memory_bytes > 0) == (1, True)
+    if os.path.exists("/proc/pressure/cpu"):
+        until(lambda: link.inspect(job.job_id).usage.cpu_stalled_usec > 0, True)
+        assert link.stop(job.job_id, force=True).usage.cpu_stalled_usec > 0
+
+
+def test_memory_is_reserved_by_limits() -> None:
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory, max_jobs_memory_bytes=100 << 20, default_memory_bytes=30 << 20) as reserving:
+            link = reserving.link(subscribe=True)
+            first = link.start("/bin/sleep", "1000", limits=Limits(memory_bytes=64 << 20))
+            by_default = link.start("/bin/sleep", "1000")
+            told = {limit.name: limit.value for limit in by_default.limits}
+            assert told["memory"] == "30M"
+            with pytest.raises(CapExceeded, match="jobs are limited to together, is at its maximum of 104857600"):
+                link.start("/bin/true", limits=Limits(memory_bytes=7 << 20))
+            assert (
+                link.wait_ended(link.start("/bin/true", limits=Limits(memory_bytes=6 << 20)).job_id).exit_code == 0
+            )
+            # What is adopted counts as before, and what has ended does not.
+            os.kill(reserving.supervisor_pid(), signal.SIGKILL)
+            link.drain()
+            link = reserving.reconnect(subscribe=True)
+            with pytest.raises(CapExceeded):
+                link.start("/bin/true")
+            link.stop(first.job_id, force=True)
+            assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
