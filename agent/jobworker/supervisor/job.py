@@ -19,6 +19,7 @@ from typing import Any
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
 from jobworker.kernel import pidfd, spawn
 from jobworker.kernel.cgroup.base import Group
+from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
@@ -53,6 +54,7 @@ class Surroundings:
     log: Log
     store: Store
     keeper: KeeperLink
+    audit: Audit
     changed: Callable[[Job], None]
     grew: Callable[[Job], None]
     kill_wait: float
@@ -245,6 +247,7 @@ class Job:
         if self._stopping is None:
             around = self._around
             self._stopping = Stopping(around.loop, self._group, reason, around.kill_wait, self._report_stuck)
+            around.audit.stopping(self.record, reason)
             self._change(state=State.STOPPING)
             if not force:
                 self._stopping.signal(signum)
@@ -254,6 +257,7 @@ class Job:
             self._stopping.kill_after(grace)
 
     def _report_stuck(self) -> None:
+        self._around.audit.stuck(self.record)
         self._change(stuck=True, detail="killed, but a process of the job does not go away")
         self._answer_waiting()
 
@@ -289,6 +293,7 @@ class Job:
             lost_bytes=self._log.lost,
             output_ended=True,
         )
+        self._around.audit.ended(self.record)
         self._around.grew(self)
         self._answer_waiting()
 
