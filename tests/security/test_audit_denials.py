@@ -10,7 +10,7 @@ import pytest
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import gateway
 from support.certs import odd_clients
-from support.root_side import RootSide
+from support.root_side import DEADLINE, RootSide
 from support.trails import events
 from support.waiting import until
 
@@ -30,7 +30,7 @@ def test_each_odd_certificate(side: RootSide, tmp_path: Path) -> None:
             lines = events(side.state_dir, "calls", damaged=True)
             return {line["call"] for line in lines if line["event"] == "call" and line["decision"] == "deny"}
 
-        until(lambda: {call["call"] for call in reached} <= told(), True)
+        until(lambda: {call["call"] for call in reached} <= told(), True, DEADLINE)
     serials = {f"{pair.certificate.serial_number:x}" for pair in odd.values()}
     lines = [line for line in events(side.state_dir, "calls") if line["event"] == "call"]
     assert {line["serial"] for line in lines} <= serials

@@ -22,7 +22,7 @@ from jobworker.settings.schema import AuditSettings
 from jobworker.wire import messages
 from support import certs, gateway
 from support.agent import Agent, running_agent
-from support.root_side import CALLER, Link, RootSide, root_side
+from support.root_side import CALLER, DEADLINE, Link, RootSide, root_side
 from support.trails import audit, events
 from support.waiting import until
 
@@ -48,7 +48,7 @@ def wait_for_line(state_dir: str, trail: str, suits: Callable[[dict[str, Any]], 
         found[:] = [line for line in events(state_dir, trail, damaged=True) if suits(line)]
         return bool(found)
 
-    until(there, True)
+    until(there, True, DEADLINE)
     return found[0]
 
 
@@ -410,7 +410,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert audit(side.state_dir, "verify").returncode in (0, 1)
         filled.unlink()
         subprocess.run(["mount", "-o", "remount,size=64m", filled.parent], check=True)
-        until(lambda: "audit trail is written again" in side.log(), True)
+        until(lambda: "audit trail is written again" in side.log(), True, DEADLINE)
         jobs = events(side.state_dir, "jobs")
         lost = sum(line["lines"] for line in jobs if line["event"] == "lines_lost")
         written = sum(name in ("job_started", "job_ended") for name in names(jobs))
@@ -499,5 +499,5 @@ def test_a_trail_that_can_t_be_opened_keeps_no_agent_from_starting(tmp_path: Pat
         assert "audit trail not written" in side.log()
         place.unlink()
         wait_for_there = Path(side.state_dir, "audit", "jobs.log")
-        until(wait_for_there.exists, True)
+        until(wait_for_there.exists, True, DEADLINE)
         assert "job_ended" in names(events(side.state_dir, "jobs"))

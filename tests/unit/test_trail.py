@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_nothing_but_an_unfinished_line(tmp_path: Path) -> None:
     (tmp_path / "jobs.log").write_bytes(b'{"seq":1,"ti')
     trail = open_trail(tmp_path)
     write(trail, "one")
-    assert (tmp_path / "jobs.unfinished").read_bytes() == b'{"seq":1,"ti'
+    assert (tmp_path / "jobs.unfinished.1").read_bytes() == b'{"seq":1,"ti'
     report = verify(tmp_path)
     assert (report.broken, report.told) == (0, 1)
     assert (tmp_path / "jobs.log").read_bytes().startswith(b'{"seq":1,')
@@ -154,3 +155,31 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         os.close(reading)
     write(open_trail(tmp_path), "the end")
     assert verify(tmp_path).broken == 0
+
+
+def test_a_directory_that_is_removed(tmp_path: Path) -> None:
+    directory = tmp_path / "audit"
+    directory.mkdir()
+    trail = open_trail(directory)
+    write(trail, "one")
+    shutil.rmtree(directory)
+    trail.add(body("supervisor", "test", text="two"))
+    assert not trail.flush()
+    directory.mkdir()
+    assert trail.flush()
+    assert verify(directory).first > 1
+
+
+def test_a_file_that_can_t_be_closed_is_gone_on_with(tmp_path: Path) -> None:
+    trail = open_trail(tmp_path, max_bytes=1_000)
+    write(trail, "one")
+    # The number behind it makes a name that no file can have.
+    full = tmp_path / f"jobs.log.{'9' * 246}"
+    full.touch()
+    write(trail, "x" * 2_000)
+    assert trail.failing == ""
+    full.unlink()
+    write(trail, "two")
+    assert trail.failing == ""
+    report = verify(tmp_path)
+    assert (problems(report), report.files) == ([], 2)

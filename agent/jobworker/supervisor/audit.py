@@ -63,6 +63,8 @@ class Audit:
         self._anchor_timer: Timer | None = None
         self._retry: Timer | None = None
         self._budget = budget or Budget(_CALLS_RATE, _CALLS_BURST)
+        # By the gateway's word, and by our own.
+        self._dropped = 0
         self._over = 0
         self._written_ns: int | None = None
         loop.after_each_round(self.flush)
@@ -218,14 +220,19 @@ class Audit:
         for call in message.calls:
             if self._has_room():
                 self._calls.add(_call(call))
-        if message.dropped > 0:
-            self._calls.add(body("gateway", "calls_dropped", lines=message.dropped))
+        self._dropped += max(0, message.dropped)
+        if self._dropped and self._has_room():
+            self._tell_gateway_dropped()
 
     def connected(self, uid: int, **fields: Any) -> None:
         self._note_call("connected", uid=uid, **fields)
 
     def connection_refused(self, uid: int) -> None:
         self._note_call("connection_refused", uid=uid)
+
+    def request_refused(self, name: str, error: JobWorkerError) -> None:
+        """Somebody asked for what is not theirs to ask, or not then: not what a gateway of ours does."""
+        self._note_call("request_refused", decision="deny", request=name, **_problem(error))
 
     def protocol_error(self, problem: str) -> None:
         self._note_call("protocol_error", problem=_clip(problem))
@@ -243,7 +250,13 @@ class Audit:
         self._over += 1
         return False
 
+    def _tell_gateway_dropped(self) -> None:
+        self._calls.add(body("gateway", "calls_dropped", lines=self._dropped))
+        self._dropped = 0
+
     def _tell_dropped(self) -> None:
+        if self._dropped:
+            self._tell_gateway_dropped()
         self._calls.add(body("supervisor", "calls_dropped", lines=self._over))
         self._over = 0
 

@@ -131,6 +131,8 @@ class Server:
         try:
             self._dispatch(connection, request, reply)
         except JobWorkerError as error:
+            if isinstance(error, PermissionDenied | ProtocolError):
+                self.audit.request_refused(type(request).__name__, error)
             reply(frames.failed(error))
 
     def _dispatch(self, connection: Connection, request: Any, reply: Reply) -> None:

@@ -127,6 +127,10 @@ class Trail:
         if not self.failing:
             self._log.error("audit trail not written", trail=self.name, error=str(error))
         self.failing = errno.errorcode.get(error.errno or 0, "UNKNOWN")
+        if error.errno == errno.ENOENT and self._directory >= 0:
+            # It has been removed; there may be another one.
+            os.close(self._directory)
+            self._directory = -1
 
     def _write_all(self) -> None:
         self._have_file()
@@ -134,8 +138,8 @@ class Trail:
         self._chain()
         self._write()
         self._remove_doomed()
-        if self._size >= self._max_bytes:
-            self._rotate()
+        if self._size >= self._max_bytes and self._closed():
+            self._announce_removal()
             self._write_all()
 
     def _write(self) -> None:
@@ -192,7 +196,7 @@ class Trail:
             self._rename(f"{self.name}.log.{self._next_number()}")
             self._log.error("audit file set aside", trail=self.name, problem=end.broken)
         elif end.fragment:
-            first.append(self._leave_unfinished(*end.fragment, alone=end.alone))
+            first.append(self._leave_unfinished(end))
         head = end.head
         if anchored.seq > head.seq or end.broken:
             # Numbers that may have been seen outside are not given to other lines.
@@ -210,26 +214,34 @@ class Trail:
         self._waiting_bytes += sum(map(len, first))
         self._known = head
 
-    def _leave_unfinished(self, size: int, digest: str, *, alone: bool) -> bytes:
+    def _leave_unfinished(self, end: End) -> bytes:
         """Have the chain go on behind what is no line; what tells of that."""
-        moved = f"{self.name}.unfinished" if alone else ""
-        if alone:
+        size, digest = end.fragment or (0, "")
+        moved = f"{self.name}.unfinished.{end.head.seq + 1}" if end.alone else ""
+        if end.alone:
             # Each file begins with the line that says what it follows.
             self._rename(moved)
         else:
             self._prefix = b"\n"
         return body("supervisor", "unfinished_line", bytes=size, sha256=digest, file=moved)
 
-    def _rotate(self) -> None:
-        self._rename(f"{self.name}.log.{self._next_number()}")
+    def _closed(self) -> bool:
+        """Close the open file; False if it has to be gone on with: on a full disk, say."""
+        try:
+            self._rename(f"{self.name}.log.{self._next_number()}")
+        except OSError:
+            return False
         self._close()
         self.rotated = True
+        return True
+
+    def _announce_removal(self) -> None:
+        """Choose the files that are too many, and say so before they are gone: who misses them finds why."""
         closed = trail_end.closed(self._directory, self.name)
         if doomed := closed[: -self._keep]:
             self._doomed = [f"{self.name}.log.{number}" for number in doomed]
             after = trail_end.follows(self._directory, f"{self.name}.log.{closed[len(doomed)]}")
             last = {"seq": after.seq, "hash": after.hash} if after else None
-            # Before they are: who finds them missing finds why.
             self.add(body("supervisor", "files_removed", files=self._doomed, last=last))
 
     def _next_number(self) -> int:
