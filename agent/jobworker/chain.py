@@ -10,6 +10,7 @@ on from file to file; each file begins with a line that says what it follows.
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from bisect import bisect_right
@@ -107,7 +108,12 @@ def stamp(ns: int) -> str:
     if not 0 <= ns < _MAX_SECONDS * _NANOS:
         return ""
     seconds, nanos = divmod(ns, _NANOS)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanos:09d}Z"
+    return f"{_to_the_second(seconds)}.{nanos:09d}Z"
+
+
+@functools.lru_cache(16)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def floor_ns(text: str) -> int:

@@ -78,12 +78,14 @@ class RawLine:
     Attributes:
         data: without its newline; empty if it is longer than any line of a trail.
         size: in bytes, without the newline.
-        digest: the SHA-256 of all of it.
+        line: its parts; None if it has not the form of a line of a trail.
+        digest: the SHA-256 of all of it, if it is none.
         ended: it has a newline.
     """
 
     data: bytes
     size: int
+    line: Line | None
     digest: str
     ended: bool
 
@@ -154,12 +156,11 @@ class Verifier:
         self._file, self._number = name, 0
         for raw in _lines(file):
             self._number += 1
-            line = chain.split(raw.data) if raw.ended and raw.data else None
-            if line is None:
+            if raw.line is None:
                 self._settle_fragment()
                 self._fragment = self._number, raw
             else:
-                self._check(line, raw)
+                self._check(raw.line, raw)
         self._settle_fragment()
 
     def _settle_fragment(self) -> None:
@@ -332,15 +333,15 @@ def _lines(file: BinaryIO) -> Iterator[RawLine]:
 def _next_line(file: BinaryIO) -> RawLine:
     data = file.readline(_MAX_LINE)
     if len(data) < _MAX_LINE or data.endswith(b"\n"):
-        line = data.removesuffix(b"\n")
-        # Of a line of the usual size nobody asks for this, unless it is none.
-        digest = "" if chain.split(line) else hashlib.sha256(line).hexdigest()
-        return RawLine(line, len(line), digest, data.endswith(b"\n"))
+        text, ended = data.removesuffix(b"\n"), data.endswith(b"\n")
+        line = chain.split(text) if ended else None
+        digest = "" if line else hashlib.sha256(text).hexdigest()
+        return RawLine(text, len(text), line, digest, ended)
     size, digester = 0, hashlib.sha256()
     while data and not data.endswith(b"\n"):
         size += len(data)
         digester.update(data)
         data = file.readline(_MAX_LINE)
-    line = data.removesuffix(b"\n")
-    digester.update(line)
-    return RawLine(b"", size + len(line), digester.hexdigest(), bool(data))
+    text = data.removesuffix(b"\n")
+    digester.update(text)
+    return RawLine(b"", size + len(text), None, digester.hexdigest(), bool(data))

@@ -21,7 +21,7 @@ from jobworker.wire.messages import MAX_REPORTS, CallReport, Done, ReportCalls
 
 _MAX_WAITING = 10_000
 # What comes within this time goes in one message.
-_GATHER_SECONDS = 0.05
+_GATHER_SECONDS = 0.2
 _AGAIN_SECONDS = 0.5
 _LAST_SECONDS = 2.0
 # Of what a peer can choose freely; a message of reports must fit a frame whatever they hold.

@@ -29,6 +29,8 @@ from jobworker.supervisor.trail_end import End
 # Lines that wait for the disk, in bytes.
 _MAX_WAITING = 256 * 1024
 _MODE = 0o600
+# One for all: json.dumps makes another one for each call that wants it compact.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def body(by: str, event: str, **fields: Any) -> bytes:
@@ -36,7 +38,7 @@ def body(by: str, event: str, **fields: Any) -> bytes:
     told = {"time": chain.stamp(time.time_ns()), "by": by, "event": event}
     told.update((name, value) for name, value in fields.items() if value not in ("", None, (), {}))
     # In ASCII: no control character, line separator or lone surrogate is in the file as itself.
-    return json.dumps(told, separators=(",", ":")).encode("ascii")[1:-1]
+    return _encode(told).encode("ascii")[1:-1]
 
 
 class Trail:
