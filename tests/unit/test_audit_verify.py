@@ -11,6 +11,7 @@ import pytest
 
 from jobworker import chain
 from jobworker.chain import Head
+from jobworker.supervisor.trail import body
 from support.trails import open_trail, problems, verify, write
 
 LINES = 45
@@ -167,3 +168,15 @@ def test_no_line_can_speak_for_the_supervisor_from_within(trail: Path) -> None:
     assert (report.broken, report.told) == (0, 0)
     rewrite(files(trail)[-1], lambda lines: lines.pop(-2))
     assert verify(trail).broken
+
+
+def test_what_is_told_does_not_hide_what_is_not(trail: Path) -> None:
+    writer = open_trail(trail)
+    for _ in range(50):
+        writer.add(body("gateway", "calls_dropped", lines=1))
+    write(writer, "one", "two")
+    rewrite(files(trail)[-1], lambda lines: lines.pop(-2))
+    report = verify(trail)
+    assert (report.told, report.broken) == (50, 2)
+    assert "missing before line" in problems(report)[-2]
+    assert report.more == 30

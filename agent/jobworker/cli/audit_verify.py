@@ -97,7 +97,7 @@ class Verifier:
         directory: where the trails are.
         name: of the trail.
         anchors: heads that were seen outside.
-        most: so many findings are kept, the others are counted.
+        most: so many findings of each kind are kept, the others are counted.
     """
 
     def __init__(self, directory: str, name: str, anchors: tuple[Head, ...] = (), most: int = 20) -> None:
@@ -147,7 +147,7 @@ class Verifier:
         else:
             report.broken += 1
         # Those that are told do not take the place of those that are not.
-        if len(report.findings) < self._most:
+        if (report.told if told else report.broken) <= self._most:
             report.findings.append(Finding(self._file, self._number if line is None else line, problem, told))
         else:
             report.more += 1
