@@ -12,7 +12,9 @@ import pytest
 from jobworker.errors import JobWorkerError, ProtocolError
 from jobworker.supervisor.server import _TABLE
 from jobworker.wire import frames, messages, sockets
-from support.root_side import Link, RootSide
+from support.root_side import CALLER, Link, RootSide
+from support.trails import events
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -121,7 +123,7 @@ def test_mutated_frames(side: RootSide) -> None:
     chance = random.Random(20)  # noqa: S311 - damage, not secrets
     templates = [
         frames.encode(messages.OpenLog("k7f3-9m2q-x4tz-b1cd", 3), 1),
-        frames.encode(messages.StopJob("k7f3-9m2q-x4tz-b1cd", 15, 100, force=False, wait=True), 2),
+        frames.encode(messages.StopJob(CALLER, "k7f3-9m2q-x4tz-b1cd", 15, 100, force=False, wait=True), 2),
         frames.encode(messages.Hello(messages.PROTOCOL, subscribe=True), 3),
     ]
     for _ in range(300):
@@ -144,3 +146,18 @@ def test_a_peer_that_does_not_read_holds_up_nobody(side: RootSide, link: Link) -
         link.wait_ended(link.start("/bin/true").job_id)
     assert link.stop(record.job_id, force=True).ended_ns
     silent.close()
+
+
+def test_what_a_gateway_of_ours_does_not_do_is_on_record(side: RootSide) -> None:
+    rude, broken = sockets.connect(side.settings.socket_path), side.link()
+    sockets.send(rude, frames.encode(messages.InspectJob("k7f3-9m2q-x4tz-b1cd"), 1))
+    sockets.send(broken.sock, b"{}")
+    until(
+        lambda: (
+            {line["event"] for line in events(side.state_dir, "calls")} >= {"request_refused", "protocol_error"}
+        ),
+        True,
+    )
+    (refused, *_) = [line for line in events(side.state_dir, "calls") if line["event"] == "request_refused"]
+    assert (refused["request"], refused["by"], refused["decision"]) == ("InspectJob", "supervisor", "deny")
+    rude.close()

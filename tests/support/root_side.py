@@ -27,6 +27,8 @@ from jobworker.wire import frames, messages, sockets
 from support import seccomp
 from support.service_manager import ServiceManager
 
+# Who the tests are, by the word of the gateway that they stand in for.
+CALLER = messages.Caller("spiffe://test/user/w")
 _ROOT = os.path.dirname(jobworker.__file__)
 DEADLINE = 60
 # The limit that the agent is started with, as service managers have it, and raises for itself.
@@ -93,7 +95,7 @@ class Link:
 
     def start(self, command: str, *args: str, limits: Limits | None = None, **spec: Any) -> JobRecord:
         limits = limits or Limits()
-        request = messages.StartJob("spiffe://test/user/w", JobSpec(command, args, limits=limits, **spec))
+        request = messages.StartJob(CALLER, JobSpec(command, args, limits=limits, **spec))
         record: JobRecord = self.ask(request).record
         return record
 
@@ -102,7 +104,7 @@ class Link:
         return record
 
     def stop(self, job_id: str, *, grace_ms: int = 10_000, force: bool = False, wait: bool = True) -> JobRecord:
-        request = messages.StopJob(job_id, signal.SIGTERM, grace_ms, force, wait)
+        request = messages.StopJob(CALLER, job_id, signal.SIGTERM, grace_ms, force, wait)
         record: JobRecord = self.ask(request).record
         return record
 
@@ -151,6 +153,7 @@ class RootSide:
         manager: the service manager that starts it.
         isolation: settings; by default jobs may write in the directory, and an ordinary user's agent does what
             it can.
+        audit: settings.
         jobs: settings.
     """
 
@@ -163,6 +166,7 @@ class RootSide:
         without_call: int | None = None,
         manager: ServiceManager | None = None,
         isolation: schema.IsolationSettings | None = None,
+        audit: schema.AuditSettings | None = None,
         **jobs: Any,
     ) -> None:
         missing = "refuse" if as_user is None else "report"
@@ -179,6 +183,7 @@ class RootSide:
             tls=schema.TlsSettings("", "", ""),
             jobs=schema.JobSettings(**{"first_uid": own_uids()} | jobs),
             isolation=isolation or schema.IsolationSettings(missing=missing, writable=(directory,)),
+            audit=audit or schema.AuditSettings(),
             gateway_uid=os.getuid() if as_user is None else as_user,
         )
         self._settings_path = os.path.join(directory, "settings.json")

@@ -17,11 +17,10 @@ from jobworker.errors import IdempotencyConflict
 from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State, new_job_id
 from jobworker.supervisor.store import Store
 from jobworker.wire import messages
-from support.root_side import Link, RootSide, root_side
+from support.root_side import CALLER, Link, RootSide, root_side
 
 pytestmark = pytest.mark.root
 
-_PRINCIPAL = "spiffe://test/user/w"
 # A supervisor needs about half a second for them.
 _MANY = 3000
 
@@ -89,11 +88,11 @@ def test_a_start_waits_until_its_key_is_known(side: RootSide) -> None:
     ended = link.wait_ended(link.start("/bin/true").job_id)
     leave(side, ended, _MANY)
     key = Idempotency("once", "0" * 64)
-    (known,) = leave(side, replace(ended, principal=_PRINCIPAL), 1, key)
+    (known,) = leave(side, replace(ended, principal=CALLER.principal), 1, key)
     link = next_life(side, link)
-    same = link.send(messages.StartJob(_PRINCIPAL, JobSpec("/bin/true"), key))
-    other = link.send(messages.StartJob(_PRINCIPAL, JobSpec("/bin/true"), replace(key, digest="1" * 64)))
-    fresh = link.send(messages.StartJob(_PRINCIPAL, JobSpec("/bin/true")))
+    same = link.send(messages.StartJob(CALLER, JobSpec("/bin/true"), key))
+    other = link.send(messages.StartJob(CALLER, JobSpec("/bin/true"), replace(key, digest="1" * 64)))
+    fresh = link.send(messages.StartJob(CALLER, JobSpec("/bin/true")))
     # A job that runs, or has ended, can be asked for meanwhile.
     assert link.inspect(ended.job_id) == ended
     assert link.answer(same).message.record.job_id == known
@@ -108,7 +107,7 @@ def test_a_start_that_waits_is_refused_when_the_agent_ends(side: RootSide) -> No
     link = side.link(subscribe=True)
     leave(side, link.wait_ended(link.start("/bin/true").job_id), _MANY)
     link = next_life(side, link)
-    link.send(messages.StartJob(_PRINCIPAL, JobSpec("/bin/sleep", ("1000",))))
+    link.send(messages.StartJob(CALLER, JobSpec("/bin/sleep", ("1000",))))
     link.send(messages.Shutdown())
     link.drain()
     failed = [event for event in link.events if isinstance(event, messages.Failed)]

@@ -22,7 +22,7 @@ SPEC = JobSpec("/bin/sh", ("-c", "sleep 0.2; echo once"))
 
 
 def request(key: str, digest: str = "d1", principal: str = "p1", spec: JobSpec = SPEC) -> messages.StartJob:
-    return messages.StartJob(principal, spec, Idempotency(key, digest))
+    return messages.StartJob(messages.Caller(principal), spec, Idempotency(key, digest))
 
 
 def test_the_same_key_gets_the_same_job(link: Link) -> None:

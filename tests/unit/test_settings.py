@@ -52,6 +52,10 @@ isolation:
 metrics:
   listen: 127.0.0.1:7444
   plain_http: true
+audit:
+  max_size: 64M
+  keep: 3
+  required: true
 """
 
 
@@ -68,6 +72,7 @@ def test_a_full_file_sets_every_field() -> None:
         (settings.jobs, defaults.jobs),
         (settings.isolation, defaults.isolation),
         (settings.metrics, defaults.metrics),
+        (settings.audit, defaults.audit),
     ):
         for field in fields(part):
             assert getattr(part, field.name) != getattr(default, field.name), f"{field.name} can't be set"
@@ -92,6 +97,10 @@ def test_a_full_file_sets_every_field() -> None:
         ("log_level: loud", "log_level: 'loud' is not one of"),
         ("metrics: {listen: '0.0.0.0:1', plain_http: true}", "metrics.plain_http: needs metrics.listen on a loop"),
         ("metrics: {plain_http: 1}", "metrics.plain_http: 1 is neither true nor false"),
+        ("audit: {max_size: 1K}", "audit.max_size: 1K is not between 256K and 64G; for example 256K"),
+        ("audit: {max_size: 5}", "audit.max_size: must be text; for example 32M"),
+        ("audit: {keep: 0}", "audit.keep: 0 is not a number between 1 and 10000"),
+        ("audit: {required: maybe}", "audit.required: 'maybe' is neither true nor false"),
         ("isolation: {default: lax}", "isolation.default: 'lax' is not one of host, standard, strict"),
         ("isolation: {missing: ignore}", "isolation.missing: 'ignore' is not one of refuse, report"),
         ("isolation: {writable: /srv}", "isolation.writable: must be a list"),

@@ -10,6 +10,7 @@ import click
 
 import jobworker
 from jobworker import codec
+from jobworker.cli.agent_audit import audit
 from jobworker.errors import JobWorkerError
 from jobworker.settings.schema import MAX_SETTINGS_BYTES, SOCKET_NAME, Settings
 
@@ -49,6 +50,9 @@ Example:
 @click.version_option(jobworker.__version__, prog_name="worker-agent")
 def main() -> None:
     """Run and check the jobworker agent, which runs commands on this host for remote clients."""
+
+
+main.add_command(audit)
 
 
 @main.command(help=_DEV)

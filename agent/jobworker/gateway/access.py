@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from jobworker.errors import PermissionDenied
 from jobworker.identity import Principal, Role
+from jobworker.wire.messages import Caller
 
 _JOBS = "/jobworker.api.v1.JobWorkerService"
 _HEALTH = "/grpc.health.v1.Health"
@@ -27,7 +28,7 @@ NEEDED: Mapping[str, Role] = MappingProxyType(
 )
 
 # The authenticated caller, in the context of each call's own task; the gate sets it.
-CALLER: ContextVar[Principal] = ContextVar("caller")
+CALLER: ContextVar[Caller] = ContextVar("caller")
 
 
 def authorise(method: str, principal: Principal) -> None:

@@ -20,6 +20,7 @@ from jobworker.gateway.health import Health
 from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Output
+from jobworker.gateway.reports import Reports
 from jobworker.gateway.segments import Segments
 from jobworker.gateway.servicer import JobWorker
 from jobworker.gateway.streams import OpenStreams
@@ -54,8 +55,8 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     stop = _asked_to_stop(while_stdin=while_stdin)
     peers = PeerReader(settings.tls.role_oid, trust.revocations.get)
     link, streams = SupervisorLink(settings.socket_path), OpenStreams(peers.check)
-    mirror, calls = Mirror(), Calls()
-    grpc_server = _assemble(trust, peers, link, streams, mirror, calls)
+    mirror, calls, reports = Mirror(), Calls(), Reports(link)
+    grpc_server = _assemble(trust, Gate(peers, streams, calls, reports), link, mirror)
     address = server.bind(grpc_server, settings.listen, trust.credentials)
     scraped = await _serve_metrics(settings, trust, mirror, calls) if settings.metrics.listen else ""
     await grpc_server.start()
@@ -64,12 +65,15 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     _report(ready_fd, address)
     async with asyncio.TaskGroup() as tasks:
         keeping = tasks.create_task(link.run())
+        reporting = tasks.create_task(reports.run())
         # Should the server end by itself, so does the gateway, to be started again.
         tasks.create_task(grpc_server.wait_for_termination())
         living = tasks.create_task(watchdog.keep_alive())
         await stop.wait()
         service_manager.tell("STOPPING=1")
         await _drain(grpc_server, streams)
+        reporting.cancel()
+        await reports.finish()
         for task in (keeping, living):
             task.cancel()
 
@@ -106,18 +110,16 @@ def _on_hangup(trust: Trust) -> None:
 
 def _assemble(
     trust: Trust,
-    peers: PeerReader,
+    gate: Gate,
     link: SupervisorLink,
-    streams: OpenStreams,
     mirror: Mirror,
-    calls: Calls,
 ) -> aio.Server:
     health, feeds = Health(), Feeds(link)
     link.listen(mirror.apply, feeds.apply, health.apply)
     files_per_segment = 2
     output = Output(Segments(link, min(_raise_file_limit() // 2 // files_per_segment, _MAX_SEGMENTS)))
     jobs = JobWorker(link, mirror, feeds, output, trust.credentials)
-    return server.make(Gate(peers, streams, calls), jobs, health)
+    return server.make(gate, jobs, health)
 
 
 def _raise_file_limit() -> int:

@@ -86,6 +86,22 @@ class PeerReader:
         self.check(peer)
         return peer
 
+    def presented(self, auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, str]:
+        """Of a peer that is not let in: the URI and the serial number in its certificate, so far as they are.
+
+        TLS has checked that a known CA signed it; nothing else of it is to be relied upon.
+        """
+        try:
+            certificate = x509.load_pem_x509_certificate(next(iter(auth_context.get("x509_pem_cert", ())), b""))
+        except ValueError:
+            return "", ""
+        serial = f"{certificate.serial_number:x}"
+        try:
+            names = _value(certificate, x509.SubjectAlternativeName)
+        except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+            return "", serial
+        return ", ".join(names.get_values_for_type(x509.UniformResourceIdentifier) if names else ()), serial
+
     def check(self, peer: Peer) -> None:
         """Check what may have changed since the certificate was read.
 

@@ -17,7 +17,9 @@ from jobworker.errors import AgentUnavailable, HostFault, InvalidField, Permissi
 from jobworker.gateway import access, requests, status
 from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import Peer, PeerReader
+from jobworker.gateway.reports import Reports, clip
 from jobworker.gateway.streams import OpenStreams
+from jobworker.wire.messages import Caller, CallReport
 
 _REQUEST_SECONDS = 10.0
 
@@ -26,7 +28,10 @@ _log = structlog.get_logger()
 Context = aio.ServicerContext[Any, Any]
 # grpc's stubs know handlers that are not coroutines only.
 Handler = Any
-Work = Callable[[Peer], Awaitable[bytes]]
+Work = Callable[["_Decision", Peer], Awaitable[bytes]]
+
+# What was asked was not done for who asked, or for how; all else is what became of a call that was let in.
+_REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT")
 
 
 class Gate(aio.ServerInterceptor):
@@ -35,10 +40,11 @@ class Gate(aio.ServerInterceptor):
     Nothing passes beside it: methods that do not exist and those of other services are judged as well.
     """
 
-    def __init__(self, peers: PeerReader, streams: OpenStreams, calls: Calls) -> None:
+    def __init__(self, peers: PeerReader, streams: OpenStreams, calls: Calls, reports: Reports) -> None:
         self._peers = peers
         self._streams = streams
         self._calls = calls
+        self._reports = reports
 
     async def intercept_service(
         self,
@@ -54,13 +60,14 @@ class Gate(aio.ServerInterceptor):
 
     async def guard(self, method: str, context: Context, work: Work) -> bytes:
         """Do the work of a call if the caller may have it done, and turn what goes wrong into a status."""
-        decision = _Decision(method, context.peer(), time.monotonic(), self._calls)
+        name, reports = self._reports.new_call(), self._reports
+        decision = _Decision(method, context.peer(), name, time.monotonic(), self._calls, reports)
         self._calls.started(method)
         try:
             decision.peer = self._peers.identify(context.auth_context())
             access.authorise(method, decision.peer.principal)
-            access.CALLER.set(decision.peer.principal)
-            result = await work(decision.peer)
+            access.CALLER.set(decision.caller())
+            result = await work(decision, decision.peer)
         except aio.AbortError:
             decision.log(context.code().name)
             raise
@@ -69,6 +76,8 @@ class Gate(aio.ServerInterceptor):
             decision.log("CANCELLED")
             raise
         except Exception as error:  # noqa: BLE001 - the top loop of a call
+            if decision.peer is None:
+                decision.presented = self._peers.presented(context.auth_context())
             return await _refuse(context, decision, error)
         decision.log("OK")
         return result
@@ -94,19 +103,25 @@ class _Method:
     handler: Handler
 
     async def unary(self, _requests: object, context: Context) -> bytes:
-        async def work(peer: Peer) -> bytes:
+        async def work(decision: _Decision, peer: Peer) -> bytes:
             request = await self._receive(context, peer)
-            return requests.encode(await self.handler.unary_unary(request, context))
+            decision.about(request)
+            answer = await self.handler.unary_unary(request, context)
+            decision.about(getattr(answer, "job", None))
+            return requests.encode(answer)
 
         return await self.gate.guard(self.name, context, work)
 
     async def stream(self, _requests: object, context: Context) -> None:
-        async def work(peer: Peer) -> bytes:
+        async def work(decision: _Decision, peer: Peer) -> bytes:
             # Now, and not with the first message: a stream that is ended while that one is under way would
             # send these a second time with its status, which grpc's core refuses; no status would go out.
             await context.send_initial_metadata(())
             async with self.gate.hold(peer):
                 request = await self._receive(context, peer)
+                decision.about(request)
+                # It may go on for days.
+                decision.report("stream_opened", "")
                 await self.handler.unary_stream(request, context)
             return b""
 
@@ -135,15 +150,51 @@ _NOT_SERVED: Handler = grpc.unary_unary_rpc_method_handler(_not_served)
 
 @dataclass(slots=True)
 class _Decision:
-    """What the log tells of a call. Nothing of what the request holds: arguments may be secret."""
+    """What log and audit trail tell of a call. Of what the request holds only the job: arguments may be secret."""
 
     method: str
     address: str
+    name: str
     started: float
     calls: Calls
+    reports: Reports
     peer: Peer | None = None
+    presented: tuple[str, str] = ("", "")
+    job_id: str = ""
+    # The name of a field that is wrong; what is wrong with it would quote the request.
+    field: str = ""
+
+    def caller(self) -> Caller:
+        if self.peer is None:
+            uri, serial = self.presented
+            return Caller(clip(uri), None, serial, self.address, self.name)
+        principal = self.peer.principal
+        return Caller(principal.uri, principal.role, principal.serial, self.address, self.name)
+
+    def about(self, message: Any) -> None:
+        """Take the job from a request, or the job of an answer, that names one."""
+        named = getattr(message, "job_id", "") or getattr(message, "id", "")
+        if isinstance(named, str):
+            self.job_id = self.job_id or clip(named)
+
+    def report(self, event: str, code: str, reason: str = "", detail: str = "") -> None:
+        self.reports.add(
+            CallReport(
+                event=event,
+                caller=self.caller(),
+                rpc=clip(self.method),
+                allowed=code not in _REFUSED,
+                code=code,
+                reason=reason,
+                detail=clip(detail or self.field),
+                job_id=self.job_id,
+                at_ns=time.time_ns(),
+                took_ms=round((time.monotonic() - self.started) * 1000),
+            )
+        )
 
     def log(self, code: str, **more: str) -> None:
+        self.report("call", code, more.get("reason", ""), more.get("detail", ""))
         self.calls.ended(self.method, code, time.monotonic() - self.started, more.get("reason", ""))
         principal = self.peer.principal if self.peer else None
         write = _log.info if code in ("OK", "CANCELLED") else _log.warning
@@ -154,6 +205,7 @@ class _Decision:
             principal=principal.uri if principal else "",
             serial=principal.serial if principal else "",
             peer=self.address,
+            call=self.name,
             ms=round((time.monotonic() - self.started) * 1000, 3),
             **more,
         )
@@ -163,6 +215,8 @@ async def _refuse(context: Context, decision: _Decision, error: Exception) -> No
     rule, answer = status.rule_of(error), status.answer(error)
     if not rule.public:
         _log.error("internal error", method=decision.method[:120], exc_info=error)
+    if isinstance(error, InvalidField):
+        decision.field = error.field
     # Of other errors the text may quote the request.
     telling = isinstance(error, Unauthenticated | PermissionDenied | AgentUnavailable | HostFault)
     decision.log(answer.code.name, reason=rule.reason, **({"detail": str(error)} if telling else {}))

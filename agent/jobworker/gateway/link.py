@@ -51,6 +51,10 @@ class SupervisorLink:
         self._connected = asyncio.Event()
         self._problem = "the supervisor has not been reached yet"
 
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
     def listen(self, *listeners: Listener) -> None:
         """Hand on to these, before others that come later."""
         self._listeners += listeners

@@ -48,12 +48,12 @@ class JobWorker(api.JobWorkerServiceServicer):
         self._own = own
 
     async def Start(self, request: pb.StartRequest, _context: Context) -> pb.StartResponse:
-        message = incoming.start(CALLER.get().uri, request)
+        message = incoming.start(CALLER.get(), request)
         reply, _ = await self._link.ask(message, JobReply, repeatable=bool(request.idempotency_key))
         return pb.StartResponse(job=outgoing.job(reply.record))
 
     async def Stop(self, request: pb.StopRequest, _context: Context) -> pb.StopResponse:
-        message, called_ns = incoming.stop(request), time.time_ns()
+        message, called_ns = incoming.stop(CALLER.get(), request), time.time_ns()
         try:
             await self._link.ask(message, JobReply, repeatable=True)
         except JobAlreadyEnded:

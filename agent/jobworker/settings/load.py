@@ -27,6 +27,9 @@ Parse = Callable[[str, Any], Any]
 # What jobs must not share.
 _SPECIAL = ("/tmp", "/var/tmp", "/dev/shm", "/proc")  # noqa: S108 - the names that are replaced
 
+# Many times the longest line; and what can still be looked at.
+_MIN_AUDIT_FILE, _MAX_AUDIT_FILE = 256 * 1024, 64 * 1024**3
+
 _OID = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,8}))+")
 
 
@@ -112,6 +115,12 @@ def _size_or_none(field: str, value: Any) -> int:
     return size
 
 
+def _audit_size(field: str, value: Any) -> int:
+    size = units.parse_size(_text(field, value, "32M"), field)
+    units.check_range(field, size, (_MIN_AUDIT_FILE, _MAX_AUDIT_FILE), units.format_size)
+    return size
+
+
 def _duration(field: str, value: Any) -> int:
     return units.parse_duration(_text(field, value), field)
 
@@ -178,7 +187,12 @@ _METRICS: dict[str, tuple[str, Parse]] = {
     "listen": ("listen", _listen),
     "plain_http": ("plain_http", _flag),
 }
-_SECTIONS = {"tls": _TLS, "jobs": _JOBS, "isolation": _ISOLATION, "metrics": _METRICS}
+_AUDIT: dict[str, tuple[str, Parse]] = {
+    "max_size": ("max_bytes", _audit_size),
+    "keep": ("keep", _number(1, 10_000)),
+    "required": ("required", _flag),
+}
+_SECTIONS = {"tls": _TLS, "jobs": _JOBS, "isolation": _ISOLATION, "metrics": _METRICS, "audit": _AUDIT}
 
 
 def load(text: str, base: Settings | None = None) -> Settings:
@@ -193,7 +207,7 @@ def load(text: str, base: Settings | None = None) -> Settings:
     """
     tree = _mapping("the file", _parse(text))
     top = _section("", {key: value for key, value in tree.items() if key not in _SECTIONS}, _TOP)
-    tls, jobs, isolation, metrics = (
+    tls, jobs, isolation, metrics, audit = (
         _section(f"{name}.", _mapping(name, tree.get(name, {})), table) for name, table in _SECTIONS.items()
     )
     if "stale_crl" in tls and not (tls.get("crl") or (base and base.tls.crl)):
@@ -209,6 +223,7 @@ def load(text: str, base: Settings | None = None) -> Settings:
         jobs=replace(base.jobs, **jobs),
         isolation=replace(base.isolation, **isolation),
         metrics=_checked(replace(base.metrics, **metrics)),
+        audit=replace(base.audit, **audit),
     )
 
 

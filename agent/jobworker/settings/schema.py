@@ -117,6 +117,21 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """The audit trails.
+
+    Attributes:
+        max_bytes: a file of a trail that has so many is closed, and another one begun.
+        keep: so many closed files are kept of each trail, the newest.
+        required: refuse to start a job when that can't be put on record first.
+    """
+
+    max_bytes: int = 32 * 1024 * 1024
+    keep: int = 15
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings.
 
@@ -133,6 +148,7 @@ class Settings:
     jobs: JobSettings = JobSettings()
     isolation: IsolationSettings = IsolationSettings()
     metrics: MetricsSettings = MetricsSettings()
+    audit: AuditSettings = AuditSettings()
     log_level: str = "info"
     gateway_uid: int = 0
 

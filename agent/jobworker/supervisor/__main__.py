@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
             path,
             link_fd,
             parked="--parked" in options,
+            audit_lost=tuple(map(int, options.get("--audit-lost", "0,0").split(","))),
             stand_in_fd=None if stand_in is None else int(stand_in),
         )
     except (JobWorkerError, OSError) as error:

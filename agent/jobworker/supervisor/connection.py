@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from jobworker.errors import ProtocolError
 from jobworker.jobs import JobRecord
+from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.wire import frames, messages, sockets
@@ -38,6 +39,7 @@ class Owner(Protocol):
 
     loop: Loop
     log: Log
+    audit: Audit
 
     def handle(self, connection: Connection, seq: int, request: Any) -> None:
         """Answer a request, now or later."""
@@ -93,6 +95,7 @@ class Connection:
             return
         except ProtocolError as error:
             self._server.log.warning("protocol error", problem=error.problem)
+            self._server.audit.protocol_error(error.problem)
             self.close()
             return
         except OSError:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 
+from jobworker import chain
 from jobworker.supervisor import helper
 from jobworker.supervisor.loop import Loop
 
 _PERIOD = 1.0
 # One write to the pipe is one line of ids, of a size that the kernel takes whole or not at all (pipe(7)).
 _IDS_AT_ONCE = 200
+# Before a name that is not a job's id.
+_AUDIT = "audit:"
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -33,6 +36,10 @@ class Flusher:
         if not self._changed:
             self._loop.call_after(_PERIOD, self._tell)
         self._changed[job_id] = None
+
+    def audit_changed(self, name: str) -> None:
+        """Flush this file of the audit trails, likewise."""
+        self.changed(f"{_AUDIT}{name}")
 
     def _tell(self) -> None:
         try:
@@ -63,7 +70,21 @@ def _flush_until_closed() -> None:
     with open(1, "rb", closefd=False) as lines:
         for line in lines:
             for job_id in line.decode("ascii").split():
-                _flush_job(job_id)
+                if job_id.startswith(_AUDIT):
+                    _flush_audit(job_id.removeprefix(_AUDIT))
+                else:
+                    _flush_job(job_id)
+
+
+def _flush_audit(name: str) -> None:
+    # A file that has been closed and renamed is named anew.
+    with contextlib.suppress(OSError):
+        directory = os.open(f"../{chain.DIRECTORY}", _OPEN_DIR, dir_fd=0)
+        try:
+            _flush(directory, name)
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def _flush_job(job_id: str) -> None:

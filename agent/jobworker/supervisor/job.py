@@ -20,6 +20,7 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usa
 from jobworker.kernel import pidfd, spawn
 from jobworker.kernel.cgroup.base import Group
 from jobworker.limits import Limits, LimitStatus
+from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
@@ -54,6 +55,7 @@ class Surroundings:
     log: Log
     store: Store
     keeper: KeeperLink
+    audit: Audit
     changed: Callable[[Job], None]
     grew: Callable[[Job], None]
     kill_wait: float
@@ -251,6 +253,7 @@ class Job:
         if self._stopping is None:
             around = self._around
             self._stopping = Stopping(around.loop, self.group, reason, around.kill_wait, self._report_stuck)
+            around.audit.stopping(self.record, reason)
             self._change(state=State.STOPPING)
             if not force:
                 self._stopping.signal(signum)
@@ -260,6 +263,7 @@ class Job:
             self._stopping.kill_after(grace)
 
     def _report_stuck(self) -> None:
+        self._around.audit.stuck(self.record)
         self._change(stuck=True, detail="killed, but a process of the job does not go away")
         self._answer_waiting()
 
@@ -295,6 +299,7 @@ class Job:
             lost_bytes=self._log.lost,
             output_ended=True,
         )
+        self._around.audit.ended(self.record)
         self._around.grew(self)
         self._answer_waiting()
 

@@ -24,9 +24,15 @@ class Log:
     def error(self, event: str, **fields: object) -> None:
         self._write("error", event, fields)
 
+    def always(self, event: str, **fields: object) -> None:
+        """Write whatever the level is."""
+        self._put("info", event, fields)
+
     def _write(self, level: str, event: str, fields: dict[str, object]) -> None:
-        if _LEVELS.index(level) < self._lowest:
-            return
+        if _LEVELS.index(level) >= self._lowest:
+            self._put(level, event, fields)
+
+    def _put(self, level: str, event: str, fields: dict[str, object]) -> None:
         now = time.time()
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1_000_000):06d}Z"
         line = json.dumps({"timestamp": stamp, "level": level, "logger": "supervisor", "event": event, **fields})

@@ -57,7 +57,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._purge_at = _PURGE_MARGIN
-        self._after_round: Callback | None = None
+        self._after_round: list[Callback] = []
         self._signals: dict[int, Callback] = {}
         self._running = False
         self.ready = 0
@@ -92,8 +92,11 @@ class Loop:
         self._purge_at = 2 * len(self._timers) + _PURGE_MARGIN
 
     def after_each_round(self, callback: Callback) -> None:
-        """Call once after all callbacks of a round, for what is better done once than for each event."""
-        self._after_round = callback
+        """Call once after all callbacks of a round, for what is better done once than for each event.
+
+        Those that came before are called first.
+        """
+        self._after_round.append(callback)
 
     def on_signal(self, signum: int, callback: Callback) -> None:
         self._signals[signum] = callback
@@ -112,8 +115,8 @@ class Loop:
                 if callback := self._callbacks.get(fd):
                     callback()
             self._fire_timers()
-            if self._after_round:
-                self._after_round()
+            for callback in self._after_round:
+                callback()
 
     def _timeout(self) -> float:
         if not self._timers:

@@ -121,6 +121,7 @@ class Recovery:
             self._quarantine(name, str(stored))
 
     def _quarantine(self, name: str, problem: str) -> None:
+        self._around.audit.quarantined(name, problem)
         try:
             self._around.store.quarantine(name)
         except OSError as error:
@@ -133,6 +134,7 @@ class Recovery:
         record = stored.record
         self._registry.keys.remember(record, stored.idempotency)
         if record.state is State.ENDED:
+            self._around.audit.found_ended(record)
             self._registry.add_ended(record)
             return
         held = self._held.get(record.job_id)
@@ -153,6 +155,7 @@ class Recovery:
             return
         del self._held[record.job_id]
         self._adopted.add(record.job_id)
+        self._around.audit.taken_over(record)
         self._registry.add_running(job, adopted=True)
         job.begin(stored.stop_reason)
         if end := held.end or _end_on_record(record):
@@ -190,10 +193,12 @@ class Recovery:
         except OSError as error:
             # It is found lost again the next time.
             self._around.log.error("record not saved", job=record.job_id, error=str(error))
+        self._around.audit.ended(lost)
         self._registry.add_ended(lost)
         self._around.log.warning("job lost", job=record.job_id, detail=detail)
 
     def _undo(self, job_id: str) -> None:
+        self._around.audit.undone(job_id)
         self._sweep(job_id)
         try:
             self._around.store.discard_job(job_id)

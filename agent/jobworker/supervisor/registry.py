@@ -33,7 +33,7 @@ from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.output import open_segment
 from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import HostInfo, StartJob, StopJob
+from jobworker.wire.messages import Caller, HostInfo, StartJob, StopJob
 
 Ended = Callable[[JobRecord], None]
 Started = Callable[[JobRecord | JobWorkerError], None]
@@ -66,6 +66,7 @@ class Registry:
         self._limits = LimitRules(settings, hierarchy)
         self._users = Users(settings)
         self._removed = removed
+        self._audit = around.audit
         self.retention = Retention(around.loop, around.log, store, settings, self._forget, self._users.give_back)
         self._guard = LimitGuard(around.loop, around.log)
         self._launching: dict[str, tuple[Order, list[Started]]] = {}
@@ -101,6 +102,7 @@ class Registry:
             try:
                 self.start(request, started)
             except JobWorkerError as error:
+                self._audit.start_refused(request, error)
                 started(error)
         self._tell_idle()
 
@@ -111,6 +113,7 @@ class Registry:
     def _forget(self, job_id: str) -> None:
         del self.ended[job_id]
         self.keys.forget(job_id)
+        self._audit.removed(job_id)
         self._removed(job_id)
 
     def changed(self, job: Job) -> None:
@@ -134,6 +137,7 @@ class Registry:
             self._early.append((request, started))
             return
         if known := self.keys.find(request.principal, idempotency):
+            self._audit.start_repeated(request, known)
             self._started_before(known, started)
             return
         self._admit()
@@ -141,6 +145,7 @@ class Registry:
         plan = self._limits.plan(spec, spec.workdir or self._store.jobs_path)
         self._reserve(plan.settable.memory_bytes or 0)
         confinement, applied = self._isolation.decide(spec, request.principal, self._store.work_path(job_id))
+        self._audit.start_asked(request)
         uid = self._users.take()
         record = self._new_record(job_id, request.principal, spec, os.geteuid() if uid is None else uid)
         order = Order(
@@ -155,9 +160,9 @@ class Registry:
         self._launching[order.record.job_id] = order, [started]
         self.keys.remember(order.record, idempotency)
         try:
-            self._launcher.launch(order, lambda outcome: self._launched(order, outcome))
+            self._launcher.launch(order, lambda outcome: self._launched(order, request.caller, outcome))
         except JobWorkerError as error:
-            self._launched(order, error)
+            self._launched(order, request.caller, error)
 
     def _started_before(self, job_id: str, started: Started) -> None:
         if launching := self._launching.get(job_id):
@@ -165,15 +170,17 @@ class Registry:
         else:
             started(self.inspect(job_id))
 
-    def _launched(self, order: Order, outcome: Job | JobWorkerError) -> None:
+    def _launched(self, order: Order, caller: Caller, outcome: Job | JobWorkerError) -> None:
         _, waiting = self._launching.pop(order.record.job_id)
         answer: JobRecord | JobWorkerError
         if isinstance(outcome, Job):
             self.add_running(outcome)
+            self._audit.started(caller, outcome.record)
             answer = outcome.record
         else:
             self.keys.forget(order.record.job_id)
             self._users.give_back(order.uid)
+            self._audit.start_failed(caller, order.record, outcome)
             answer = outcome
         for started in waiting:
             started(answer)
@@ -245,6 +252,7 @@ class Registry:
         if job is None:
             reason = self._ended_record(request.job_id).end_reason
             raise JobAlreadyEnded(request.job_id, reason.value if reason else "")
+        self._audit.stop_asked(request, again=job.record.state is State.STOPPING)
         job.stop(request.signal, request.grace_ms / 1000, EndReason.STOPPED, force=request.force)
         if request.wait and not job.record.stuck:
             job.when_ended(ended)

@@ -19,6 +19,7 @@ from jobworker.errors import (
     UpgradeRefused,
 )
 from jobworker.jobs import MAX_GRACE_MS, JobRecord, check_job_id
+from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.connection import Connection, Peer
 from jobworker.supervisor.job import Job
 from jobworker.supervisor.log import Log
@@ -49,6 +50,7 @@ class Server:
         self,
         loop: Loop,
         log: Log,
+        audit: Audit,
         registry: Registry,
         bind: Callable[[], socket.socket],
         gateway_uid: int,
@@ -59,6 +61,7 @@ class Server:
         self.loop = loop
         self._upgrade = upgrade
         self.log = log
+        self.audit = audit
         self._registry = registry
         self._bind = bind
         self._gateway_uid = gateway_uid
@@ -99,8 +102,10 @@ class Server:
         )
         if not peers or len(self._connections) >= _MAX_CONNECTIONS:
             self.log.warning("connection refused", uid=uid, connections=len(self._connections))
+            self.audit.connection_refused(uid)
             sock.close()
             return
+        self.audit.connected(uid)
         self._connections.append(Connection(self, sock, peers))
 
     def closed(self, connection: Connection) -> None:
@@ -126,6 +131,8 @@ class Server:
         try:
             self._dispatch(connection, request, reply)
         except JobWorkerError as error:
+            if isinstance(error, PermissionDenied | ProtocolError):
+                self.audit.request_refused(type(request).__name__, error)
             reply(frames.failed(error))
 
     def _dispatch(self, connection: Connection, request: Any, reply: Reply) -> None:
@@ -155,9 +162,20 @@ class Server:
                 self.log.info("job started", job=outcome.job_id, principal=outcome.principal, uid=outcome.uid)
                 reply(messages.JobReply(outcome), ())
 
-        self._registry.start(request, started)
+        try:
+            self._registry.start(request, started)
+        except JobWorkerError as error:
+            self.audit.start_refused(request, error)
+            raise
 
     def stop_job(self, _: Connection, request: messages.StopJob, reply: Reply) -> None:
+        try:
+            self._stop_job(request, reply)
+        except JobWorkerError as error:
+            self.audit.stop_refused(request, error)
+            raise
+
+    def _stop_job(self, request: messages.StopJob, reply: Reply) -> None:
         check_job_id(request.job_id)
         if not 1 <= request.signal < signal.NSIG:
             raise InvalidField("signal", f"{request.signal} is not a signal", "TERM")
@@ -188,7 +206,15 @@ class Server:
         connection.followed.discard(check_job_id(request.job_id))
         reply(messages.Done(), ())
 
+    def report_calls(self, _: Connection, request: messages.ReportCalls, reply: Reply) -> None:
+        if len(request.calls) > messages.MAX_REPORTS:
+            raise InvalidField("calls", f"has {len(request.calls)} items, more than {messages.MAX_REPORTS}")
+        self.audit.reported(request)
+        reply(messages.Done(), ())
+
     def shutdown(self, _: Connection, __: messages.Shutdown, reply: Reply) -> None:
+        self.audit.owner_asked("shutdown")
+
         def idle() -> None:
             reply(messages.Done(), ())
             self.loop.stop()
@@ -196,6 +222,8 @@ class Server:
         self._registry.end_all(idle)
 
     def upgrade(self, _: Connection, __: messages.Upgrade, reply: Reply) -> None:
+        self.audit.owner_asked("upgrade")
+
         def decided(problem: str | None) -> None:
             reply(frames.failed(UpgradeRefused(problem)) if problem else messages.Done(), ())
             self._flush()
@@ -261,6 +289,7 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.OpenLog: (_GATEWAY, Server.open_log),
     messages.FollowLog: (_GATEWAY, Server.follow_log),
     messages.UnfollowLog: (_GATEWAY, Server.unfollow_log),
+    messages.ReportCalls: (_GATEWAY, Server.report_calls),
     messages.Shutdown: (_OWNER, Server.shutdown),
     messages.Upgrade: (_OWNER, Server.upgrade),
 }

@@ -8,6 +8,7 @@
     jobs/ID/logs/        where the job cannot write
     quarantine/          what could not be read, with its name
     removed/ID.UID       what is left of a job that is being removed
+    audit/               the audit trails
 
 Files are written beside and renamed, so that a reader sees the old or the new one, never half of either.
 """
@@ -23,7 +24,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from jobworker import codec
+from jobworker import chain, codec
 from jobworker.errors import HostFault, ProtocolError
 from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_job_id
 from jobworker.kernel import beneath
@@ -102,6 +103,10 @@ class Store:
         fd = os.open(name, _OPEN_DIR, dir_fd=self.fd)
         _set_mode(fd, mode)
         return fd
+
+    def open_audit(self) -> int:
+        """The directory of the audit trails, for the caller to keep; made if it is not there."""
+        return self._make_dir(chain.DIRECTORY, 0o700)
 
     def instance(self) -> str:
         """The agent's name, made at its first start."""

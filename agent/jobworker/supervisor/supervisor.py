@@ -16,6 +16,7 @@ from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeHierarchy
 from jobworker.settings.schema import SOCKET_NAME, Settings
 from jobworker.supervisor import stand_in, upgrade
+from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.flusher import Flusher
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import Job, Surroundings
@@ -36,11 +37,19 @@ class Supervisor:
     Args:
         link_fd: the connection to the keeper.
         stand_in_fd: the connection to who has moved the output since the version before this one.
+        audit_lost: lines that the version before this one could not write to the audit trails.
         parked: a service manager stores what the keeper holds, and starts another keeper when it has died.
     """
 
     def __init__(
-        self, settings: Settings, settings_path: str, link_fd: int, *, parked: bool, stand_in_fd: int | None
+        self,
+        settings: Settings,
+        settings_path: str,
+        link_fd: int,
+        *,
+        parked: bool,
+        stand_in_fd: int | None,
+        audit_lost: tuple[int, ...],
     ) -> None:
         self._settings_path = settings_path
         self._link_fd = link_fd
@@ -53,12 +62,21 @@ class Supervisor:
             self._store.lock()
         self._loop = Loop()
         self._flusher = Flusher(self._loop, self._store.jobs_fd)
+        self._audit = Audit(
+            self._loop,
+            self._log,
+            settings.audit,
+            self._store.open_audit,
+            audit_lost,
+            self._flusher.audit_changed,
+        )
         self._hierarchy = _hierarchy(settings, self._store, self._log)
         around = Surroundings(
             loop=self._loop,
             log=self._log,
             store=self._store,
             keeper=self._keeper,
+            audit=self._audit,
             changed=self._changed,
             grew=self._grew,
             kill_wait=settings.jobs.kill_wait_ms / 1000,
@@ -70,6 +88,7 @@ class Supervisor:
         self._server = Server(
             self._loop,
             self._log,
+            self._audit,
             self._registry,
             lambda: _listener(self._store.fd, settings.gateway_uid),
             settings.gateway_uid,
@@ -83,6 +102,7 @@ class Supervisor:
         if stand_in_fd is not None:
             os.close(stand_in_fd)
             self._store.lock(wait=True)
+        self._audit.begin()
         recovery.run()
         self._keeper.listen(self._loop, self._process_ended, self._keeper_gone)
 
@@ -119,6 +139,7 @@ class Supervisor:
     def _become_keeper(self) -> None:
         """Execute the keeper's program in this process, the jobs' parent, and have it start a supervisor."""
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        self._audit.end("the keeper is gone")
         held = {job_id: job.held() for job_id, job in self._registry.running.items()}
         try:
             handover.execute(upgrade.keeper_command(self._settings_path), handover.State(0, -1, held))
@@ -140,7 +161,9 @@ class Supervisor:
             self._keeper.upgrade()
             os.set_inheritable(self._link_fd, True)
             streams = [stream for job in self._registry.running.values() for stream in job.streams()]
+            lost = ",".join(map(str, self._audit.end("upgrade")))
             options = ["--link-fd", str(self._link_fd), "--stand-in-fd", str(stand_in.start(streams))]
+            options += ["--audit-lost", lost]
             if self._parked:
                 options += ["--parked", "yes"]
             os.execv(sys.executable, [*upgrade.command(self._settings_path), *options])
@@ -161,8 +184,11 @@ class Supervisor:
         if ready_fd is not None:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
+        self._audit.flush()
+        self._audit.anchor()
         self._log.info("ready", version=jobworker.__version__, cgroup_mode=self._hierarchy.mode, pid=os.getpid())
         self._loop.run()
+        self._audit.end("stopped")
         self._hierarchy.remove()
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobworker.identity import Role
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
 from jobworker.limits import Enforcement
 from jobworker.sandbox import Part
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
 PROTOCOL = 3
+# The supervisor writes so many lines without letting a job's output wait.
+MAX_REPORTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,51 @@ class HostInfo:
     isolation: tuple[PartSupport, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who made a call, by the gateway's word alone.
+
+    Attributes:
+        principal: the URI of the certificate, which a peer that was not let in may not have.
+        role: likewise.
+        serial: of the certificate, in lower-case hexadecimal.
+        peer: its address, as grpc writes it.
+        call: names this one call in the logs.
+    """
+
+    principal: str
+    role: Role | None = None
+    serial: str = ""
+    peer: str = ""
+    call: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallReport:
+    """One decision of the gateway, and what became of the call.
+
+    Attributes:
+        event: `call` when it has ended, `stream_opened` when a stream was let in.
+        rpc: the method's full name, which may be one that does not exist.
+        code: the gRPC status; empty while there is none.
+        reason: by what rule it was refused.
+        job_id: what it was about; empty if its request was not read.
+        at_ns: when, in nanoseconds of Unix time.
+        took_ms: from its arrival, rounded.
+    """
+
+    event: str
+    caller: Caller
+    rpc: str
+    allowed: bool
+    code: str
+    reason: str
+    detail: str
+    job_id: str
+    at_ns: int
+    took_ms: int
+
+
 # Requests.
 
 
@@ -85,9 +133,13 @@ class Hello:
 class StartJob:
     """Answer: `JobReply` after exec succeeded, or of the job that the same key has started before."""
 
-    principal: str
+    caller: Caller
     spec: JobSpec
     idempotency: Idempotency = field(default_factory=Idempotency)
+
+    @property
+    def principal(self) -> str:
+        return self.caller.principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +152,7 @@ class StopJob:
         force: kill at once.
     """
 
+    caller: Caller
     job_id: str
     signal: int
     grace_ms: int
@@ -134,6 +187,18 @@ class UnfollowLog:
     """Answer: `Done`."""
 
     job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCalls:
+    """For the audit trail: calls, the oldest first, at most `MAX_REPORTS`. Answer: `Done`.
+
+    Attributes:
+        dropped: calls since the last report that there was no room for.
+    """
+
+    calls: tuple[CallReport, ...]
+    dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +298,7 @@ REQUESTS: tuple[type[Any], ...] = (
     OpenLog,
     FollowLog,
     UnfollowLog,
+    ReportCalls,
     Shutdown,
     Upgrade,
 )

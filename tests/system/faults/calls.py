@@ -19,7 +19,7 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec
 from jobworker.wire import messages
 from support import strace
 from support.leftovers import cgroups, descriptors, processes_of
-from support.root_side import Link, RootSide
+from support.root_side import CALLER, Link, RootSide
 from support.strace import Call
 from support.waiting import until
 
@@ -93,7 +93,7 @@ class Start(Action):
         super().__init__(bench)
         spec = JobSpec("/bin/sh", ("-c", f"echo begun; echo so >&2; exit {EXIT_CODE}"))
         key = Idempotency(f"start-{bench.next_number()}", "digest")
-        self._request = messages.StartJob("spiffe://test/user/w", spec, key)
+        self._request = messages.StartJob(CALLER, spec, key)
         self._there_before = bench.job_directories()
         self._answer: JobRecord | None = None
 

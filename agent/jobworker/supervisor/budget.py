@@ -1,0 +1,30 @@
+"""A bound on how often something may be done: at a rate, and so often at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Budget:
+    """Fills up by `rate` a second to `burst` at most, where it begins.
+
+    Args:
+        now: a clock, in seconds.
+    """
+
+    def __init__(self, rate: float, burst: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = self._left = burst
+        self._now = now
+        self._at = now()
+
+    def take(self) -> bool:
+        """True if it may be done once more, which is taken to happen."""
+        now = self._now()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -1,0 +1,66 @@
+"""Audit trails: made by the supervisor's own code, read back, and checked as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobworker.chain import Head, split
+from jobworker.cli.audit_verify import Report, Verifier
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.trail import Trail, body
+
+_AGENT = os.path.join(os.path.dirname(sys.executable), "worker-agent")
+
+
+def open_trail(directory: Path, *, max_bytes: int = 1 << 20, keep: int = 100, lost: int = 0) -> Trail:
+    """A trail `jobs`, as one life of a supervisor has it."""
+
+    def opened() -> int:
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    return Trail(Log("error"), "jobs", opened, max_bytes, keep, lost, lambda _: None)
+
+
+def write(trail: Trail, *texts: str) -> None:
+    """A line for each text, written at once."""
+    for text in texts:
+        trail.add(body("supervisor", "test", text=text))
+    assert trail.flush(), trail.failing
+
+
+def verify(directory: Path, *anchors: Head) -> Report:
+    return Verifier(str(directory), "jobs", anchors).run()
+
+
+def problems(report: Report) -> list[str]:
+    return [finding.problem for finding in report.findings]
+
+
+def events(state_dir: str, trail: str, *, damaged: bool = False) -> list[dict[str, Any]]:
+    """All lines of a trail, the oldest first. Fails on whatever is not one line of JSON in ASCII.
+
+    Args:
+        state_dir: the agent's.
+        trail: its name.
+        damaged: leave out what is none instead.
+    """
+    directory = Path(state_dir, "audit")
+    closed = sorted(directory.glob(f"{trail}.log.*"), key=lambda path: int(path.suffix[1:]))
+    data = b"".join(path.read_bytes() for path in (*closed, directory / f"{trail}.log"))
+    lines = data.split(b"\n")
+    if damaged:
+        return [json.loads(line) for line in lines if split(line)]
+    assert lines.pop() == b""
+    assert all(0x20 <= byte < 0x7F for line in lines for byte in line)
+    return [json.loads(line) for line in lines]
+
+
+def audit(state_dir: str, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`worker-agent audit`."""
+    run = [_AGENT, "audit", command, "--state-dir", state_dir, *arguments]
+    return subprocess.run(run, capture_output=True, text=True, check=False, timeout=60)

@@ -1,0 +1,503 @@
+"""The audit trails of a real agent: what is in them, and that nothing keeps them from being whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.errors import HostFault, InvalidField, JobAlreadyEnded, JobNotFound, StartFailed
+from jobworker.identity import Role
+from jobworker.jobs import JobSpec
+from jobworker.settings.schema import AuditSettings
+from jobworker.wire import messages
+from support import certs, gateway
+from support.agent import Agent, running_agent
+from support.root_side import CALLER, DEADLINE, Link, RootSide, root_side
+from support.trails import audit, events
+from support.waiting import until
+
+pytestmark = pytest.mark.root
+
+SECRET = "hunter2-do-not-tell"
+MIB = 1 << 20
+
+
+def of(job_id: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line.get("job") == job_id]
+
+
+def names(lines: list[dict[str, Any]]) -> list[str]:
+    return [line["event"] for line in lines]
+
+
+def wait_for_line(state_dir: str, trail: str, suits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first such line. The gateway reports a little later than it acts."""
+    found: list[dict[str, Any]] = []
+
+    def there() -> bool:
+        found[:] = [line for line in events(state_dir, trail, damaged=True) if suits(line)]
+        return bool(found)
+
+    until(there, True, DEADLINE)
+    return found[0]
+
+
+def is_call(method: str, **fields: str) -> Callable[[dict[str, Any]], bool]:
+    def suits(line: dict[str, Any]) -> bool:
+        return (
+            line["event"] == "call"
+            and line["rpc"].endswith(f"/{method}")
+            and all(line.get(name) == value for name, value in fields.items())
+        )
+
+    return suits
+
+
+# Through a whole agent.
+
+
+def test_a_start_and_a_stop(agent: Agent) -> None:
+    job_id = agent.start_job("--env", f"TOKEN={SECRET}", "--", "sh", "-c", "printf 'a\\n'; sleep 1000\n")
+    agent.cli("stop", job_id, check=True)
+    lines = of(job_id, events(agent.state_dir, "jobs"))
+    assert names(lines) == ["job_started", "stop_asked", "job_stopping", "job_ended"]
+    started, asked, stopping, ended = lines
+    assert {line["by"] for line in lines} == {"supervisor"}
+    assert (started["command"], started["args"]) == ("sh", ["-c", "printf 'a\\n'; sleep 1000\n"])
+    assert started["env"] == ["TOKEN"]
+    assert (started["sandbox"], started["uid"] >= 1000) == ("standard", True)
+    for line in (started, asked):
+        claimed = line["claimed"]
+        assert claimed["principal"] == "spiffe://dev.jobworker.internal/user/writer"
+        assert (claimed["role"], claimed["serial"]) == ("WRITER", serial(agent, "writer"))
+        assert claimed["peer"].startswith("ipv4:127.0.0.1:")
+        assert line["decision"] == "allow"
+    assert (asked["signal"], stopping["why"], ended["reason"]) == ("TERM", "STOPPED", "STOPPED")
+    assert [line["seq"] for line in lines] == sorted(line["seq"] for line in lines)
+    # The gateway's own word of the same call.
+    call = wait_for_line(agent.state_dir, "calls", is_call("Start", job=job_id))
+    assert (call["by"], call["decision"], call["code"]) == ("gateway", "allow", "OK")
+    assert call["call"] == started["claimed"]["call"]
+
+
+def serial(agent: Agent, name: str) -> str:
+    command = ["openssl", "x509", "-noout", "-serial", "-in", os.path.join(agent.pki_dir, f"{name}.pem")]
+    said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    return said.strip().partition("=")[2].lower().lstrip("0")
+
+
+def test_a_denial(agent: Agent) -> None:
+    assert agent.cli("start", "--", "true", role="reader").returncode
+    call = wait_for_line(agent.state_dir, "calls", is_call("Start", decision="deny"))
+    assert (call["code"], call["reason"]) == ("PERMISSION_DENIED", "PERMISSION_DENIED")
+    assert (call["role"], call["serial"]) == ("READER", serial(agent, "reader"))
+    assert call["principal"] == "spiffe://dev.jobworker.internal/user/reader"
+    assert call["peer"].startswith("ipv4:127.0.0.1:")
+
+
+def test_a_start_that_fails_and_one_that_makes_no_sense(agent: Agent) -> None:
+    assert agent.cli("start", "--", "/no/such\nprogram").returncode
+    failed = wait_for_line(agent.state_dir, "jobs", lambda line: line["event"] == "start_failed")
+    assert (failed["command"], failed["problem"]) == ("/no/such\nprogram", "StartFailed")
+    # Of what is in a request nothing but the name of the field that is wrong.
+    with gateway.channel(agent.addr, certs.DevPki(agent.pki_dir).files("writer")) as channel:
+        whole = pb.StartRequest(command="a", workdir=SECRET).SerializeToString()
+        for request, field in ((whole, "workdir"), (b"\xff", "request")):
+            with pytest.raises(grpc.RpcError):
+                channel.unary_unary("/jobworker.api.v1.JobWorkerService/Start", bytes)(request)
+            call = wait_for_line(agent.state_dir, "calls", is_call("Start", code="INVALID_ARGUMENT", detail=field))
+            assert (call["decision"], call["reason"]) == ("deny", "INVALID_FIELD")
+
+
+def test_a_stream_is_told_when_it_begins(agent: Agent) -> None:
+    job_id = agent.start_job("--", "sleep", "1000")
+    follower = subprocess.Popen(agent.command("stream", job_id, "--follow", role="reader"))
+    opened = wait_for_line(
+        agent.state_dir, "calls", lambda line: line["event"] == "stream_opened" and line["job"] == job_id
+    )
+    assert (opened["decision"], opened["role"]) == ("allow", "READER")
+    follower.kill()
+    follower.wait()
+    ended = wait_for_line(agent.state_dir, "calls", is_call("Stream", job=job_id))
+    assert (ended["call"], ended["code"]) == (opened["call"], "CANCELLED")
+    agent.cli("stop", job_id, check=True)
+
+
+def test_values_of_the_environment_are_nowhere(agent: Agent) -> None:
+    job_id = agent.start_job("--env", f"TOKEN={SECRET}", "--", "true")
+    agent.cli("start", "--env", f"TOKEN={SECRET}", "--", "/no/such/program")
+    agent.cli("start", "--env", f"TOKEN={SECRET}", "--memory", "1", "--", "true")
+    wait_for_line(agent.state_dir, "calls", is_call("Start", job=job_id))
+    for path in Path(agent.state_dir, "audit").iterdir():
+        assert SECRET.encode() not in path.read_bytes()
+
+
+def test_the_command_line(agent: Agent) -> None:
+    job_id = agent.start_job("--", "true")
+    wait_for_line(agent.state_dir, "calls", is_call("Start", job=job_id))
+    run = audit(agent.state_dir, "verify")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "jobs: whole: lines 1 to" in run.stdout
+    anchors = [json.loads(line)["anchor"] for line in agent.log().splitlines() if '"audit anchor"' in line]
+    assert {anchor.partition(":")[0] for anchor in anchors} == {"jobs", "calls"}
+    given = [part for anchor in anchors for part in ("--anchor", anchor)]
+    assert audit(agent.state_dir, "verify", *given).returncode == 0
+    trail, seq, known = anchors[0].split(":")
+    run = audit(agent.state_dir, "verify", "--anchor", f"{trail}:{seq}:{known[::-1]}")
+    assert run.returncode == 1
+    assert "is not the one of the anchor" in run.stdout
+    assert audit(agent.state_dir, "verify", "--anchor", "7").returncode == 2
+    assert audit(agent.pki_dir, "verify").returncode == 4
+    shown = audit(agent.state_dir, "show", "--job", job_id, "--format", "json", "--principal", "*/user/writer")
+    assert {json.loads(line)["job"] for line in shown.stdout.splitlines()} == {job_id}
+    assert {json.loads(line)["by"] for line in shown.stdout.splitlines()} == {"supervisor", "gateway"}
+    text = audit(agent.state_dir, "show", "--since", "1h").stdout
+    assert "  job_started  spiffe://dev.jobworker.internal/user/writer  " in text
+    assert audit(agent.state_dir, "show", "--since", "2999-01-01T00:00:00Z").stdout == ""
+    assert audit(agent.state_dir, "show", "--since", "yesterday").returncode == 2
+
+
+def test_only_root_can_look(agent: Agent) -> None:
+    directory = Path(agent.state_dir, "audit")
+    assert directory.stat().st_mode & 0o7777 == 0o700
+    assert {path.stat().st_mode & 0o7777 for path in directory.iterdir()} == {0o600}
+    assert {path.stat().st_uid for path in (directory, *directory.iterdir())} == {0}
+
+
+def test_a_flood_of_denials_holds_up_nobody() -> None:
+    with running_agent() as agent:
+        job_id = agent.start_job("--", "sleep", "1000")
+        flood = [
+            subprocess.Popen(
+                ["sh", "-c", 'while :; do "$@"; done', "-", *agent.command("start", "--", "true", role="reader")],
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            for _ in range(4)
+        ]
+        try:
+            wait_for_line(agent.state_dir, "calls", is_call("Start", decision="deny"))
+            agent.cli("stop", job_id, check=True)
+        finally:
+            for process in flood:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        assert names(of(job_id, events(agent.state_dir, "jobs")))[-1] == "job_ended"
+        assert audit(agent.state_dir, "verify").returncode == 0
+
+
+# The root side alone, and a gateway that was taken over.
+
+
+@pytest.fixture
+def own_side(tmp_path: Path) -> Iterator[RootSide]:
+    tmp_path.chmod(0o755)
+    with root_side(str(tmp_path)) as running:
+        yield running
+
+
+NASTY = 'x","by":"supervisor","event":"job_started"}\n{"seq":1,"by":"supervisor"}\r\x1b[2J\u2028\x7f\0\udcff'
+
+
+def report(**changes: Any) -> messages.CallReport:
+    fields: dict[str, Any] = {
+        "event": "call",
+        "caller": messages.Caller(NASTY, Role.WRITER, NASTY, NASTY, NASTY),
+        "rpc": NASTY,
+        "allowed": True,
+        "code": NASTY,
+        "reason": NASTY,
+        "detail": NASTY,
+        "job_id": NASTY,
+        "at_ns": -1,
+        "took_ms": -1,
+    }
+    return messages.CallReport(**fields | changes)
+
+
+def test_a_gateway_can_t_speak_for_the_supervisor(side: RootSide, link: Link) -> None:
+    before = len(events(side.state_dir, "calls")), len(events(side.state_dir, "jobs"))
+    link.ask(
+        messages.ReportCalls((report(), report(event="job_started"), report(event=NASTY, at_ns=2**63 - 1)), 0)
+    )
+    calls = events(side.state_dir, "calls")[before[0] :]
+    assert [(line["by"], line["event"]) for line in calls] == [("gateway", "call")] * 3
+    assert len(events(side.state_dir, "jobs")) == before[1]
+    assert audit(side.state_dir, "verify").returncode == 0
+
+
+def test_what_a_gateway_has_done_is_on_record_whatever_it_says(side: RootSide, link: Link) -> None:
+    caller = messages.Caller(NASTY, None, "s" * 10_000, "p", "c")
+    record = link.ask(messages.StartJob(caller, JobSpec("/bin/sh", ("-c", "exit 0", NASTY[:60])))).record
+    link.wait_ended(record.job_id)
+    started, ended = of(record.job_id, events(side.state_dir, "jobs"))
+    assert (started["by"], started["event"]) == ("supervisor", "job_started")
+    assert started["claimed"]["principal"] == NASTY
+    assert len(started["claimed"]["serial"]) < 1000
+    assert (started["command"], started["uid"], ended["exit_code"]) == ("/bin/sh", record.uid, 0)
+    assert started["args"] == ["-c", "exit 0", NASTY[:60]]
+
+
+def test_refusals_of_the_supervisor(side: RootSide, link: Link) -> None:
+    with pytest.raises(InvalidField):
+        link.ask(messages.StartJob(CALLER, JobSpec("", env=(("TOKEN", SECRET),))))
+    with pytest.raises(JobNotFound):
+        link.stop("0000-0000-0000-0000")
+    with pytest.raises(StartFailed):
+        link.start("/no/such/program")
+    record = link.start("/bin/true")
+    link.wait_ended(record.job_id)
+    with pytest.raises(JobAlreadyEnded):
+        link.stop(record.job_id)
+    refused = [line for line in events(side.state_dir, "calls") if line["event"].endswith("_refused")]
+    assert [(line["event"], line["problem"], line["decision"]) for line in refused[-3:]] == [
+        ("start_refused", "InvalidField", "deny"),
+        ("stop_refused", "JobNotFound", "deny"),
+        ("stop_refused", "JobAlreadyEnded", "deny"),
+    ]
+    assert SECRET not in json.dumps(refused)
+    assert "start_failed" in names(events(side.state_dir, "jobs"))
+
+
+def test_arguments_that_are_too_long_for_a_line(side: RootSide, link: Link) -> None:
+    args = ("-c", "exit 0", *(str(number) * 50 for number in range(300)))
+    record = link.start("/bin/sh", *args)
+    started, *_ = of(record.job_id, events(side.state_dir, "jobs"))
+    kept = started["args"]
+    assert 2 < len(kept) < len(args)
+    assert tuple(kept) == args[: len(kept)]
+    data = "\0".join(args).encode()
+    digest = subprocess.run(["sha256sum"], input=data, capture_output=True, check=True).stdout.split()[0].decode()
+    assert started["args_cut"] == {"of": len(args), "sha256": digest}
+
+
+def test_a_flood_from_a_gateway_costs_no_line_of_the_supervisor(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/sleep", "1000")
+    batch = messages.ReportCalls((report(caller=CALLER),) * messages.MAX_REPORTS, 0)
+    waiting = [link.send(batch) for _ in range(3)]
+    for _ in range(40):
+        waiting.append(link.send(batch))
+        link.answer(waiting.pop(0))
+    link.stop(record.job_id, force=True)
+    link.ask(messages.ReportCalls((), 12_345))
+    calls = events(own_side.state_dir, "calls")
+    assert calls[-1]["event"] == "calls_dropped"
+    assert (calls[-1]["by"], calls[-1]["lines"]) == ("gateway", 12_345)
+    assert names(of(record.job_id, events(own_side.state_dir, "jobs")))[-1] == "job_ended"
+    assert audit(own_side.state_dir, "verify").returncode == 3
+    with pytest.raises(InvalidField):
+        link.ask(messages.ReportCalls((report(),) * (messages.MAX_REPORTS + 1), 0))
+
+
+def test_stops_that_change_nothing_are_calls_like_others(side: RootSide, link: Link) -> None:
+    record = link.start("/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done")
+    link.wait_output(record.job_id)
+    for _ in range(5):
+        link.stop(record.job_id, wait=False)
+    link.stop(record.job_id, force=True)
+    assert names(of(record.job_id, events(side.state_dir, "jobs"))).count("stop_asked") == 2
+    assert names(of(record.job_id, events(side.state_dir, "calls"))).count("stop_asked") == 4
+
+
+# What the agent lives through.
+
+
+def test_the_supervisor_is_killed_over_and_over(own_side: RootSide) -> None:
+    started: list[str] = []
+    for number in range(8):
+        link = own_side.reconnect(subscribe=True)
+        pid = own_side.supervisor_pid()
+        requests = [
+            messages.StartJob(CALLER, JobSpec("/bin/sh", ("-c", f"exit {number}"))),
+            messages.ReportCalls((report(),) * 8, 0),
+        ]
+        for index in range(6):
+            link.send(requests[index % 2])
+        with suppress(ConnectionError):
+            for _ in range(number):
+                answer = link.receive().message
+                if isinstance(answer, messages.JobReply):
+                    started.append(answer.record.job_id)
+        os.kill(pid, signal.SIGKILL)
+        link.drain()
+        link.close()
+    link = own_side.reconnect(subscribe=True)
+    for job_id in started:
+        link.wait_ended(job_id)
+    run = audit(own_side.state_dir, "verify")
+    assert run.returncode in (0, 3), run.stdout
+    jobs = events(own_side.state_dir, "jobs")
+    assert names(jobs).count("agent_started") == 9
+    for job_id in started:
+        # Each once, whichever life wrote it.
+        assert names(of(job_id, jobs)).count("job_started") == 1
+        assert names(of(job_id, jobs)).count("job_ended") + names(of(job_id, jobs)).count("job_lost") == 1
+
+
+def test_an_upgrade_goes_on_with_the_chain(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/sleep", "1000")
+    link.ask(messages.Upgrade())
+    link.drain()
+    link.close()
+    link = own_side.reconnect(subscribe=True)
+    link.stop(record.job_id, force=True)
+    jobs = events(own_side.state_dir, "jobs")
+    wanted = ["job_started", "owner_asked", "agent_ending", "agent_started", "stop_asked", "job_ended"]
+    assert [name for name in names(jobs) if name in wanted] == ["agent_started", *wanted]
+    assert audit(own_side.state_dir, "verify").returncode == 0
+
+
+def test_a_shutdown_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with root_side(str(tmp_path)) as side:
+        link = side.link(subscribe=True)
+        record = link.start("/bin/sleep", "1000")
+    lines = events(side.state_dir, "jobs")
+    assert names(lines)[-3:] == ["job_stopping", "job_ended", "agent_ending"]
+    head = Path(side.state_dir, "audit", "jobs.head").read_text()
+    assert head == f"{lines[-1]['seq']}:{lines[-1]['hash']}\n"
+    assert f'"audit anchor", "anchor": "jobs:{head.strip()}"' in side.log()
+    assert of(record.job_id, lines)
+    run = audit(side.state_dir, "verify", "--anchor", f"jobs:{head.strip()}")
+    assert run.returncode == 0, run.stdout
+
+
+@contextmanager
+def on_small_disk(directory: Path, **settings: Any) -> Iterator[RootSide]:
+    """An agent whose trails are on a small file system of their own."""
+    place = directory / "state" / "audit"
+    place.mkdir(parents=True)
+    directory.chmod(0o755)
+    with ExitStack() as undo:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "jobworker-test", place], check=True)
+        undo.callback(lambda: subprocess.run(["umount", place], check=True))
+        side = RootSide(str(directory), audit=AuditSettings(**settings))
+        undo.callback(side.close)
+        yield side
+
+
+def fill(side: RootSide) -> Path:
+    path = Path(side.state_dir, "audit", "fill")
+    with suppress(OSError), open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with suppress(OSError), open(path, "ab", buffering=0) as file:
+        file.write(b"0")
+    return path
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    with on_small_disk(tmp_path) as side:
+        link = side.link(subscribe=True)
+        filled = fill(side)
+        # Jobs are started and stopped as ever; what is in memory is bounded.
+        started = [link.start("/bin/sh", "-c", "exit 0", "x" * 7_000).job_id for _ in range(80)]
+        for job_id in started:
+            link.wait_ended(job_id)
+        assert "audit trail not written" in side.log()
+        assert audit(side.state_dir, "verify").returncode in (0, 1)
+        filled.unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", filled.parent], check=True)
+        until(lambda: "audit trail is written again" in side.log(), True, DEADLINE)
+        jobs = events(side.state_dir, "jobs")
+        lost = sum(line["lines"] for line in jobs if line["event"] == "lines_lost")
+        written = sum(name in ("job_started", "job_ended") for name in names(jobs))
+        assert lost > 20
+        assert written + lost == 160
+        run = audit(side.state_dir, "verify")
+        assert run.returncode == 3
+        assert "lines are missing here: ENOSPC" in run.stdout
+
+
+def test_a_full_disk_and_a_supervisor_that_is_killed_or_upgraded(tmp_path: Path) -> None:
+    with on_small_disk(tmp_path) as side:
+        link = side.link(subscribe=True)
+        filled = fill(side)
+        for how in ("kill", "upgrade", "kill"):
+            for _ in range(3):
+                link.wait_ended(link.start("/bin/true").job_id)
+            if how == "kill":
+                os.kill(side.supervisor_pid(), signal.SIGKILL)
+            else:
+                link.ask(messages.Upgrade())
+            link.drain()
+            link.close()
+            link = side.reconnect(subscribe=True)
+        filled.unlink()
+        last = link.start("/bin/true").job_id
+        link.wait_ended(last)
+        wait_for_line(side.state_dir, "jobs", lambda line: line["event"] == "job_ended" and line["job"] == last)
+        run = audit(side.state_dir, "verify")
+        assert run.returncode in (0, 3), run.stdout
+        # Each end of a job is told, late, by a supervisor that finds it on record and not in the trail.
+        jobs = events(side.state_dir, "jobs", damaged=True)
+        assert len({line["job"] for line in jobs if line["event"] == "job_ended"}) == 10
+
+
+def test_no_start_without_a_record_where_that_is_wanted(tmp_path: Path) -> None:
+    with on_small_disk(tmp_path, required=True) as side:
+        link = side.link(subscribe=True)
+        running = link.start("/bin/sleep", "1000")
+        asked, *_ = [line for line in events(side.state_dir, "jobs") if line["event"] == "start_asked"]
+        assert (asked["command"], asked["args"], asked["claimed"]) == (
+            "/bin/sleep",
+            ["1000"],
+            {"principal": CALLER.principal},
+        )
+        filled = fill(side)
+        directories = set(os.listdir(Path(side.state_dir, "jobs")))
+        refused = 0
+        for _ in range(40):
+            # What fits the last block still does.
+            with suppress(HostFault):
+                link.start("/bin/true", "x" * 1_000)
+                continue
+            refused += 1
+        assert refused > 30
+        with pytest.raises(HostFault, match="failed at writing the audit trail: ENOSPC"):
+            link.start("/bin/true")
+        assert len(set(os.listdir(Path(side.state_dir, "jobs"))) - directories) == 40 - refused
+        assert link.stop(running.job_id, force=True).ended_ns
+        filled.unlink()
+        assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
+
+
+def test_files_are_rotated_under_load(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with root_side(str(tmp_path), audit=AuditSettings(max_bytes=20_000, keep=5)) as side:
+        link = side.link(subscribe=True)
+        for _ in range(25):
+            link.wait_ended(link.start("/bin/sh", "-c", "exit 0", "x" * 7_000).job_id)
+        assert len(list(Path(side.state_dir, "audit").glob("jobs.log.*"))) == 5
+        run = audit(side.state_dir, "verify")
+        assert run.returncode == 0, run.stdout
+        assert "are not here to be checked" in run.stdout
+        assert side.log().count('"audit anchor"') > 6
+        assert link.welcome.protocol
+
+
+def test_a_trail_that_can_t_be_opened_keeps_no_agent_from_starting(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    place = tmp_path / "state" / "audit"
+    place.parent.mkdir()
+    place.write_text("not a directory")
+    with root_side(str(tmp_path)) as side:
+        link = side.link(subscribe=True)
+        assert link.wait_ended(link.start("/bin/sh", "-c", "exit 4").job_id).exit_code == 4
+        assert "audit trail not written" in side.log()
+        place.unlink()
+        wait_for_there = Path(side.state_dir, "audit", "jobs.log")
+        until(wait_for_there.exists, True, DEADLINE)
+        assert "job_ended" in names(events(side.state_dir, "jobs"))
