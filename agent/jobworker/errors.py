@@ -59,6 +59,16 @@ class JobAlreadyEnded(JobWorkerError):
 
 
 @dataclass(eq=False)
+class WatchExpired(JobWorkerError):
+    """What a watch would have to tell next is not known any more."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the watch cannot go on from there: {self.reason}; watch again with a snapshot"
+
+
+@dataclass(eq=False)
 class IdempotencyConflict(JobWorkerError):
     """The key has been used before, for something else."""
 

@@ -245,6 +245,7 @@ class JobRecord:
         output_ended: no more output will come.
         lost_bytes: output that could not be written (a full disk, say): gaps in the log, which the index names.
         sandbox: what it is isolated by.
+        revision: of its last change, in the order of all changes since the host's boot; 0 for before that.
     """
 
     job_id: str
@@ -274,3 +275,4 @@ class JobRecord:
     output_ended: bool = False
     lost_bytes: int = 0
     sandbox: Applied = NOT_SANDBOXED
+    revision: int = 0

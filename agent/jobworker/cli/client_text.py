@@ -72,6 +72,15 @@ def agent(message: GetAgentInfoResponse) -> str:
     return labelled(lines)
 
 
+def event(message: Job) -> str:
+    """A job that has changed, in a line of its own: columns without knowing the other lines."""
+    return event_of(message.id, status(message), message.principal.rpartition("/")[2], _cut(command(message)))
+
+
+def event_of(job_id: str, state: str, by: str = "", words: str = "") -> str:
+    return f"{job_id}  {state:<14}  {inline(by):<10}  {words}".rstrip()
+
+
 def labelled(pairs: Pairs) -> str:
     return _aligned([pair for pair in pairs if pair[1]])
 

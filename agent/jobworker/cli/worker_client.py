@@ -34,6 +34,8 @@ COMMANDS = {
     "query": _Entry("client_jobs", "query", "Show everything that is known of a job."),
     "stream": _Entry("client_stream", "stream", "Write a job's output; also called logs."),
     "list": _Entry("client_jobs", "list_jobs", "List the jobs of the host; also called ps."),
+    "watch": _Entry("client_watch", "watch", "Show changes of jobs as they happen."),
+    "wait": _Entry("client_watch", "wait", "Wait until jobs have ended, and exit as they did."),
     "info": _Entry("client_info", "info", "Show what the agent is, and what it can enforce."),
     "version": _Entry("client_info", "version", "Print the version of this client."),
 }
@@ -69,7 +71,7 @@ them, or from a context file. Every command has a --help of its own.
 
 \b
 Exit codes: 0 done, 1 failed, 2 not understood, 4 not allowed, 130 interrupted.
-`run` has its own; its help tells them.
+`run` and `wait` have their own; their help tells them.
 """
 
 

@@ -19,6 +19,7 @@ NEEDED: Mapping[str, Role] = MappingProxyType(
         f"{_JOBS}/Query": Role.READER,
         f"{_JOBS}/Stream": Role.READER,
         f"{_JOBS}/List": Role.READER,
+        f"{_JOBS}/Watch": Role.READER,
         f"{_JOBS}/GetAgentInfo": Role.READER,
         f"{_HEALTH}/Check": Role.READER,
         f"{_HEALTH}/List": Role.READER,

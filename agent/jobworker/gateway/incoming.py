@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import re
 import signal
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -16,14 +17,17 @@ from jobworker import codec, jobs, limits
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField
+from jobworker.gateway.changes import Watched
 from jobworker.gateway.known import Wanted
 from jobworker.gateway.order import Position
 from jobworker.gateway.seek import MAX_TAIL_LINES, View
+from jobworker.gateway.watch import read_token
 from jobworker.wire.messages import StartJob, StopJob
 
 _NANOS = 1_000_000_000
 DEFAULT_GRACE_MS = 10_000
 DEFAULT_PAGE, MAX_PAGE = 100, 1_000
+MAX_WATCHED = 1_000
 
 _STATES = {job_pb2.JobState.Value(f"JOB_STATE_{state.value}"): state for state in jobs.State}
 _SOURCES = {
@@ -172,6 +176,12 @@ def wanted(request: pb.ListRequest) -> Wanted:
     Raises:
         InvalidField: the first field that is wrong.
     """
+    found = _filters(request)
+    prefix = jobs.check_job_id_prefix(request.id_prefix) if request.id_prefix else ""
+    return replace(found, id_prefix=prefix)
+
+
+def _filters(request: pb.ListRequest | pb.WatchRequest) -> Wanted:
     if len(request.labels) > jobs.MAX_LABELS:
         raise InvalidField("labels", f"has {len(request.labels)} entries, more than {jobs.MAX_LABELS}")
     if len(request.principal) > _MAX_PRINCIPAL:
@@ -180,8 +190,35 @@ def wanted(request: pb.ListRequest) -> Wanted:
         states=frozenset(_state(number) for number in request.states),
         labels=tuple(request.labels.items()),
         principal=request.principal,
-        id_prefix=jobs.check_job_id_prefix(request.id_prefix) if request.id_prefix else "",
     )
+
+
+def watched(request: pb.WatchRequest) -> Watched:
+    """Which jobs to watch.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    if len(request.job_ids) > MAX_WATCHED:
+        problem = f"has {len(request.job_ids)} items, more than {MAX_WATCHED}; watch by a label"
+        raise InvalidField("job_ids", problem)
+    ids = frozenset(jobs.check_job_id(text, f"job_ids[{i}]") for i, text in enumerate(request.job_ids))
+    return Watched(ids, _filters(request))
+
+
+def resumed(request: pb.WatchRequest) -> tuple[str, int] | None:
+    """Epoch and revision behind which to watch; None for from now on.
+
+    Raises:
+        InvalidField: it is no token, or there is to be a snapshot as well.
+    """
+    if not request.resume_token:
+        return None
+    if request.snapshot:
+        raise InvalidField(
+            "snapshot", "begins anew, and resume_token does not; give one of them", "snapshot false"
+        )
+    return read_token(request.resume_token)
 
 
 def _state(number: job_pb2.JobState.ValueType) -> jobs.State:

@@ -25,11 +25,12 @@ from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Extent, Fixed, Output, beginning
 from jobworker.gateway.seek import Log, View
+from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
 from jobworker.wire.messages import InspectJob, JobReply
 
 # In a stream's trailers: where to go on.
-RESUME_OFFSET = "jobworker-resume-offset"
+RESUME_OFFSET, RESUME_TOKEN = "jobworker-resume-offset", "jobworker-resume-token"
 
 # By default a client takes messages of up to 4 MiB; a single job may have 400 KiB.
 _MAX_PAGE_BYTES = 2 * 1024 * 1024
@@ -90,6 +91,21 @@ class JobWorker(api.JobWorkerServiceServicer):
         if len(response.jobs) < len(found):
             response.next_page_token = incoming.page_token(found[len(response.jobs) - 1].position)
         return response
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override] # writes
+        watched, since = incoming.watched(request), incoming.resumed(request)
+        await self._mirror.current()
+        if since:
+            self._mirror.changes.check(*since)
+        watch = Watch(self._mirror, watched, since and since[1], snapshot=request.snapshot)
+        resume = request.resume_token
+        try:
+            async with aclosing(watch.messages()) as messages:
+                async for told in messages:
+                    await context.write(told.message)
+                    resume = told.token or resume
+        finally:
+            context.set_trailing_metadata(((RESUME_TOKEN, resume),))
 
     async def GetAgentInfo(self, _request: pb.GetAgentInfoRequest, _context: Context) -> pb.GetAgentInfoResponse:
         host, system = await self._mirror.host(), os.uname()

@@ -23,6 +23,7 @@ from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.output import LONE_BYTES, ROUND_BYTES, OutputLog
+from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.stand_in import Stream
 from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
@@ -53,6 +54,7 @@ class Surroundings:
     log: Log
     store: Store
     keeper: KeeperLink
+    revisions: Revisions
     changed: Callable[[Job], None]
     grew: Callable[[Job], None]
     kill_wait: float
@@ -360,7 +362,7 @@ class Job:
             return self.record.usage
 
     def _change(self, **changes: Any) -> None:
-        self.record = replace(self.record, **changes)
+        self.record = replace(self.record, **changes, revision=self._around.revisions.next())
         self._save()
         self._around.changed(self)
 

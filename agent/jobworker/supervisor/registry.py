@@ -58,6 +58,7 @@ class Registry:
         store = around.store
         self._settings = settings
         self._store = store
+        self.revisions = around.revisions
         self._hierarchy = hierarchy
         self._isolation = isolation
         self._launcher = launcher

@@ -142,9 +142,11 @@ class Server:
             raise ProtocolError(f"version {request.protocol} is spoken, {messages.PROTOCOL} is understood")
         connection.greeted = True
         connection.attending = request.attend
-        reply(messages.Welcome(messages.PROTOCOL, self._registry.host_info(), jobworker.__version__), ())
+        host, epoch = self._registry.host_info(), self._registry.revisions.epoch
+        reply(messages.Welcome(messages.PROTOCOL, host, jobworker.__version__, epoch), ())
         if request.subscribe:
-            connection.subscribe([record.job_id for record in self._registry.records()])
+            records = sorted(self._registry.records(), key=lambda record: record.revision)
+            connection.subscribe([record.job_id for record in records])
 
     def start_job(self, _: Connection, request: messages.StartJob, reply: Reply) -> None:
         def started(outcome: JobRecord | JobWorkerError) -> None:
@@ -209,8 +211,9 @@ class Server:
             self._dirty.add(connection)
 
     def job_removed(self, job_id: str) -> None:
+        revision = self._registry.revisions.next_removed()
         for connection in self._connections:
-            connection.job_removed(job_id)
+            connection.job_removed(job_id, revision)
             self._dirty.add(connection)
 
     def log_grew(self, job: Job) -> None:
@@ -222,6 +225,10 @@ class Server:
     def record(self, job_id: str) -> JobRecord:
         running = self._registry.running.get(job_id)
         return running.record if running else self._registry.inspect(job_id)
+
+    def synced(self) -> messages.Synced:
+        revisions = self._registry.revisions
+        return messages.Synced(revisions.newest, revisions.removed, revisions.began)
 
     def log_state(self, job_id: str) -> messages.LogGrew:
         running = self._registry.running.get(job_id)

@@ -25,7 +25,7 @@ from jobworker.errors import HostFault, ProtocolError
 from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_job_id
 from jobworker.kernel import beneath
 
-FORMAT = 2
+FORMAT = 3
 _MAX_RECORD = 2 * 1024 * 1024
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 # Jobs' users must get through to their work directories, and see nothing on the way.
@@ -94,6 +94,11 @@ class Store:
         fd = os.open(name, _OPEN_DIR, dir_fd=self.fd)
         _set_mode(fd, mode)
         return fd
+
+    @property
+    def epoch(self) -> str:
+        """This agent, since the host's last boot."""
+        return f"{self.instance()} {self._boot_id}"
 
     def instance(self) -> str:
         """The agent's name, made at its first start."""

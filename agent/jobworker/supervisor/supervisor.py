@@ -25,6 +25,7 @@ from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.recovery import Recovery
 from jobworker.supervisor.registry import Registry
+from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.server import Server
 from jobworker.supervisor.store import Store
 from jobworker.wire import handover, sockets
@@ -59,6 +60,7 @@ class Supervisor:
             log=self._log,
             store=self._store,
             keeper=self._keeper,
+            revisions=Revisions(self._store.epoch),
             changed=self._changed,
             grew=self._grew,
             kill_wait=settings.jobs.kill_wait_ms / 1000,

@@ -15,7 +15,7 @@ from jobworker.limits import Enforcement
 from jobworker.sandbox import Part
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class HostInfo:
 class Hello:
     """The first message of a connection. Answer: `Welcome`, then with `subscribe` the events.
 
-    To a subscriber every job is reported once by `JobChanged`, then `Synced`, then what changes.
+    To a subscriber every job is reported once by `JobChanged`, then `Synced`, then what changes: all of it in the
+    order of revisions.
 
     Attributes:
         attend: this connection is what the supervisor stays for: once the last such one has closed and no job
@@ -154,11 +155,16 @@ class Upgrade:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The supervisor's version, of the protocol and of its program, and its host."""
+    """The supervisor's version, of the protocol and of its program, and its host.
+
+    Attributes:
+        epoch: revisions of another one say nothing about this one's.
+    """
 
     protocol: int
     host: HostInfo
     version: str
+    epoch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +209,22 @@ class JobChanged:
 @dataclass(frozen=True, slots=True)
 class JobRemoved:
     job_id: str
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """Every job that existed at the `Hello` has been reported."""
+    """Every job that existed at the `Hello` has been reported.
+
+    Attributes:
+        revision: of the newest change.
+        removed: that of the newest removal, or `began`: an earlier supervisor's are not known.
+        began: this supervisor's first.
+    """
+
+    revision: int = 0
+    removed: int = 0
+    began: int = 0
 
 
 @dataclass(frozen=True, slots=True)

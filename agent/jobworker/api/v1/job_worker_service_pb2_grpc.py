@@ -29,7 +29,7 @@ class JobWorkerServiceStub:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -66,6 +66,11 @@ class JobWorkerServiceStub:
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListRequest.SerializeToString,
                 response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/jobworker.api.v1.JobWorkerService/Watch',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchResponse.FromString,
+                _registered_method=True)
         self.GetAgentInfo = channel.unary_unary(
                 '/jobworker.api.v1.JobWorkerService/GetAgentInfo',
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoRequest.SerializeToString,
@@ -77,7 +82,7 @@ class JobWorkerServiceServicer:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -134,6 +139,27 @@ class JobWorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Changes of jobs as they happen, from now on, behind a snapshot, or from where an earlier watch left off.
+        Role: READER.
+
+        Each change of a job's record is told as the whole job as it is then: its start, a stop, its main process's end,
+        its own end, and that its output is being lost. Usage and the growth of the output are not changes. A watcher
+        that reads more slowly than jobs change gets the newest state of each job and not every one on the way; the last
+        state of a job is always told. After a restart of the agent's processes a job may be told again as it was.
+
+        Every answer but those of a snapshot has a resume_token, which means: up to here everything has been told. It
+        stays good when the gateway is restarted, and when the supervisor is while the gateway stays. What cannot be
+        told any more is never left out: the watch ends with WATCH_EXPIRED, and the client begins with a snapshot, after
+        which it knows that what was not in it is gone.
+        Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (WATCH_EXPIRED: the token is from before the host's last boot, or
+        from before a removal that the agent does not remember; watch again with snapshot), UNAVAILABLE: resume with the
+        last token, which is in the trailer `jobworker-resume-token` too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetAgentInfo(self, request, context):
         """What this agent and its host are, and what can be enforced here. Role: READER.
         """
@@ -169,6 +195,11 @@ def add_JobWorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListRequest.FromString,
                     response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListResponse.SerializeToString,
             ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchResponse.SerializeToString,
+            ),
             'GetAgentInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAgentInfo,
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoRequest.FromString,
@@ -186,7 +217,7 @@ class JobWorkerService:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -317,6 +348,33 @@ class JobWorkerService:
             '/jobworker.api.v1.JobWorkerService/List',
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListRequest.SerializeToString,
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Watch',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,7 +30,7 @@ class JobWorkerServiceStub:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -71,6 +71,23 @@ class JobWorkerServiceStub:
 
     Errors: INVALID_ARGUMENT.
     """
+    Watch: _grpc.UnaryStreamMultiCallable[_job_worker_service_pb2.WatchRequest, _job_worker_service_pb2.WatchResponse]
+    """Changes of jobs as they happen, from now on, behind a snapshot, or from where an earlier watch left off.
+    Role: READER.
+
+    Each change of a job's record is told as the whole job as it is then: its start, a stop, its main process's end,
+    its own end, and that its output is being lost. Usage and the growth of the output are not changes. A watcher
+    that reads more slowly than jobs change gets the newest state of each job and not every one on the way; the last
+    state of a job is always told. After a restart of the agent's processes a job may be told again as it was.
+
+    Every answer but those of a snapshot has a resume_token, which means: up to here everything has been told. It
+    stays good when the gateway is restarted, and when the supervisor is while the gateway stays. What cannot be
+    told any more is never left out: the watch ends with WATCH_EXPIRED, and the client begins with a snapshot, after
+    which it knows that what was not in it is gone.
+    Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (WATCH_EXPIRED: the token is from before the host's last boot, or
+    from before a removal that the agent does not remember; watch again with snapshot), UNAVAILABLE: resume with the
+    last token, which is in the trailer `jobworker-resume-token` too.
+    """
     GetAgentInfo: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.GetAgentInfoRequest, _job_worker_service_pb2.GetAgentInfoResponse]
     """What this agent and its host are, and what can be enforced here. Role: READER."""
 
@@ -79,7 +96,7 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -117,6 +134,23 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
 
     Errors: INVALID_ARGUMENT.
     """
+    Watch: _aio.UnaryStreamMultiCallable[_job_worker_service_pb2.WatchRequest, _job_worker_service_pb2.WatchResponse]  # type: ignore[assignment]
+    """Changes of jobs as they happen, from now on, behind a snapshot, or from where an earlier watch left off.
+    Role: READER.
+
+    Each change of a job's record is told as the whole job as it is then: its start, a stop, its main process's end,
+    its own end, and that its output is being lost. Usage and the growth of the output are not changes. A watcher
+    that reads more slowly than jobs change gets the newest state of each job and not every one on the way; the last
+    state of a job is always told. After a restart of the agent's processes a job may be told again as it was.
+
+    Every answer but those of a snapshot has a resume_token, which means: up to here everything has been told. It
+    stays good when the gateway is restarted, and when the supervisor is while the gateway stays. What cannot be
+    told any more is never left out: the watch ends with WATCH_EXPIRED, and the client begins with a snapshot, after
+    which it knows that what was not in it is gone.
+    Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (WATCH_EXPIRED: the token is from before the host's last boot, or
+    from before a removal that the agent does not remember; watch again with snapshot), UNAVAILABLE: resume with the
+    last token, which is in the trailer `jobworker-resume-token` too.
+    """
     GetAgentInfo: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.GetAgentInfoRequest, _job_worker_service_pb2.GetAgentInfoResponse]  # type: ignore[assignment]
     """What this agent and its host are, and what can be enforced here. Role: READER."""
 
@@ -124,7 +158,7 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -189,6 +223,29 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Jobs of this host, newest first. Role: READER.
 
         Errors: INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _job_worker_service_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_worker_service_pb2.WatchResponse], _abc.AsyncIterator[_job_worker_service_pb2.WatchResponse]]:
+        """Changes of jobs as they happen, from now on, behind a snapshot, or from where an earlier watch left off.
+        Role: READER.
+
+        Each change of a job's record is told as the whole job as it is then: its start, a stop, its main process's end,
+        its own end, and that its output is being lost. Usage and the growth of the output are not changes. A watcher
+        that reads more slowly than jobs change gets the newest state of each job and not every one on the way; the last
+        state of a job is always told. After a restart of the agent's processes a job may be told again as it was.
+
+        Every answer but those of a snapshot has a resume_token, which means: up to here everything has been told. It
+        stays good when the gateway is restarted, and when the supervisor is while the gateway stays. What cannot be
+        told any more is never left out: the watch ends with WATCH_EXPIRED, and the client begins with a snapshot, after
+        which it knows that what was not in it is gone.
+        Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (WATCH_EXPIRED: the token is from before the host's last boot, or
+        from before a removal that the agent does not remember; watch again with snapshot), UNAVAILABLE: resume with the
+        last token, which is in the trailer `jobworker-resume-token` too.
         """
 
     @_abc_1.abstractmethod

@@ -107,15 +107,18 @@ class Connection:
         return response
 
     def stream(
-        self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None = None,
     ) -> Iterator[Response]:
-        """The answers to a request, without a deadline; the call ends with the iterator.
+        """The answers to a request; the call ends with the iterator, or after `timeout` seconds if that is given.
 
         Raises:
             JobWorkerError: as `call`.
         """
         try:
-            responses = method(request)
+            responses = method(request, timeout=timeout)
             try:
                 for response in responses:
                     self._answered = True
