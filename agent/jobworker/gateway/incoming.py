@@ -22,7 +22,7 @@ from jobworker.gateway.known import Wanted
 from jobworker.gateway.order import Position
 from jobworker.gateway.seek import MAX_TAIL_LINES, View
 from jobworker.gateway.watch import read_token
-from jobworker.wire.messages import StartJob, StopJob
+from jobworker.wire.messages import SignalJob, StartJob, StopJob
 
 _NANOS = 1_000_000_000
 DEFAULT_GRACE_MS = 10_000
@@ -119,6 +119,15 @@ def stop(request: pb.StopRequest) -> StopJob:
         force=request.force,
         wait=False,
     )
+
+
+def signal_job(request: pb.SignalRequest) -> SignalJob:
+    """Which signal to send to whom.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    return SignalJob(jobs.check_job_id(request.job_id), _signal(request.signal), request.all)
 
 
 def _signal(name: str) -> int:

@@ -8,12 +8,12 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from jobworker import __version__, jobs
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1 import job_worker_service_pb2_grpc as api
-from jobworker.errors import JobAlreadyEnded
+from jobworker.errors import JobAlreadyEnded, JobNotFound
 from jobworker.gateway import incoming, outgoing
 from jobworker.gateway.access import CALLER
 from jobworker.gateway.credentials import Credentials
@@ -27,7 +27,7 @@ from jobworker.gateway.output import Extent, Fixed, Output, beginning
 from jobworker.gateway.seek import Log, View
 from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
-from jobworker.wire.messages import InspectJob, JobReply
+from jobworker.wire.messages import DeleteJob, Done, InspectJob, JobReply
 
 # In a stream's trailers: where to go on.
 RESUME_OFFSET, RESUME_TOKEN = "jobworker-resume-offset", "jobworker-resume-token"
@@ -65,6 +65,18 @@ class JobWorker(api.JobWorkerServiceServicer):
         # Here and not in the supervisor: a wait outlives its restart, and holds none of its few places.
         reached = _always if request.no_wait else _is_stopped
         return pb.StopResponse(job=(await self._mirror.wait_for(message.job_id, reached)).job())
+
+    async def Signal(self, request: pb.SignalRequest, _context: Context) -> pb.SignalResponse:
+        reply, _ = await self._link.ask(incoming.signal_job(request), JobReply, repeatable=False)
+        return pb.SignalResponse(job=outgoing.job(reply.record))
+
+    async def Delete(self, request: pb.DeleteRequest, _context: Context) -> pb.DeleteResponse:
+        job_id = jobs.check_job_id(request.job_id)
+        await self._link.ask(DeleteJob(job_id), Done, repeatable=False)
+        # The answer overtakes the news; who is told of it must not find the job in a list.
+        with suppress(JobNotFound):
+            await self._mirror.wait_for(job_id, _never)
+        return pb.DeleteResponse()
 
     async def Query(self, request: pb.QueryRequest, _context: Context) -> pb.QueryResponse:
         job = await self._mirror.find(jobs.check_job_id(request.job_id))
@@ -164,6 +176,10 @@ class JobWorker(api.JobWorkerServiceServicer):
 def _is_stopped(job: Known) -> bool:
     """Nothing more will come of a stop."""
     return job.state is State.ENDED or job.stuck
+
+
+def _never(_job: Known) -> bool:
+    return False
 
 
 def _always(_job: Known) -> bool:

@@ -42,6 +42,8 @@ RULES: Mapping[type[errors.JobWorkerError], Rule] = MappingProxyType(
         errors.InvalidField: Rule(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
         errors.JobNotFound: Rule(grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND"),
         errors.JobAlreadyEnded: Rule(grpc.StatusCode.FAILED_PRECONDITION, "JOB_ALREADY_ENDED"),
+        errors.JobNotEnded: Rule(grpc.StatusCode.FAILED_PRECONDITION, "JOB_NOT_ENDED"),
+        errors.MainProcessEnded: Rule(grpc.StatusCode.FAILED_PRECONDITION, "MAIN_PROCESS_ENDED"),
         errors.WatchExpired: Rule(grpc.StatusCode.FAILED_PRECONDITION, "WATCH_EXPIRED"),
         errors.IdempotencyConflict: Rule(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_CONFLICT"),
         errors.StartFailed: Rule(grpc.StatusCode.FAILED_PRECONDITION, "START_FAILED"),

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jobworker.errors import MainProcessEnded
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
 from jobworker.kernel import pidfd, spawn
 from jobworker.kernel.cgroup.base import Group
@@ -254,6 +255,24 @@ class Job:
             self._stopping.kill()
         else:
             self._stopping.kill_after(grace)
+
+    def signal(self, signum: int, *, everyone: bool) -> None:
+        """Send a signal to the main process, or to each process that there is.
+
+        Raises:
+            MainProcessEnded: there is no main process any more.
+            OSError: the kernel refuses.
+        """
+        if everyone:
+            self._group.signal_all(signum)
+            return
+        if self._end is not None:
+            raise MainProcessEnded(self.record.job_id)
+        try:
+            signal.pidfd_send_signal(self._pidfd, signum)
+        except ProcessLookupError:
+            # Its parent, the keeper, has reaped it and has not told yet.
+            raise MainProcessEnded(self.record.job_id) from None
 
     def _report_stuck(self) -> None:
         self._change(stuck=True, detail="killed, but a process of the job does not go away")

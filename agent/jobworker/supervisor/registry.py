@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from dataclasses import replace
 from jobworker.errors import (
     AgentUnavailable,
     CapExceeded,
+    HostFault,
     JobAlreadyEnded,
+    JobNotEnded,
     JobNotFound,
     JobWorkerError,
 )
@@ -31,7 +34,7 @@ from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.output import open_segment
 from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import HostInfo, StartJob, StopJob
+from jobworker.wire.messages import HostInfo, SignalJob, StartJob, StopJob
 
 Ended = Callable[[JobRecord], None]
 Started = Callable[[JobRecord | JobWorkerError], None]
@@ -206,15 +209,51 @@ class Registry:
             JobNotFound: there is no such job.
             JobAlreadyEnded: it has ended before.
         """
-        job = self.running.get(request.job_id)
-        if job is None:
-            reason = self._ended_record(request.job_id).end_reason
-            raise JobAlreadyEnded(request.job_id, reason.value if reason else "")
+        job = self._running(request.job_id)
         job.stop(request.signal, request.grace_ms / 1000, EndReason.STOPPED, force=request.force)
         if request.wait and not job.record.stuck:
             job.when_ended(ended)
         else:
             ended(job.inspect())
+
+    def signal(self, request: SignalJob) -> JobRecord:
+        """Send a signal to a job's main process, or to all of its processes.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobAlreadyEnded: it has ended before.
+            MainProcessEnded: that has, and the job goes on.
+            HostFault: the kernel refuses.
+        """
+        job = self._running(request.job_id)
+        try:
+            job.signal(request.signal, everyone=request.everyone)
+        except OSError as error:
+            raise _host_fault("signalling the job", error) from error
+        return job.inspect()
+
+    def _running(self, job_id: str) -> Job:
+        job = self.running.get(job_id)
+        if job is None:
+            reason = self._ended_record(job_id).end_reason
+            raise JobAlreadyEnded(job_id, reason.value if reason else "")
+        return job
+
+    def delete(self, job_id: str) -> None:
+        """Remove an ended job with all its files.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobNotEnded: it runs, or is being started.
+            HostFault: the disk refuses.
+        """
+        if job_id in self.running or job_id in self._launching:
+            raise JobNotEnded(job_id)
+        self._ended_record(job_id)
+        try:
+            self.retention.delete(job_id)
+        except OSError as error:
+            raise _host_fault("removing the job's directory", error) from error
 
     def open_log(self, job_id: str, segment: int) -> tuple[int, int]:
         """Read-only descriptors of a segment and its index; the caller closes them.
@@ -275,3 +314,7 @@ class Registry:
             sandbox=self._isolation.default,
             isolation=self._isolation.support(),
         )
+
+
+def _host_fault(operation: str, error: OSError) -> HostFault:
+    return HostFault(operation, errno.errorcode.get(error.errno or 0, "?"), error.strerror or "")

@@ -160,11 +160,22 @@ class Server:
 
     def stop_job(self, _: Connection, request: messages.StopJob, reply: Reply) -> None:
         check_job_id(request.job_id)
-        if not 1 <= request.signal < signal.NSIG:
-            raise InvalidField("signal", f"{request.signal} is not a signal", "TERM")
+        _check_signal(request.signal)
         if not 0 <= request.grace_ms <= MAX_GRACE_MS:
             raise InvalidField("grace", f"must be between 0 and {MAX_GRACE_MS // 1000} s", "10s")
         self._registry.stop(request, lambda record: reply(messages.JobReply(record), ()))
+
+    def signal_job(self, _: Connection, request: messages.SignalJob, reply: Reply) -> None:
+        check_job_id(request.job_id)
+        _check_signal(request.signal)
+        record = self._registry.signal(request)
+        self.log.info("job signalled", job=request.job_id, signal=request.signal, everyone=request.everyone)
+        reply(messages.JobReply(record), ())
+
+    def delete_job(self, _: Connection, request: messages.DeleteJob, reply: Reply) -> None:
+        self._registry.delete(check_job_id(request.job_id))
+        self.log.info("job deleted", job=request.job_id)
+        reply(messages.Done(), ())
 
     def inspect_job(self, _: Connection, request: messages.InspectJob, reply: Reply) -> None:
         reply(messages.JobReply(self._registry.inspect(check_job_id(request.job_id))), ())
@@ -249,6 +260,11 @@ class Server:
                 connection.close()
 
 
+def _check_signal(number: int) -> None:
+    if not 1 <= number < signal.NSIG:
+        raise InvalidField("signal", f"{number} is not a signal", "TERM")
+
+
 _GATEWAY = frozenset({Peer.GATEWAY})
 _OWNER = frozenset({Peer.OWNER})
 
@@ -257,6 +273,8 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.Hello: (_GATEWAY | _OWNER, Server.hello),
     messages.StartJob: (_GATEWAY, Server.start_job),
     messages.StopJob: (_GATEWAY, Server.stop_job),
+    messages.SignalJob: (_GATEWAY, Server.signal_job),
+    messages.DeleteJob: (_GATEWAY, Server.delete_job),
     messages.InspectJob: (_GATEWAY, Server.inspect_job),
     messages.OpenLog: (_GATEWAY, Server.open_log),
     messages.FollowLog: (_GATEWAY, Server.follow_log),

@@ -109,6 +109,27 @@ class StopJob:
 
 
 @dataclass(frozen=True, slots=True)
+class SignalJob:
+    """Answer: `JobReply`, when the signal was sent.
+
+    Attributes:
+        signal: its number.
+        everyone: to each process of the job, rather than to its main process.
+    """
+
+    job_id: str
+    signal: int
+    everyone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    """Answer: `Done`, when the ended job is not among the jobs any more."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class InspectJob:
     """Answer: `JobReply` with fresh usage."""
 
@@ -246,6 +267,8 @@ REQUESTS: tuple[type[Any], ...] = (
     Hello,
     StartJob,
     StopJob,
+    SignalJob,
+    DeleteJob,
     InspectJob,
     OpenLog,
     FollowLog,

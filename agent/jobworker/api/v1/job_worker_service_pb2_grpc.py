@@ -51,6 +51,16 @@ class JobWorkerServiceStub:
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopRequest.SerializeToString,
                 response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopResponse.FromString,
                 _registered_method=True)
+        self.Signal = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Signal',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.FromString,
+                _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Delete',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteResponse.FromString,
+                _registered_method=True)
         self.Query = channel.unary_unary(
                 '/jobworker.api.v1.JobWorkerService/Query',
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.QueryRequest.SerializeToString,
@@ -106,6 +116,29 @@ class JobWorkerServiceServicer:
         Answers when no process of the job is left, with its final state. A second Stop of a job that is still
         stopping joins the first and can only hasten it.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Signal(self, request, context):
+        """Sends one signal to a job's main process, or to all of its processes, and nothing else. Role: WRITER.
+
+        To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
+        been sent; without one (UNAVAILABLE) it may have been or not.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
+        only descendants are left, which `all` reaches), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
+        """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
+
+        With the answer it is gone from lists, and its idempotency key is free; its files go in the background.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_NOT_ENDED: stop it first),
+        INTERNAL (HOST_FAULT: the disk refuses), UNAVAILABLE: it may have been removed or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +212,16 @@ def add_JobWorkerServiceServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopRequest.FromString,
                     response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopResponse.SerializeToString,
+            ),
+            'Signal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Signal,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteResponse.SerializeToString,
             ),
             'Query': grpc.unary_unary_rpc_method_handler(
                     servicer.Query,
@@ -267,6 +310,60 @@ class JobWorkerService:
             '/jobworker.api.v1.JobWorkerService/Stop',
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopRequest.SerializeToString,
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Signal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Signal',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Delete',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,21 @@ class JobWorkerServiceStub:
     stopping joins the first and can only hasten it.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED).
     """
+    Signal: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.SignalRequest, _job_worker_service_pb2.SignalResponse]
+    """Sends one signal to a job's main process, or to all of its processes, and nothing else. Role: WRITER.
+
+    To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
+    been sent; without one (UNAVAILABLE) it may have been or not.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
+    only descendants are left, which `all` reaches), UNAVAILABLE.
+    """
+    Delete: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.DeleteRequest, _job_worker_service_pb2.DeleteResponse]
+    """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
+
+    With the answer it is gone from lists, and its idempotency key is free; its files go in the background.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_NOT_ENDED: stop it first),
+    INTERNAL (HOST_FAULT: the disk refuses), UNAVAILABLE: it may have been removed or not.
+    """
     Query: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.QueryRequest, _job_worker_service_pb2.QueryResponse]
     """Everything known of one job, with fresh usage while it runs. Role: READER.
 
@@ -117,6 +132,21 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     Answers when no process of the job is left, with its final state. A second Stop of a job that is still
     stopping joins the first and can only hasten it.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED).
+    """
+    Signal: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.SignalRequest, _job_worker_service_pb2.SignalResponse]  # type: ignore[assignment]
+    """Sends one signal to a job's main process, or to all of its processes, and nothing else. Role: WRITER.
+
+    To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
+    been sent; without one (UNAVAILABLE) it may have been or not.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
+    only descendants are left, which `all` reaches), UNAVAILABLE.
+    """
+    Delete: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.DeleteRequest, _job_worker_service_pb2.DeleteResponse]  # type: ignore[assignment]
+    """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
+
+    With the answer it is gone from lists, and its idempotency key is free; its files go in the background.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_NOT_ENDED: stop it first),
+    INTERNAL (HOST_FAULT: the disk refuses), UNAVAILABLE: it may have been removed or not.
     """
     Query: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.QueryRequest, _job_worker_service_pb2.QueryResponse]  # type: ignore[assignment]
     """Everything known of one job, with fresh usage while it runs. Role: READER.
@@ -189,6 +219,33 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         Answers when no process of the job is left, with its final state. A second Stop of a job that is still
         stopping joins the first and can only hasten it.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def Signal(
+        self,
+        request: _job_worker_service_pb2.SignalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.SignalResponse, _abc.Awaitable[_job_worker_service_pb2.SignalResponse]]:
+        """Sends one signal to a job's main process, or to all of its processes, and nothing else. Role: WRITER.
+
+        To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
+        been sent; without one (UNAVAILABLE) it may have been or not.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
+        only descendants are left, which `all` reaches), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def Delete(
+        self,
+        request: _job_worker_service_pb2.DeleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.DeleteResponse, _abc.Awaitable[_job_worker_service_pb2.DeleteResponse]]:
+        """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
+
+        With the answer it is gone from lists, and its idempotency key is free; its files go in the background.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_NOT_ENDED: stop it first),
+        INTERNAL (HOST_FAULT: the disk refuses), UNAVAILABLE: it may have been removed or not.
         """
 
     @_abc_1.abstractmethod

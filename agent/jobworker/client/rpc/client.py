@@ -38,7 +38,8 @@ class Client:
 
     Every method raises a JobWorkerError: CallFailed with what the agent answered, TlsProblem where no
     connection came about, InvalidField for what no agent would take. While the agent is unavailable, reads
-    are tried again for a moment; Start and Stop are not, because the first attempt may have got through.
+    are tried again for a moment; calls that change something are not, because the first attempt may have got
+    through.
     """
 
     def __init__(self, endpoint: Endpoint, timeout: float = 30.0) -> None:
@@ -95,6 +96,25 @@ class Client:
         request = requests.stop(job_id, signal, grace_ms, force=force, wait=wait)
         grace = grace_ms / 1000 if wait and not force else 0
         return self._connection.call(self._stub.Stop, request, self._timeout + grace).job
+
+    def signal(self, job_id: str, signal: str, *, everyone: bool = False) -> job_pb2.Job:
+        """Send one signal to a job's main process.
+
+        Args:
+            job_id: a whole id.
+            signal: its name: `HUP`.
+            everyone: to each process of the job that there is at the moment.
+        """
+        request = requests.signal(job_id, signal, everyone=everyone)
+        return self._connection.call(self._stub.Signal, request, self._timeout).job
+
+    def delete(self, job_id: str) -> None:
+        """Remove an ended job: its record, its output and its working directory.
+
+        Args:
+            job_id: a whole id.
+        """
+        self._connection.call(self._stub.Delete, pb.DeleteRequest(job_id=job_id), self._timeout)
 
     def query(self, job_id: str) -> job_pb2.Job:
         """Everything known of a job."""

@@ -54,6 +54,11 @@ def stop(job_id: str, signal: str, grace_ms: int, *, force: bool, wait: bool) ->
     )
 
 
+def signal(job_id: str, name: str, *, everyone: bool) -> pb.SignalRequest:
+    """Ask for this signal."""
+    return pb.SignalRequest(job_id=_text("job_id", job_id), signal=_text("signal", name), all=everyone)
+
+
 def watch(
     job_ids: Iterable[str], states: Iterable[jobs.State], labels: Mapping[str, str] | None, principal: str
 ) -> pb.WatchRequest:
