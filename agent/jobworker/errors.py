@@ -220,6 +220,14 @@ class AgentUnavailable(JobWorkerError):
 
 
 @dataclass(eq=False)
+class AgentDraining(JobWorkerError):
+    """The agent takes no new jobs."""
+
+    def __str__(self) -> str:
+        return "the agent is draining and takes no new jobs; use another host, or `worker-client undrain` this one"
+
+
+@dataclass(eq=False)
 class HostFault(JobWorkerError):
     """The host itself failed the agent: a full disk, a missing device, a kernel that refuses."""
 

@@ -61,6 +61,7 @@ def agent(message: GetAgentInfoResponse) -> str:
         ("host", f"{message.hostname}, Linux {message.kernel}"),
         ("capacity", f"{message.cpus} CPUs, {size(message.memory_bytes)} memory"),
         ("jobs", jobs),
+        ("draining", "takes no new jobs" if message.draining else ""),
         ("users", users),
         ("cgroups", message.cgroup_mode),
         ("sandbox", message.default_sandbox),

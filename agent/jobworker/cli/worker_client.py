@@ -39,6 +39,8 @@ COMMANDS = {
     "watch": _Entry("client_watch", "watch", "Show changes of jobs as they happen."),
     "wait": _Entry("client_watch", "wait", "Wait until jobs have ended, and exit as they did."),
     "info": _Entry("client_info", "info", "Show what the agent is, and what it can enforce."),
+    "drain": _Entry("client_drain", "drain", "Take no new jobs on the host, and wait for the others."),
+    "undrain": _Entry("client_drain", "undrain", "Take new jobs on the host again."),
     "version": _Entry("client_info", "version", "Print the version of this client."),
 }
 _ALIASES = {"logs": "stream", "ps": "list"}
@@ -73,7 +75,7 @@ them, or from a context file. Every command has a --help of its own.
 
 \b
 Exit codes: 0 done, 1 failed, 2 not understood, 4 not allowed, 130 interrupted.
-`run` and `wait` have their own; their help tells them.
+`run`, `wait` and `drain` have more; their help tells them.
 """
 
 

@@ -23,6 +23,8 @@ NEEDED: Mapping[str, Role] = MappingProxyType(
         f"{_JOBS}/List": Role.READER,
         f"{_JOBS}/Watch": Role.READER,
         f"{_JOBS}/GetAgentInfo": Role.READER,
+        f"{_JOBS}/Drain": Role.WRITER,
+        f"{_JOBS}/Undrain": Role.WRITER,
         f"{_HEALTH}/Check": Role.READER,
         f"{_HEALTH}/List": Role.READER,
         f"{_HEALTH}/Watch": Role.READER,

@@ -23,7 +23,17 @@ from jobworker.gateway.known import ACTIVE, Known, Wanted, known
 from jobworker.gateway.link import PATIENCE_SECONDS, Lost
 from jobworker.gateway.order import Position, Timelines
 from jobworker.jobs import EndReason, JobRecord, State
-from jobworker.wire.messages import HostInfo, JobChanged, JobRemoved, JobReply, LogGrew, Synced, Welcome
+from jobworker.wire.messages import (
+    DrainChanged,
+    Drained,
+    HostInfo,
+    JobChanged,
+    JobRemoved,
+    JobReply,
+    LogGrew,
+    Synced,
+    Welcome,
+)
 
 _SHARED_VALUES = 1024
 
@@ -92,6 +102,8 @@ class Mirror:
                 self._grow(message)
             case JobRemoved(job_id, revision):
                 self._remove(job_id, revision)
+            case Drained(draining) | DrainChanged(draining) if self._host:
+                self._host = replace(self._host, draining=draining)
             case _:
                 self._apply_to_all(message)
 

@@ -27,7 +27,7 @@ from jobworker.gateway.output import Extent, Fixed, Output, beginning
 from jobworker.gateway.seek import Log, View
 from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
-from jobworker.wire.messages import DeleteJob, Done, InspectJob, JobReply
+from jobworker.wire.messages import DeleteJob, Done, Drain, Drained, InspectJob, JobReply
 
 # In a stream's trailers: where to go on.
 RESUME_OFFSET, RESUME_TOKEN = "jobworker-resume-offset", "jobworker-resume-token"
@@ -135,7 +135,16 @@ class JobWorker(api.JobWorkerServiceServicer):
             user_per_job=host.user_per_job,
             default_sandbox=host.sandbox,
             sandbox_parts=[outgoing.sandbox_part(part) for part in host.isolation],
+            draining=host.draining,
         )
+
+    async def Drain(self, _request: pb.DrainRequest, _context: Context) -> pb.DrainResponse:
+        drained, _ = await self._link.ask(Drain(draining=True), Drained, repeatable=True)
+        return pb.DrainResponse(active_job_ids=drained.active)
+
+    async def Undrain(self, _request: pb.UndrainRequest, _context: Context) -> pb.UndrainResponse:
+        await self._link.ask(Drain(draining=False), Drained, repeatable=True)
+        return pb.UndrainResponse()
 
     async def Stream(self, request: pb.StreamRequest, context: Context) -> None:  # type: ignore[override] # writes
         source, view = incoming.source(request), incoming.view(request)

@@ -55,6 +55,7 @@ RULES: Mapping[type[errors.JobWorkerError], Rule] = MappingProxyType(
         errors.Unauthenticated: Rule(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
         errors.PermissionDenied: Rule(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
         errors.AgentUnavailable: Rule(grpc.StatusCode.UNAVAILABLE, "AGENT_UNAVAILABLE"),
+        errors.AgentDraining: Rule(grpc.StatusCode.UNAVAILABLE, "AGENT_DRAINING"),
         errors.HostFault: Rule(grpc.StatusCode.INTERNAL, "HOST_FAULT"),
         # Between the agent's own processes and files: nothing that a client could act on.
         errors.ProtocolError: _INTERNAL,

@@ -51,6 +51,9 @@ class Owner(Protocol):
     def synced(self) -> messages.Synced:
         """Word that all jobs have been reported."""
 
+    def drain_state(self) -> messages.DrainChanged:
+        """Whether new jobs are taken."""
+
     def closed(self, connection: Connection) -> None:
         """The connection is gone."""
 
@@ -66,7 +69,7 @@ class Connection:
         self._news: dict[str, int] = {}
         self._removed = 0
         self._grown: dict[str, None] = {}
-        self._sync_due = False
+        self._sync_due = self._drain_due = False
         self._in_flight = 0
         self._events = 0
         self.peers = peers
@@ -85,7 +88,7 @@ class Connection:
             self._server.loop.watch(self._sock.fileno(), events, self._on_ready)
 
     def _has_output(self) -> bool:
-        return bool(self._answers or self._news or self._grown or self._sync_due)
+        return bool(self._answers or self._news or self._grown or self._sync_due or self._drain_due)
 
     def _on_ready(self) -> None:
         try:
@@ -128,6 +131,9 @@ class Connection:
             self._news[job_id] = revision
             self._removed += 1
 
+    def drain_changed(self) -> None:
+        self._drain_due = self.subscribed
+
     def log_grew(self, job_id: str) -> None:
         if job_id in self.followed:
             self._grown[job_id] = None
@@ -163,6 +169,9 @@ class Connection:
             sockets.send(self._sock, frames.encode(event, 0))
             del self._news[job_id]
             self._removed -= removed > 0
+        elif self._drain_due:
+            sockets.send(self._sock, frames.encode(self._server.drain_state(), 0))
+            self._drain_due = False
         elif self._sync_due:
             sockets.send(self._sock, frames.encode(self._server.synced(), 0))
             self._sync_due = False

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jobworker.errors import (
+    AgentDraining,
     AgentUnavailable,
     CapExceeded,
     HostFault,
@@ -34,12 +35,14 @@ from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.output import open_segment
 from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import HostInfo, SignalJob, StartJob, StopJob
+from jobworker.wire.messages import Drained, HostInfo, SignalJob, StartJob, StopJob
 
 Ended = Callable[[JobRecord], None]
 Started = Callable[[JobRecord | JobWorkerError], None]
 
 _RETRY_SECONDS = 5
+# What fits a message.
+_MAX_ACTIVE_TOLD = 10_000
 
 
 class Registry:
@@ -72,8 +75,9 @@ class Registry:
         self._launching: dict[str, list[Started]] = {}
         self.keys = Keys()
         self._when_idle: list[Callable[[], None]] = []
-        self._when_settled: Callable[[], None] | None = None
+        self._when_settled: list[Callable[[], None]] = []
         self._closed = False
+        self.draining = store.draining
         self.running: dict[str, Job] = {}
         self.ended: dict[str, JobRecord] = {}
 
@@ -161,6 +165,8 @@ class Registry:
         active = len(self.running) + len(self._launching)
         if self._closed:
             raise AgentUnavailable("it is ending, or starting anew, and takes no jobs")
+        if self.draining:
+            raise AgentDraining
         if active >= self._settings.max_active:
             raise CapExceeded("the number of active jobs", self._settings.max_active, _RETRY_SECONDS)
 
@@ -255,6 +261,23 @@ class Registry:
         except OSError as error:
             raise _host_fault("removing the job's directory", error) from error
 
+    def drain(self, drained: Callable[[Drained], None], *, draining: bool) -> None:
+        """Take no new jobs, or take them again; `drained` is called when none is being launched any more.
+
+        Raises:
+            HostFault: that can't be written down, and is as it was.
+        """
+        try:
+            self._store.set_draining(draining)
+        except OSError as error:
+            raise _host_fault("writing that the agent is draining", error) from error
+        self.draining = draining
+        if draining:
+            self._when_settled.append(lambda: drained(Drained(True, tuple(self.running)[:_MAX_ACTIVE_TOLD])))
+            self._tell_settled()
+        else:
+            drained(Drained(False, ()))
+
     def open_log(self, job_id: str, segment: int) -> tuple[int, int]:
         """Read-only descriptors of a segment and its index; the caller closes them.
 
@@ -284,13 +307,14 @@ class Registry:
     def pause(self, settled: Callable[[], None]) -> None:
         """Take no more jobs, and call back once no job is being launched: each runs or is not there."""
         self._closed = True
-        self._when_settled = settled
+        self._when_settled.append(settled)
         self._tell_settled()
 
     def _tell_settled(self) -> None:
-        if self._when_settled and not self._launching:
-            settled, self._when_settled = self._when_settled, None
-            settled()
+        if not self._launching:
+            callbacks, self._when_settled = self._when_settled, []
+            for settled in callbacks:
+                settled()
 
     def on_idle(self, callback: Callable[[], None]) -> None:
         """Call back once no job is active; at once if none is."""
@@ -313,6 +337,7 @@ class Registry:
             user_per_job=self._users.one_per_job,
             sandbox=self._isolation.default,
             isolation=self._isolation.support(),
+            draining=self.draining,
         )
 
 

@@ -177,6 +177,13 @@ class Server:
         self.log.info("job deleted", job=request.job_id)
         reply(messages.Done(), ())
 
+    def drain(self, _: Connection, request: messages.Drain, reply: Reply) -> None:
+        self._registry.drain(lambda drained: reply(drained, ()), draining=request.draining)
+        self.log.info("new jobs are not taken" if request.draining else "new jobs are taken")
+        for connection in self._connections:
+            connection.drain_changed()
+            self._dirty.add(connection)
+
     def inspect_job(self, _: Connection, request: messages.InspectJob, reply: Reply) -> None:
         reply(messages.JobReply(self._registry.inspect(check_job_id(request.job_id))), ())
 
@@ -241,6 +248,9 @@ class Server:
         revisions = self._registry.revisions
         return messages.Synced(revisions.newest, revisions.removed, revisions.began)
 
+    def drain_state(self) -> messages.DrainChanged:
+        return messages.DrainChanged(self._registry.draining)
+
     def log_state(self, job_id: str) -> messages.LogGrew:
         running = self._registry.running.get(job_id)
         if running:
@@ -275,6 +285,7 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.StopJob: (_GATEWAY, Server.stop_job),
     messages.SignalJob: (_GATEWAY, Server.signal_job),
     messages.DeleteJob: (_GATEWAY, Server.delete_job),
+    messages.Drain: (_GATEWAY, Server.drain),
     messages.InspectJob: (_GATEWAY, Server.inspect_job),
     messages.OpenLog: (_GATEWAY, Server.open_log),
     messages.FollowLog: (_GATEWAY, Server.follow_log),

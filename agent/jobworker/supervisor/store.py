@@ -2,6 +2,7 @@
 
     lock                 held by the one supervisor that may use the directory
     instance             this agent's name among those on the host
+    draining             there while no new jobs are taken
     jobs/ID/job.json     the job's record
     jobs/ID/work/        the job's own directory, owned by its user
     jobs/ID/logs/        where the job cannot write
@@ -107,6 +108,27 @@ class Store:
         name = new_job_id()
         _write_file(self.fd, "instance", name.encode("ascii"))
         return name
+
+    @property
+    def draining(self) -> bool:
+        try:
+            os.stat("draining", dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def set_draining(self, draining: bool) -> None:  # noqa: FBT001 - there is nothing else to say
+        """Have it on the disk.
+
+        Raises:
+            OSError: it can't be; nothing has changed.
+        """
+        if draining:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            os.close(os.open("draining", flags, 0o600, dir_fd=self.fd))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("draining", dir_fd=self.fd)
 
     def create_job(self, job_id: str, uid: int | None) -> None:
         """Make a job's directories; nothing is left of them when that fails."""

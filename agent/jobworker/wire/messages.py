@@ -50,6 +50,7 @@ class HostInfo:
         memory_bytes: of the host.
         user_per_job: jobs run under a user id of their own each.
         sandbox: the profile of a job that asks for none.
+        draining: no new job is taken.
     """
 
     cgroup_mode: str
@@ -60,6 +61,7 @@ class HostInfo:
     user_per_job: bool
     sandbox: str
     isolation: tuple[PartSupport, ...]
+    draining: bool = False
 
 
 # Requests.
@@ -127,6 +129,13 @@ class DeleteJob:
     """Answer: `Done`, when the ended job is not among the jobs any more."""
 
     job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no new jobs, or take them again. Answer: `Drained`, once it is written and no launch is under way."""
+
+    draining: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +221,18 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Drained:
+    """Whether new jobs are taken.
+
+    Attributes:
+        active: ids of jobs that have not ended; none when new ones are taken.
+    """
+
+    draining: bool
+    active: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """An error of jobworker.errors, by class name and fields in their order."""
 
@@ -263,12 +284,18 @@ class LogGrew:
     lost_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class DrainChanged:
+    draining: bool
+
+
 REQUESTS: tuple[type[Any], ...] = (
     Hello,
     StartJob,
     StopJob,
     SignalJob,
     DeleteJob,
+    Drain,
     InspectJob,
     OpenLog,
     FollowLog,
@@ -276,5 +303,5 @@ REQUESTS: tuple[type[Any], ...] = (
     Shutdown,
     Upgrade,
 )
-ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, Done, Failed)
-EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew)
+ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, Done, Drained, Failed)
+EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, DrainChanged)

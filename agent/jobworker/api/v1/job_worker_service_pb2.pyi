@@ -914,6 +914,7 @@ class GetAgentInfoResponse(_message.Message):
     USER_PER_JOB_FIELD_NUMBER: _builtins.int
     DEFAULT_SANDBOX_FIELD_NUMBER: _builtins.int
     SANDBOX_PARTS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The agent's version."""
     hostname: _builtins.str
@@ -934,6 +935,8 @@ class GetAgentInfoResponse(_message.Message):
     """Jobs run as a user of their own each."""
     default_sandbox: _builtins.str
     """The sandbox profile of a job that asks for none."""
+    draining: _builtins.bool
+    """It takes no new jobs, see Drain."""
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitSupport]:
         """What can be limited here."""
@@ -962,11 +965,87 @@ class GetAgentInfoResponse(_message.Message):
         user_per_job: _builtins.bool = ...,
         default_sandbox: _builtins.str = ...,
         sandbox_parts: _abc.Iterable[Global___SandboxPart] | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_at", b"certificate_expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "default_sandbox", b"default_sandbox", "hostname", b"hostname", "kernel", b"kernel", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "default_sandbox", b"default_sandbox", "draining", b"draining", "hostname", b"hostname", "kernel", b"kernel", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAgentInfoResponse: _TypeAlias = GetAgentInfoResponse  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    """Asks to take no new jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    """No new job will be taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVE_JOB_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def active_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs that have not ended, those that were being started included: the oldest 10,000."""
+
+    def __init__(
+        self,
+        *,
+        active_job_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_job_ids", b"active_job_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
+class UndrainRequest(_message.Message):
+    """Asks to take new jobs again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainRequest: _TypeAlias = UndrainRequest  # noqa: Y015
+
+@_typing.final
+class UndrainResponse(_message.Message):
+    """New jobs are taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainResponse: _TypeAlias = UndrainResponse  # noqa: Y015

@@ -86,6 +86,16 @@ class JobWorkerServiceStub:
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoRequest.SerializeToString,
                 response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Drain',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.Undrain = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Undrain',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainResponse.FromString,
+                _registered_method=True)
 
 
 class JobWorkerServiceServicer:
@@ -104,7 +114,7 @@ class JobWorkerServiceServicer:
         Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
         bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
+        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +210,26 @@ class JobWorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Takes no new jobs from now on, until Undrain: Start fails with UNAVAILABLE (AGENT_DRAINING). Role: WRITER.
+
+        Jobs that there are go on, and all other calls work. It outlives restarts and upgrades of the agent. Drained
+        again, an agent answers with what still runs.
+        Errors: INTERNAL (HOST_FAULT: the state cannot be written; then nothing has changed), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Undrain(self, request, context):
+        """Takes new jobs again. Role: WRITER.
+
+        Errors: as Drain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobWorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -247,6 +277,16 @@ def add_JobWorkerServiceServicer_to_server(servicer, server):
                     servicer.GetAgentInfo,
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoRequest.FromString,
                     response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainResponse.SerializeToString,
+            ),
+            'Undrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Undrain,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -499,6 +539,60 @@ class JobWorkerService:
             '/jobworker.api.v1.JobWorkerService/GetAgentInfo',
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoRequest.SerializeToString,
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Drain',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Undrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Undrain',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,7 +46,7 @@ class JobWorkerServiceStub:
     Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
     bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
+    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
     Stop: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]
     """Stops a job: a signal, time to end by itself, then the whole cgroup is killed. Role: WRITER.
@@ -105,6 +105,18 @@ class JobWorkerServiceStub:
     """
     GetAgentInfo: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.GetAgentInfoRequest, _job_worker_service_pb2.GetAgentInfoResponse]
     """What this agent and its host are, and what can be enforced here. Role: READER."""
+    Drain: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.DrainRequest, _job_worker_service_pb2.DrainResponse]
+    """Takes no new jobs from now on, until Undrain: Start fails with UNAVAILABLE (AGENT_DRAINING). Role: WRITER.
+
+    Jobs that there are go on, and all other calls work. It outlives restarts and upgrades of the agent. Drained
+    again, an agent answers with what still runs.
+    Errors: INTERNAL (HOST_FAULT: the state cannot be written; then nothing has changed), UNAVAILABLE.
+    """
+    Undrain: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.UndrainRequest, _job_worker_service_pb2.UndrainResponse]
+    """Takes new jobs again. Role: WRITER.
+
+    Errors: as Drain.
+    """
 
 @_typing.type_check_only
 class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
@@ -124,7 +136,7 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
     bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
+    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
     Stop: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]  # type: ignore[assignment]
     """Stops a job: a signal, time to end by itself, then the whole cgroup is killed. Role: WRITER.
@@ -183,6 +195,18 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     """
     GetAgentInfo: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.GetAgentInfoRequest, _job_worker_service_pb2.GetAgentInfoResponse]  # type: ignore[assignment]
     """What this agent and its host are, and what can be enforced here. Role: READER."""
+    Drain: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.DrainRequest, _job_worker_service_pb2.DrainResponse]  # type: ignore[assignment]
+    """Takes no new jobs from now on, until Undrain: Start fails with UNAVAILABLE (AGENT_DRAINING). Role: WRITER.
+
+    Jobs that there are go on, and all other calls work. It outlives restarts and upgrades of the agent. Drained
+    again, an agent answers with what still runs.
+    Errors: INTERNAL (HOST_FAULT: the state cannot be written; then nothing has changed), UNAVAILABLE.
+    """
+    Undrain: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.UndrainRequest, _job_worker_service_pb2.UndrainResponse]  # type: ignore[assignment]
+    """Takes new jobs again. Role: WRITER.
+
+    Errors: as Drain.
+    """
 
 class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs commands on one host, each as a job in its own cgroup.
@@ -205,7 +229,7 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
         bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
+        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """
 
     @_abc_1.abstractmethod
@@ -312,5 +336,29 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_worker_service_pb2.GetAgentInfoResponse, _abc.Awaitable[_job_worker_service_pb2.GetAgentInfoResponse]]:
         """What this agent and its host are, and what can be enforced here. Role: READER."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _job_worker_service_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.DrainResponse, _abc.Awaitable[_job_worker_service_pb2.DrainResponse]]:
+        """Takes no new jobs from now on, until Undrain: Start fails with UNAVAILABLE (AGENT_DRAINING). Role: WRITER.
+
+        Jobs that there are go on, and all other calls work. It outlives restarts and upgrades of the agent. Drained
+        again, an agent answers with what still runs.
+        Errors: INTERNAL (HOST_FAULT: the state cannot be written; then nothing has changed), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def Undrain(
+        self,
+        request: _job_worker_service_pb2.UndrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.UndrainResponse, _abc.Awaitable[_job_worker_service_pb2.UndrainResponse]]:
+        """Takes new jobs again. Role: WRITER.
+
+        Errors: as Drain.
+        """
 
 def add_JobWorkerServiceServicer_to_server(servicer: JobWorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,7 +20,7 @@ from jobworker.client.rpc import requests, watch
 from jobworker.client.rpc.backoff import Backoff
 from jobworker.client.rpc.connection import Connection
 from jobworker.client.rpc.stream import Position, resumed
-from jobworker.client.rpc.waiting import ends
+from jobworker.client.rpc.waiting import ends, idle
 from jobworker.errors import JobNotFound
 
 # What an agent takes where no grace is given.
@@ -258,6 +258,27 @@ class Client:
         """What the agent and its host are."""
         request = pb.GetAgentInfoRequest()
         return self._connection.call(self._stub.GetAgentInfo, request, self._timeout, _READ)
+
+    def drain(self) -> tuple[str, ...]:
+        """Have the agent take no new jobs; the ids of those that have not ended, the oldest 10,000."""
+        return tuple(
+            self._connection.call(self._stub.Drain, pb.DrainRequest(), self._timeout, _READ).active_job_ids
+        )
+
+    def undrain(self) -> None:
+        """Have the agent take new jobs again."""
+        self._connection.call(self._stub.Undrain, pb.UndrainRequest(), self._timeout, _READ)
+
+    def wait_idle(self, *, timeout: float | None = None) -> None:
+        """Wait until no job is active.
+
+        Args:
+            timeout: in seconds; None waits for as long as it takes.
+
+        Raises:
+            WaitTimedOut: some have not ended in time.
+        """
+        idle(self.watch(snapshot=True, timeout=timeout))
 
     def resolve(self, text: str) -> str:
         """The id of the one job whose id this is or begins with.

@@ -32,6 +32,36 @@ def ends(events: Generator[Event, None, None], job_ids: tuple[str, ...]) -> Iter
         events.close()
 
 
+def idle(events: Generator[Event, None, None]) -> None:
+    """Follow a watch of all jobs, with a snapshot, until each that it told of has ended.
+
+    Raises:
+        WaitTimedOut: the watch has come to its deadline.
+    """
+    active, complete = set[str](), False
+    try:
+        for event in events:
+            match event:
+                case Changed(job) if job.state != job_pb2.JOB_STATE_ENDED:
+                    active.add(job.id)
+                case Changed(job):
+                    active.discard(job.id)
+                case Removed(job_id):
+                    active.discard(job_id)
+                case Mark(snapshot_complete=True):
+                    complete = True
+                case Restarted():
+                    active, complete = set(), False
+            if complete and not active:
+                return
+    except CallFailed as failure:
+        if failure.code == "DEADLINE_EXCEEDED" and active:
+            raise WaitTimedOut(tuple(sorted(active))) from None
+        raise
+    finally:
+        events.close()
+
+
 class _Waiting:
     """The jobs whose ends have not been seen."""
 
