@@ -347,7 +347,7 @@ def test_a_gap_is_told_in_one_line_in_however_many_pieces_it_comes(agent: script
 
 
 def test_a_gap_changes_no_exit_code_and_is_told_once(agent: scripted.ScriptedAgent) -> None:
-    OneJob(agent, ended("EXITED", exit_code=7), [])
+    OneJob(agent, ended("EXITED", exit_code=7), []).finish()
     agent.handlers["Stream"] = lambda _request, _context: iter([gap(0, 100, "disk full"), scripted.end(100)])
     done = agent.cli("run", "sleep", "9")
     assert (done.returncode, done.stdout) == (7, b"")

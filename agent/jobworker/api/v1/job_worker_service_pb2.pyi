@@ -1001,7 +1001,7 @@ class DrainResponse(_message.Message):
     ACTIVE_JOB_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def active_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Jobs that have not ended, those that were being started included: the oldest 10,000."""
+        """Jobs that have not ended, those included that were being started: the oldest 10,000."""
 
     def __init__(
         self,
