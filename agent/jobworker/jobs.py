@@ -30,6 +30,8 @@ MAX_ARGS = 8_192
 MAX_ENV = 1_024
 MAX_LABELS = 32
 MAX_KEY = 128
+# Each id that a watch names is memory of the gateway, of which any reader may have many watches.
+MAX_WATCHED = 200
 MAX_LABEL_VALUE = 255
 MAX_TIMEOUT_MS = 366 * 24 * 3600 * 1000
 MAX_GRACE_MS = 3600 * 1000

@@ -160,6 +160,16 @@ def test_waiting_for_the_first(agent: scripted.ScriptedAgent, client: Client) ->
     assert [job.id for job in client.wait([A, B], first=True)] == [B]
 
 
+def test_more_than_a_watch_may_name_are_waited_for_among_all(
+    agent: scripted.ScriptedAgent, client: Client
+) -> None:
+    ids = [f"k7f3-9m2q-x4tz-{number:04d}" for number in range(201)]
+    there = [changed(A, state=ENDED), *(changed(job_id, state=ENDED) for job_id in ids[1:]), changed(ids[0])]
+    answering(agent, [*there, mark("t1", snapshot=True), changed(A, "t2"), changed(ids[0], "t3", ENDED)])
+    assert [job.id for job in client.wait(ids)] == [*ids[1:], ids[0]]
+    assert list(agent.requests[0].job_ids) == []
+
+
 def test_waiting_for_nothing_is_done(agent: scripted.ScriptedAgent, client: Client) -> None:
     assert client.wait([]) == []
     assert not agent.requests

@@ -27,7 +27,6 @@ from jobworker.wire.messages import SignalJob, StartJob, StopJob
 _NANOS = 1_000_000_000
 DEFAULT_GRACE_MS = 10_000
 DEFAULT_PAGE, MAX_PAGE = 100, 1_000
-MAX_WATCHED = 1_000
 
 _STATES = {job_pb2.JobState.Value(f"JOB_STATE_{state.value}"): state for state in jobs.State}
 _SOURCES = {
@@ -208,8 +207,8 @@ def watched(request: pb.WatchRequest) -> Watched:
     Raises:
         InvalidField: the first field that is wrong.
     """
-    if len(request.job_ids) > MAX_WATCHED:
-        problem = f"has {len(request.job_ids)} items, more than {MAX_WATCHED}; watch by a label"
+    if len(request.job_ids) > jobs.MAX_WATCHED:
+        problem = f"has {len(request.job_ids)} items, more than {jobs.MAX_WATCHED}; watch by a label, or all"
         raise InvalidField("job_ids", problem)
     ids = frozenset(jobs.check_job_id(text, f"job_ids[{i}]") for i, text in enumerate(request.job_ids))
     return Watched(ids, _filters(request))

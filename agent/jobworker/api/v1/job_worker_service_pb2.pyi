@@ -722,7 +722,7 @@ class WatchRequest(_message.Message):
     """Begin behind this answer of an earlier watch with the same filters. Empty: from now on."""
     @_builtins.property
     def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these jobs, up to 1,000. Empty: all."""
+        """Only these jobs, up to 200. Empty: all."""
 
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobState.ValueType]:

@@ -202,7 +202,7 @@ class Client:
         follows.
 
         Args:
-            job_ids: whole ids; none for all jobs.
+            job_ids: whole ids, up to 200; none for all jobs.
             states: only jobs that are in one of these when they are told.
             labels: only jobs that have all of these.
             principal: only this client's jobs.
@@ -225,7 +225,7 @@ class Client:
         """Each of these jobs once it has ended, in the order of their ends.
 
         Args:
-            job_ids: whole ids, up to 1,000.
+            job_ids: whole ids.
             timeout: in seconds; None waits for as long as it takes.
 
         Raises:
@@ -235,7 +235,9 @@ class Client:
         wanted = tuple(dict.fromkeys(job_ids))
         if not wanted:
             return iter(())
-        return ends(self.watch(job_ids=wanted, snapshot=True, timeout=timeout), wanted)
+        # Of more than a watch may name, those of all others are passed over here.
+        named = wanted if len(wanted) <= jobs.MAX_WATCHED else ()
+        return ends(self.watch(job_ids=named, snapshot=True, timeout=timeout), wanted)
 
     def wait(
         self, job_ids: Iterable[str], *, first: bool = False, timeout: float | None = None
@@ -243,7 +245,7 @@ class Client:
         """Wait until these jobs have ended; the jobs, in the order of their ends.
 
         Args:
-            job_ids: whole ids, up to 1,000.
+            job_ids: whole ids.
             first: wait for one of them only, whichever ends first.
             timeout: in seconds; None waits for as long as it takes.
 

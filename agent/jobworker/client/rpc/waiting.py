@@ -73,7 +73,9 @@ class _Waiting:
         """The job, if this is the end of one that was waited for."""
         match event:
             case Changed(job):
-                self._seen.add(job.id)
+                # Others come as well where there are too many to be named.
+                if job.id in self.job_ids:
+                    self._seen.add(job.id)
                 if job.state == job_pb2.JOB_STATE_ENDED and job.id in self.job_ids:
                     del self.job_ids[job.id]
                     return job
