@@ -49,13 +49,43 @@ class JobNotFound(JobWorkerError):
 
 @dataclass(eq=False)
 class JobAlreadyEnded(JobWorkerError):
-    """The job has ended, so it can't be stopped."""
+    """The job has ended, so it can't be stopped or signalled."""
 
     job_id: str
     end_reason: str
 
     def __str__(self) -> str:
         return f"job {self.job_id} has already ended ({self.end_reason}); `worker-client query` tells how"
+
+
+@dataclass(eq=False)
+class JobNotEnded(JobWorkerError):
+    """The job has not ended, so it can't be deleted."""
+
+    job_id: str
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} has not ended; stop it first: `worker-client stop {self.job_id}`"
+
+
+@dataclass(eq=False)
+class MainProcessEnded(JobWorkerError):
+    """The job goes on without its main process, so that can't be signalled."""
+
+    job_id: str
+
+    def __str__(self) -> str:
+        return f"the main process of job {self.job_id} has ended; signal all of its processes (`--all`)"
+
+
+@dataclass(eq=False)
+class WatchExpired(JobWorkerError):
+    """What a watch would have to tell next is not known any more."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the watch cannot go on from there: {self.reason}; watch again with a snapshot"
 
 
 @dataclass(eq=False)
@@ -187,6 +217,14 @@ class AgentUnavailable(JobWorkerError):
 
     def __str__(self) -> str:
         return f"the agent cannot serve this at the moment: {self.reason}; try again shortly"
+
+
+@dataclass(eq=False)
+class AgentDraining(JobWorkerError):
+    """The agent takes no new jobs."""
+
+    def __str__(self) -> str:
+        return "the agent is draining and takes no new jobs; use another host, or `worker-client undrain` this one"
 
 
 @dataclass(eq=False)

@@ -30,6 +30,8 @@ MAX_ARGS = 8_192
 MAX_ENV = 1_024
 MAX_LABELS = 32
 MAX_KEY = 128
+# Each id that a watch names is memory of the gateway, of which any reader may have many watches.
+MAX_WATCHED = 200
 MAX_LABEL_VALUE = 255
 MAX_TIMEOUT_MS = 366 * 24 * 3600 * 1000
 MAX_GRACE_MS = 3600 * 1000
@@ -256,6 +258,7 @@ class JobRecord:
         lost_bytes: output that could not be written (a full disk, say): gaps in the log, which the index names.
         sandbox: what it is isolated by.
         limits_restored: how often limits were set again that somebody else had changed.
+        revision: of its last change, in the order of all changes since the host's boot; 0 for before that.
     """
 
     job_id: str
@@ -286,3 +289,4 @@ class JobRecord:
     lost_bytes: int = 0
     sandbox: Applied = NOT_SANDBOXED
     limits_restored: int = 0
+    revision: int = 0

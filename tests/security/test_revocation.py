@@ -277,17 +277,27 @@ def query(stub: Any) -> str:
     return "OK"
 
 
-def test_a_revoked_certificate_ends_its_streams_and_no_others(world: Running) -> None:
-    request = pb.StreamRequest(job_id=job_id(1), follow=True)
+@pytest.mark.parametrize(
+    ("method", "request_", "trailer"),
+    [
+        ("Stream", pb.StreamRequest(job_id=job_id(1), follow=True), "jobworker-resume-offset"),
+        ("Watch", pb.WatchRequest(job_ids=[job_id(2)]), "jobworker-resume-token"),
+    ],
+)
+def test_a_revoked_certificate_ends_its_streams_and_no_others(
+    world: Running, method: str, request_: Any, trailer: str
+) -> None:
     with (
         gateway.gateway(world.directory, world.settings()) as running,
         running.stub(world.files["gone"]) as gone,
         running.stub(world.files["other"]) as other,
     ):
         assert (query(gone), query(other)) == ("OK", "OK")
-        ending, going_on = gone.Stream(request), other.Stream(request)
+        ending, going_on = (getattr(stub, method)(request_) for stub in (gone, other))
         for call in (ending, going_on):
             call.initial_metadata()
+            if method == "Watch":
+                assert next(call).HasField("mark")
         world.replace(certs.crl(CA, world.users["gone"]))
         # At once, on the connection that is up.
         assert (query(gone), query(other)) == ("UNAUTHENTICATED", "OK")
@@ -295,7 +305,7 @@ def test_a_revoked_certificate_ends_its_streams_and_no_others(world: Running) ->
             next(ending)
         assert gateway.code(caught.value) == "UNAUTHENTICATED"
         assert "revoked" in str(caught.value)
-        assert dict(ending.trailing_metadata())["jobworker-resume-offset"] == "0"
+        assert dict(ending.trailing_metadata())[trailer]
         assert going_on.is_active()
         with running.stub(world.files["gone"]) as anew:
             assert query(anew) == "UNAUTHENTICATED"

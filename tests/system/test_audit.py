@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
-from jobworker.errors import HostFault, InvalidField, JobAlreadyEnded, JobNotFound, StartFailed
+from jobworker.errors import HostFault, InvalidField, JobAlreadyEnded, JobNotEnded, JobNotFound, StartFailed
 from jobworker.identity import Role
 from jobworker.jobs import JobSpec
 from jobworker.settings.schema import AuditSettings
@@ -246,6 +246,31 @@ def test_what_a_gateway_has_done_is_on_record_whatever_it_says(side: RootSide, l
     assert len(started["claimed"]["serial"]) < 1000
     assert (started["command"], started["uid"], ended["exit_code"]) == ("/bin/sh", record.uid, 0)
     assert started["args"] == ["-c", "exit 0", NASTY[:60]]
+
+
+def test_signals_deletions_and_drains_are_on_record_with_who_asked(side: RootSide, link: Link) -> None:
+    record = link.start("/bin/sleep", "1000")
+    link.ask(messages.SignalJob(CALLER, record.job_id, signal.SIGCONT, everyone=True))
+    with pytest.raises(JobNotEnded):
+        link.ask(messages.DeleteJob(CALLER, record.job_id))
+    link.stop(record.job_id, force=True)
+    with pytest.raises(JobAlreadyEnded):
+        link.ask(messages.SignalJob(CALLER, record.job_id, signal.SIGCONT, everyone=False))
+    link.ask(messages.DeleteJob(CALLER, record.job_id))
+    for draining in (True, False):
+        link.ask(messages.Drain(CALLER, draining=draining))
+    lines = events(side.state_dir, "jobs")
+    told = {line["event"]: line for line in of(record.job_id, lines)}
+    assert (told["job_signalled"]["signal"], told["job_signalled"]["everyone"]) == ("CONT", True)
+    assert list(told)[-2:] == ["delete_asked", "job_removed"]
+    assert [line["event"] for line in lines[-2:]] == ["drained", "undrained"]
+    for line in (told["job_signalled"], told["delete_asked"], *lines[-2:]):
+        assert line["claimed"]["principal"] == CALLER.principal
+    refused = of(record.job_id, events(side.state_dir, "calls"))
+    assert [(line["event"], line["decision"]) for line in refused] == [
+        ("delete_refused", "deny"),
+        ("signal_refused", "deny"),
+    ]
 
 
 def test_refusals_of_the_supervisor(side: RootSide, link: Link) -> None:

@@ -24,9 +24,10 @@ def run(link: Link, script: str) -> JobRecord:
 
 
 def wait_removed(link: Link, job_id: str) -> None:
-    expected = JobRemoved(job_id)
-    while (link.events.popleft() if link.events else link.receive().message) != expected:
-        pass
+    removed = None
+    while removed != job_id:
+        event = link.events.popleft() if link.events else link.receive().message
+        removed = event.job_id if isinstance(event, JobRemoved) else None
 
 
 def directories(side: RootSide) -> list[str]:

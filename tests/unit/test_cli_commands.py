@@ -306,7 +306,7 @@ def test_output_that_cannot_be_written_is_told(agent: scripted.ScriptedAgent) ->
 @pytest.mark.parametrize("closed", ["<&- >&-", ">&-", "<&- >&- 2>&-"])
 def test_output_goes_nowhere_rather_than_into_the_connection(agent: scripted.ScriptedAgent, closed: str) -> None:
     over = job_pb2.Job(id=ID, state=job_pb2.JOB_STATE_ENDED, exit_code=0)
-    agent.handlers["Query"] = lambda _request, _context: pb.QueryResponse(job=over)
+    agent.handlers["Watch"] = lambda _request, _context: iter([pb.WatchResponse(job=over)])
     agent.handlers["Stream"] = lambda _request, _context: iter(
         [scripted.chunk(0, b"x" * 9999), scripted.end(9999)]
     )

@@ -15,7 +15,7 @@ import pytest
 
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
-from jobworker.cli.client_run import exit_status, notice_of
+from jobworker.cli.client_exit import exit_status, notice_of
 from support import scripted
 from support.signals import interruptible
 
@@ -37,7 +37,7 @@ class OneJob:
         self.following, self.stopping, self.finished = (threading.Event() for _ in range(3))
         self.asked_to_stop: list[pb.StopRequest] = []
         self._end, self._written = end, written
-        agent.handlers.update(Start=self._start, Stream=self._stream, Query=self._query, Stop=self._stop)
+        agent.handlers.update(Start=self._start, Stream=self._stream, Watch=self._watch, Stop=self._stop)
 
     def finish(self) -> None:
         self.finished.set()
@@ -57,10 +57,12 @@ class OneJob:
         assert self.finished.wait(60)
         yield scripted.end(offset)
 
-    def _query(self, _request: pb.QueryRequest, _context: grpc.ServicerContext) -> pb.QueryResponse:
-        first = sum(isinstance(request, pb.QueryRequest) for request in self.agent.requests) == 1
-        running = job_pb2.Job(id=ID, state=job_pb2.JOB_STATE_RUNNING, exit_code=99)
-        return pb.QueryResponse(job=running if first else self._end)
+    def _watch(self, request: pb.WatchRequest, _context: grpc.ServicerContext) -> Iterator[pb.WatchResponse]:
+        assert (list(request.job_ids), request.snapshot) == ([ID], True)
+        yield pb.WatchResponse(job=job_pb2.Job(id=ID, state=job_pb2.JOB_STATE_RUNNING, exit_code=99))
+        yield pb.WatchResponse(mark=pb.WatchMark(snapshot_complete=True), resume_token="a")
+        assert self.finished.wait(60)
+        yield pb.WatchResponse(job=self._end, resume_token="b")
 
     def _stop(self, request: pb.StopRequest, _context: grpc.ServicerContext) -> pb.StopResponse:
         self.asked_to_stop.append(request)
@@ -345,7 +347,7 @@ def test_a_gap_is_told_in_one_line_in_however_many_pieces_it_comes(agent: script
 
 
 def test_a_gap_changes_no_exit_code_and_is_told_once(agent: scripted.ScriptedAgent) -> None:
-    OneJob(agent, ended("EXITED", exit_code=7), [])
+    OneJob(agent, ended("EXITED", exit_code=7), []).finish()
     agent.handlers["Stream"] = lambda _request, _context: iter([gap(0, 100, "disk full"), scripted.end(100)])
     done = agent.cli("run", "sleep", "9")
     assert (done.returncode, done.stdout) == (7, b"")

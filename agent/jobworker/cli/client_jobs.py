@@ -44,7 +44,7 @@ worker-client list --state running --state stopping
 worker-client list --label team=build --limit 10 --format json
 """
 
-_STATES = click.Choice([state.value for state in jobs.State], case_sensitive=False)
+STATES = click.Choice([state.value for state in jobs.State], case_sensitive=False)
 
 
 @click.command("stop", cls=ClientCommand, help=_STOP_HELP)
@@ -70,7 +70,7 @@ def query(job_id: str) -> None:
 
 
 @click.command("list", cls=ClientCommand, help=_LIST_HELP)
-@click.option("--state", multiple=True, type=_STATES, help="Only jobs in this state. Repeatable.")
+@click.option("--state", multiple=True, type=STATES, help="Only jobs in this state. Repeatable.")
 @click.option("--label", metavar="KEY=VALUE", multiple=True, help="Only jobs with this label. Repeatable.")
 @click.option("--principal", metavar="URI", default="", help="Only jobs that this client started.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the newest N.")

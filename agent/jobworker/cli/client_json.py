@@ -64,6 +64,7 @@ def agent(message: GetAgentInfoResponse) -> dict[str, Any]:
         "memory_bytes": message.memory_bytes,
         "active_jobs": message.active_jobs,
         "max_active_jobs": message.max_active_jobs,
+        "draining": message.draining,
         "user_per_job": message.user_per_job,
         "certificate_expires_at": time(message, "certificate_expires_at"),
         "default_sandbox": message.default_sandbox,

@@ -5,24 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobworker.cli import client_json
-from jobworker.cli.client_command import ClientCommand, complain, connect
+from jobworker.cli.client_command import complain, connect
+from jobworker.cli.client_exit import INTERRUPTED, ExitsAsJob, exit_status, notice_of
 from jobworker.cli.client_interrupt import Interrupts, stop_unless_ended
 from jobworker.cli.client_output import Sink
 from jobworker.cli.client_spec import CONTEXT_SETTINGS, job_options, spec_of
-from jobworker.cli.worker_client import BY_SIGNAL, INTERRUPTED
-from jobworker.client.failures import CallFailed
 from jobworker.errors import JobWorkerError
 from jobworker.jobs import Source
 
 if TYPE_CHECKING:
-    from jobworker.api.v1.job_pb2 import Job
     from jobworker.client.rpc.client import Client
 
 _HELP = """Start a job, follow its output, and exit with its exit code.
@@ -40,32 +36,8 @@ Exit codes: the job's own; 128 + N when signal N ended it; 125 when jobworker fa
 126 when the command cannot be executed, 127 when it was not found, 130 after Ctrl-C.
 """
 
-TOOL_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
-_EXEC_CODES = {"ENOENT": NOT_FOUND, "EACCES": NOT_EXECUTABLE, "ENOEXEC": NOT_EXECUTABLE}
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
-
-
-class _RunUsageError(click.UsageError):
-    exit_code = TOOL_FAILED
-
-
-class _RunCommand(ClientCommand):
-    """Codes of its own, because all others may be the job's."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        try:
-            return super().make_context(*args, **kwargs)
-        except click.UsageError as error:
-            raise _RunUsageError(error.format_message(), error.ctx) from None
-
-    def exit_code(self, error: Exception) -> int:
-        if not isinstance(error, CallFailed) or error.metadata.get("step") != "exec":
-            return TOOL_FAILED
-        return _EXEC_CODES.get(error.metadata.get("errno_name", ""), TOOL_FAILED)
-
-
-@click.command("run", cls=_RunCommand, help=_HELP, context_settings=CONTEXT_SETTINGS)
+@click.command("run", cls=ExitsAsJob, help=_HELP, context_settings=CONTEXT_SETTINGS)
 @click.option("--detach-on-interrupt", is_flag=True, help="Let the job go on after Ctrl-C.")
 @job_options
 def run(words: tuple[str, ...], *, detach_on_interrupt: bool, **options: Any) -> int:
@@ -75,36 +47,14 @@ def run(words: tuple[str, ...], *, detach_on_interrupt: bool, **options: Any) ->
             job_id = client.start(spec, idempotency_key=options["idempotency_key"]).id
             interrupts.started(job_id)
             _follow(client, job_id)
-            job = _await_end(client, job_id)
+            # Its end comes a moment after that of its output, or later if it closed that early.
+            (job,) = client.wait([job_id])
         except KeyboardInterrupt:
             complain(interrupts.farewell())
             return INTERRUPTED
     if notice := notice_of(job):
         complain(notice)
     return INTERRUPTED if interrupts.count else exit_status(job)
-
-
-def exit_status(job: Job) -> int:
-    """The exit code that tells how the job's main process ended."""
-    if job.HasField("exit_code"):
-        return job.exit_code
-    return BY_SIGNAL + job.signal if job.HasField("signal") else TOOL_FAILED
-
-
-def notice_of(job: Job) -> str:
-    """What the exit code alone does not tell; empty for nothing."""
-    limits = {limit.name: limit.requested for limit in job.limits}
-    match client_json.enum_name(job, "end_reason"):
-        case "OOM_KILLED":
-            return f"job {job.id} was killed for going over its memory limit ({limits.get('memory', 'none')})"
-        case "TIMED_OUT":
-            return f"job {job.id} was stopped at its timeout of {client_json.seconds(job.timeout):g} s"
-        case "STOPPED":
-            return f"job {job.id} was stopped"
-        case "LOST":
-            return f"job {job.id} was lost, its end was not seen: {job.detail or 'no more is known'}"
-        case _:
-            return ""
 
 
 def _follow(client: Client, job_id: str) -> None:
@@ -143,15 +93,3 @@ def _routes() -> list[tuple[Source | None, int]]:
     if os.path.sameopenfile(out, err):
         return [(None, out)]
     return [(Source.STDOUT, out), (Source.STDERR, err)]
-
-
-def _await_end(client: Client, job_id: str) -> Job:
-    """The job after its end, which comes a moment after that of its output, or later if it closed that early.
-
-    The contract has nothing yet that tells of it, so this asks, ever less often.
-    """
-    pause = _FIRST_PAUSE
-    while client_json.enum_name(job := client.query(job_id), "state") != "ENDED":
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
-    return job

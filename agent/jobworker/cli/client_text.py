@@ -61,6 +61,7 @@ def agent(message: GetAgentInfoResponse) -> str:
         ("host", f"{message.hostname}, Linux {message.kernel}"),
         ("capacity", f"{message.cpus} CPUs, {size(message.memory_bytes)} memory"),
         ("jobs", jobs),
+        ("draining", "takes no new jobs" if message.draining else ""),
         ("users", users),
         ("cgroups", message.cgroup_mode),
         ("sandbox", message.default_sandbox),
@@ -70,6 +71,15 @@ def agent(message: GetAgentInfoResponse) -> str:
         ("certificate", f"until {client_json.time(message, 'certificate_expires_at') or 'not told'}"),
     )
     return labelled(lines)
+
+
+def event(message: Job) -> str:
+    """A job that has changed, in a line of its own: columns without knowing the other lines."""
+    return event_of(message.id, status(message), message.principal.rpartition("/")[2], _cut(command(message)))
+
+
+def event_of(job_id: str, state: str, by: str = "", words: str = "") -> str:
+    return f"{job_id}  {state:<14}  {inline(by):<10}  {words}".rstrip()
 
 
 def labelled(pairs: Pairs) -> str:

@@ -31,10 +31,16 @@ COMMANDS = {
     "start": _Entry("client_start", "start", "Start a job and print its id."),
     "run": _Entry("client_run", "run", "Start a job, follow its output, exit with its exit code."),
     "stop": _Entry("client_jobs", "stop", "Stop a job and all of its processes."),
+    "signal": _Entry("client_control", "signal", "Send a signal to a job's main process, or to all."),
+    "delete": _Entry("client_control", "delete", "Remove ended jobs with their output and files."),
     "query": _Entry("client_jobs", "query", "Show everything that is known of a job."),
     "stream": _Entry("client_stream", "stream", "Write a job's output; also called logs."),
     "list": _Entry("client_jobs", "list_jobs", "List the jobs of the host; also called ps."),
+    "watch": _Entry("client_watch", "watch", "Show changes of jobs as they happen."),
+    "wait": _Entry("client_watch", "wait", "Wait until jobs have ended, and exit as they did."),
     "info": _Entry("client_info", "info", "Show what the agent is, and what it can enforce."),
+    "drain": _Entry("client_drain", "drain", "Take no new jobs on the host, and wait for the others."),
+    "undrain": _Entry("client_drain", "undrain", "Take new jobs on the host again."),
     "version": _Entry("client_info", "version", "Print the version of this client."),
 }
 _ALIASES = {"logs": "stream", "ps": "list"}
@@ -69,7 +75,7 @@ them, or from a context file. Every command has a --help of its own.
 
 \b
 Exit codes: 0 done, 1 failed, 2 not understood, 4 not allowed, 130 interrupted.
-`run` has its own; its help tells them.
+`run`, `wait` and `drain` have more; their help tells them.
 """
 
 

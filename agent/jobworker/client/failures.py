@@ -55,6 +55,21 @@ class AmbiguousId(JobWorkerError):
 
 
 @dataclass(eq=False)
+class WaitTimedOut(JobWorkerError):
+    """Jobs that were waited for have not ended in time.
+
+    Attributes:
+        job_ids: of those.
+    """
+
+    job_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        others = f" and {len(self.job_ids) - 1} more" if len(self.job_ids) > 1 else ""
+        return f"job {self.job_ids[0]}{others} has not ended in time; it goes on"
+
+
+@dataclass(eq=False)
 class SettingsMissing(JobWorkerError):
     """Where the agent is, or what to prove oneself with, was not said.
 

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import re
 import signal
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -16,10 +17,12 @@ from jobworker import codec, jobs, limits
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField
+from jobworker.gateway.changes import Watched
 from jobworker.gateway.known import Wanted
 from jobworker.gateway.order import Position
 from jobworker.gateway.seek import MAX_TAIL_LINES, View
-from jobworker.wire.messages import Caller, StartJob, StopJob
+from jobworker.gateway.watch import read_token
+from jobworker.wire.messages import Caller, SignalJob, StartJob, StopJob
 
 _NANOS = 1_000_000_000
 DEFAULT_GRACE_MS = 10_000
@@ -118,6 +121,15 @@ def stop(caller: Caller, request: pb.StopRequest) -> StopJob:
     )
 
 
+def signal_job(caller: Caller, request: pb.SignalRequest) -> SignalJob:
+    """Which signal to send to whom.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    return SignalJob(caller, jobs.check_job_id(request.job_id), _signal(request.signal), request.all)
+
+
 def _signal(name: str) -> int:
     number = signal.Signals.__members__.get(f"SIG{name.upper().removeprefix('SIG')}")
     if number is None:
@@ -173,6 +185,12 @@ def wanted(request: pb.ListRequest) -> Wanted:
     Raises:
         InvalidField: the first field that is wrong.
     """
+    found = _filters(request)
+    prefix = jobs.check_job_id_prefix(request.id_prefix) if request.id_prefix else ""
+    return replace(found, id_prefix=prefix)
+
+
+def _filters(request: pb.ListRequest | pb.WatchRequest) -> Wanted:
     if len(request.labels) > jobs.MAX_LABELS:
         raise InvalidField("labels", f"has {len(request.labels)} entries, more than {jobs.MAX_LABELS}")
     if len(request.principal) > _MAX_PRINCIPAL:
@@ -181,8 +199,35 @@ def wanted(request: pb.ListRequest) -> Wanted:
         states=frozenset(_state(number) for number in request.states),
         labels=tuple(request.labels.items()),
         principal=request.principal,
-        id_prefix=jobs.check_job_id_prefix(request.id_prefix) if request.id_prefix else "",
     )
+
+
+def watched(request: pb.WatchRequest) -> Watched:
+    """Which jobs to watch.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    if len(request.job_ids) > jobs.MAX_WATCHED:
+        problem = f"has {len(request.job_ids)} items, more than {jobs.MAX_WATCHED}; watch by a label, or all"
+        raise InvalidField("job_ids", problem)
+    ids = frozenset(jobs.check_job_id(text, f"job_ids[{i}]") for i, text in enumerate(request.job_ids))
+    return Watched(ids, _filters(request))
+
+
+def resumed(request: pb.WatchRequest) -> tuple[str, int] | None:
+    """Epoch and revision behind which to watch; None for from now on.
+
+    Raises:
+        InvalidField: it is no token, or there is to be a snapshot as well.
+    """
+    if not request.resume_token:
+        return None
+    if request.snapshot:
+        raise InvalidField(
+            "snapshot", "begins anew, and resume_token does not; give one of them", "snapshot false"
+        )
+    return read_token(request.resume_token)
 
 
 def _state(number: job_pb2.JobState.ValueType) -> jobs.State:

@@ -60,6 +60,7 @@ def _of_jobs(seen: MirrorStatistics) -> Iterator[Metric]:
     if seen.host:
         mode = {"cgroup_mode": seen.host.cgroup_mode}
         yield InfoMetricFamily("jobworker_host", "The host as the supervisor found it.", mode)
+        yield GaugeMetricFamily("jobworker_draining", "Whether no new jobs are taken.", seen.host.draining)
     jobs = GaugeMetricFamily("jobworker_jobs", "Jobs that exist, by state.", labels=["state"])
     for state, number in seen.jobs.items():
         jobs.add_metric([state.value.lower()], number)

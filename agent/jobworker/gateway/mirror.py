@@ -18,11 +18,22 @@ from typing import Any
 import structlog
 
 from jobworker.errors import AgentUnavailable, JobNotFound
+from jobworker.gateway.changes import Changes
 from jobworker.gateway.known import ACTIVE, Known, Wanted, known
 from jobworker.gateway.link import PATIENCE_SECONDS, Lost
 from jobworker.gateway.order import Position, Timelines
 from jobworker.jobs import EndReason, JobRecord, State
-from jobworker.wire.messages import HostInfo, JobChanged, JobRemoved, JobReply, LogGrew, Synced, Welcome
+from jobworker.wire.messages import (
+    DrainChanged,
+    Drained,
+    HostInfo,
+    JobChanged,
+    JobRemoved,
+    JobReply,
+    LogGrew,
+    Synced,
+    Welcome,
+)
 
 _SHARED_VALUES = 1024
 
@@ -57,9 +68,14 @@ class MirrorStatistics:
 
 
 class Mirror:
-    """All jobs of the supervisor; their owner in the gateway."""
+    """All jobs of the supervisor; their owner in the gateway.
+
+    Attributes:
+        changes: what has become of them, in its order.
+    """
 
     def __init__(self) -> None:
+        self.changes = Changes()
         self._jobs: dict[str, Known] = {}
         self._ids: list[str] = []
         self._timelines = Timelines()
@@ -77,26 +93,41 @@ class Mirror:
     def apply(self, message: Any) -> None:
         """Take in what the supervisor said."""
         match message:
-            case JobChanged(record) | JobReply(record):
+            case JobChanged(record):
+                self._take_in(record)
+                # An answer is news of its job, but may overtake the changes of others.
+                if job := self._jobs.get(record.job_id):
+                    self.changes.changed(job, record.revision)
+            case JobReply(record):
                 self._take_in(record)
             case LogGrew():
                 self._grow(message)
-            case JobRemoved(job_id):
-                self._remove(job_id)
-            case Welcome(_, host):
+            case JobRemoved(job_id, revision):
+                self._remove(job_id, revision)
+            case Drained(draining) | DrainChanged(draining) if self._host:
+                self._host = replace(self._host, draining=draining)
+            case _:
+                self._apply_to_all(message)
+
+    def _apply_to_all(self, message: Any) -> None:
+        match message:
+            case Welcome(_, host, _, epoch):
                 self._host = host
                 self._connects += 1
                 self._unconfirmed = set(self._jobs)
-            case Synced():
+                self.changes.begin(epoch)
+            case Synced(revision, removed, began):
                 for job_id in self._unconfirmed:
-                    self._remove(job_id)
+                    self._remove(job_id, removed)
                 self._unconfirmed = set()
                 self._synced.set()
+                self.changes.synced(revision, removed, began)
             case Lost(problem):
                 self._synced.clear()
                 self._problem = problem
                 for job_id in tuple(self._awaited):
                     self._wake(job_id)
+                self.changes.wake_all()
 
     def _take_in(self, record: JobRecord) -> None:
         try:
@@ -140,9 +171,10 @@ class Mirror:
             self._count(job, grown)
             self._jobs[to.job_id] = grown
 
-    def _remove(self, job_id: str) -> None:
+    def _remove(self, job_id: str, revision: int) -> None:
         job = self._jobs.pop(job_id, None)
         if job is not None:
+            self.changes.removed(job, revision)
             self._timelines.remove(job.position, job.keys())
             del self._ids[bisect_left(self._ids, job_id)]
             self._wake(job_id)
@@ -177,6 +209,10 @@ class Mirror:
         if self._host is None:
             raise AgentUnavailable(self._problem)
         return self._host
+
+    def get(self, job_id: str) -> Known | None:
+        """A job as last heard of; None for one that is not known now."""
+        return self._jobs.get(job_id)
 
     async def find(self, job_id: str) -> Known:
         """A job as last heard of.

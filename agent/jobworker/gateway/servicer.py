@@ -8,12 +8,12 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from jobworker import __version__, jobs
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1 import job_worker_service_pb2_grpc as api
-from jobworker.errors import JobAlreadyEnded
+from jobworker.errors import JobAlreadyEnded, JobNotFound
 from jobworker.gateway import incoming, outgoing
 from jobworker.gateway.access import CALLER
 from jobworker.gateway.credentials import Credentials
@@ -25,11 +25,12 @@ from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Extent, Fixed, Output, beginning
 from jobworker.gateway.seek import Log, View
+from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
-from jobworker.wire.messages import InspectJob, JobReply
+from jobworker.wire.messages import DeleteJob, Done, Drain, Drained, InspectJob, JobReply
 
 # In a stream's trailers: where to go on.
-RESUME_OFFSET = "jobworker-resume-offset"
+RESUME_OFFSET, RESUME_TOKEN = "jobworker-resume-offset", "jobworker-resume-token"
 
 # By default a client takes messages of up to 4 MiB; a single job may have 400 KiB.
 _MAX_PAGE_BYTES = 2 * 1024 * 1024
@@ -65,6 +66,18 @@ class JobWorker(api.JobWorkerServiceServicer):
         reached = _always if request.no_wait else _is_stopped
         return pb.StopResponse(job=(await self._mirror.wait_for(message.job_id, reached)).job())
 
+    async def Signal(self, request: pb.SignalRequest, _context: Context) -> pb.SignalResponse:
+        reply, _ = await self._link.ask(incoming.signal_job(CALLER.get(), request), JobReply, repeatable=False)
+        return pb.SignalResponse(job=outgoing.job(reply.record))
+
+    async def Delete(self, request: pb.DeleteRequest, _context: Context) -> pb.DeleteResponse:
+        job_id = jobs.check_job_id(request.job_id)
+        await self._link.ask(DeleteJob(CALLER.get(), job_id), Done, repeatable=False)
+        # The answer overtakes the news; who is told of it must not find the job in a list.
+        with suppress(JobNotFound):
+            await self._mirror.wait_for(job_id, _never)
+        return pb.DeleteResponse()
+
     async def Query(self, request: pb.QueryRequest, _context: Context) -> pb.QueryResponse:
         job = await self._mirror.find(jobs.check_job_id(request.job_id))
         if job.state is not State.ENDED:
@@ -91,6 +104,21 @@ class JobWorker(api.JobWorkerServiceServicer):
             response.next_page_token = incoming.page_token(found[len(response.jobs) - 1].position)
         return response
 
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override] # writes
+        watched, since = incoming.watched(request), incoming.resumed(request)
+        await self._mirror.current()
+        if since:
+            self._mirror.changes.check(*since)
+        watch = Watch(self._mirror, watched, since and since[1], snapshot=request.snapshot)
+        resume = request.resume_token
+        try:
+            async with aclosing(watch.messages()) as messages:
+                async for told in messages:
+                    await context.write(told.message)
+                    resume = told.token or resume
+        finally:
+            context.set_trailing_metadata(((RESUME_TOKEN, resume),))
+
     async def GetAgentInfo(self, _request: pb.GetAgentInfoRequest, _context: Context) -> pb.GetAgentInfoResponse:
         host, system = await self._mirror.host(), os.uname()
         return pb.GetAgentInfoResponse(
@@ -107,7 +135,16 @@ class JobWorker(api.JobWorkerServiceServicer):
             user_per_job=host.user_per_job,
             default_sandbox=host.sandbox,
             sandbox_parts=[outgoing.sandbox_part(part) for part in host.isolation],
+            draining=host.draining,
         )
+
+    async def Drain(self, _request: pb.DrainRequest, _context: Context) -> pb.DrainResponse:
+        drained, _ = await self._link.ask(Drain(CALLER.get(), draining=True), Drained, repeatable=True)
+        return pb.DrainResponse(active_job_ids=drained.active)
+
+    async def Undrain(self, _request: pb.UndrainRequest, _context: Context) -> pb.UndrainResponse:
+        await self._link.ask(Drain(CALLER.get(), draining=False), Drained, repeatable=True)
+        return pb.UndrainResponse()
 
     async def Stream(self, request: pb.StreamRequest, context: Context) -> None:  # type: ignore[override] # writes
         source, view = incoming.source(request), incoming.view(request)
@@ -148,6 +185,10 @@ class JobWorker(api.JobWorkerServiceServicer):
 def _is_stopped(job: Known) -> bool:
     """Nothing more will come of a stop."""
     return job.state is State.ENDED or job.stuck
+
+
+def _never(_job: Known) -> bool:
+    return False
 
 
 def _always(_job: Known) -> bool:

@@ -42,6 +42,9 @@ RULES: Mapping[type[errors.JobWorkerError], Rule] = MappingProxyType(
         errors.InvalidField: Rule(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
         errors.JobNotFound: Rule(grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND"),
         errors.JobAlreadyEnded: Rule(grpc.StatusCode.FAILED_PRECONDITION, "JOB_ALREADY_ENDED"),
+        errors.JobNotEnded: Rule(grpc.StatusCode.FAILED_PRECONDITION, "JOB_NOT_ENDED"),
+        errors.MainProcessEnded: Rule(grpc.StatusCode.FAILED_PRECONDITION, "MAIN_PROCESS_ENDED"),
+        errors.WatchExpired: Rule(grpc.StatusCode.FAILED_PRECONDITION, "WATCH_EXPIRED"),
         errors.IdempotencyConflict: Rule(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_CONFLICT"),
         errors.StartFailed: Rule(grpc.StatusCode.FAILED_PRECONDITION, "START_FAILED"),
         errors.LimitUnsupported: Rule(grpc.StatusCode.FAILED_PRECONDITION, "LIMIT_UNSUPPORTED"),
@@ -52,6 +55,7 @@ RULES: Mapping[type[errors.JobWorkerError], Rule] = MappingProxyType(
         errors.Unauthenticated: Rule(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
         errors.PermissionDenied: Rule(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
         errors.AgentUnavailable: Rule(grpc.StatusCode.UNAVAILABLE, "AGENT_UNAVAILABLE"),
+        errors.AgentDraining: Rule(grpc.StatusCode.UNAVAILABLE, "AGENT_DRAINING"),
         errors.HostFault: Rule(grpc.StatusCode.INTERNAL, "HOST_FAULT"),
         # Between the agent's own processes and files: nothing that a client could act on.
         errors.ProtocolError: _INTERNAL,

@@ -22,7 +22,16 @@ from jobworker.supervisor.budget import Budget
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.trail import Trail, body
-from jobworker.wire.messages import Caller, CallReport, ReportCalls, StartJob, StopJob
+from jobworker.wire.messages import (
+    Caller,
+    CallReport,
+    DeleteJob,
+    Drain,
+    ReportCalls,
+    SignalJob,
+    StartJob,
+    StopJob,
+)
 
 # How far the end of a trail can be cut off and found missing by nobody who has seen the anchor before.
 _ANCHOR_LINES, _ANCHOR_SECONDS = 1_000, 60.0
@@ -160,9 +169,22 @@ class Audit:
             claimed=_claimed(request.caller),
         )
 
-    def stop_refused(self, request: StopJob, error: JobWorkerError) -> None:
-        fields = {"job": _clip(request.job_id), **_problem(error)}
-        self._note_call("stop_refused", decision="deny", **fields, claimed=_claimed(request.caller))
+    def signalled(self, request: SignalJob) -> None:
+        everyone = request.everyone or None
+        fields = {"job": request.job_id, "signal": _name(request.signal), "everyone": everyone}
+        self._note("job_signalled", decision="allow", **fields, claimed=_claimed(request.caller))
+
+    def delete_asked(self, request: DeleteJob) -> None:
+        self._note("delete_asked", decision="allow", job=request.job_id, claimed=_claimed(request.caller))
+
+    def drained(self, request: Drain) -> None:
+        event = "drained" if request.draining else "undrained"
+        self._note(event, decision="allow", claimed=_claimed(request.caller))
+
+    def refused(self, what: str, caller: Caller, job_id: str, error: JobWorkerError) -> None:
+        """A request that changes something, and was not carried out."""
+        fields = {"job": _clip(job_id) or None, **_problem(error)}
+        self._note_call(f"{what}_refused", decision="deny", **fields, claimed=_claimed(caller))
 
     def stopping(self, record: JobRecord, why: EndReason) -> None:
         self._note("job_stopping", job=record.job_id, why=why.value)

@@ -23,7 +23,7 @@ from jobworker.supervisor.loop import Loop
 from jobworker.wire import frames, messages, sockets
 
 _MAX_IN_FLIGHT = 512
-# Who has not read for so long finds out that a job is gone when asking for it.
+# Who has not read while so many jobs went has to begin anew.
 _MAX_REMOVED = 100_000
 
 
@@ -50,6 +50,12 @@ class Owner(Protocol):
     def log_state(self, job_id: str) -> messages.LogGrew:
         """How far a job's log goes."""
 
+    def synced(self) -> messages.Synced:
+        """Word that all jobs have been reported."""
+
+    def drain_state(self) -> messages.DrainChanged:
+        """Whether new jobs are taken."""
+
     def closed(self, connection: Connection) -> None:
         """The connection is gone."""
 
@@ -61,10 +67,11 @@ class Connection:
         self._server = server
         self._sock = sock
         self._answers: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        self._changed: dict[str, None] = {}
-        self._removed: deque[str] = deque(maxlen=_MAX_REMOVED)
+        # Jobs to tell of, in the order of their revisions; that of its removal for one that is gone, else 0.
+        self._news: dict[str, int] = {}
+        self._removed = 0
         self._grown: dict[str, None] = {}
-        self._sync_due = False
+        self._sync_due = self._drain_due = False
         self._in_flight = 0
         self._events = 0
         self.peers = peers
@@ -83,7 +90,7 @@ class Connection:
             self._server.loop.watch(self._sock.fileno(), events, self._on_ready)
 
     def _has_output(self) -> bool:
-        return bool(self._answers or self._removed or self._changed or self._grown or self._sync_due)
+        return bool(self._answers or self._news or self._grown or self._sync_due or self._drain_due)
 
     def _on_ready(self) -> None:
         try:
@@ -118,12 +125,17 @@ class Connection:
 
     def job_changed(self, job_id: str) -> None:
         if self.subscribed:
-            self._changed[job_id] = None
+            self._news.pop(job_id, None)
+            self._news[job_id] = 0
 
-    def job_removed(self, job_id: str) -> None:
-        self._changed.pop(job_id, None)
+    def job_removed(self, job_id: str, revision: int) -> None:
         if self.subscribed:
-            self._removed.append(job_id)
+            self._news.pop(job_id, None)
+            self._news[job_id] = revision
+            self._removed += 1
+
+    def drain_changed(self) -> None:
+        self._drain_due = self.subscribed
 
     def log_grew(self, job_id: str) -> None:
         if job_id in self.followed:
@@ -132,7 +144,7 @@ class Connection:
     def subscribe(self, job_ids: list[str], *, whole: bool) -> None:
         """Report these jobs, and what changes from now on; `whole`: there are no others."""
         self.subscribed = True
-        self._changed.update(dict.fromkeys(job_ids))
+        self._news.update(dict.fromkeys(job_ids, 0))
         self._sync_due = whole
 
     def whole(self) -> None:
@@ -141,6 +153,10 @@ class Connection:
     def flush(self) -> None:
         """Send until the peer's buffer is full."""
         if self._sock.fileno() < 0:
+            return
+        if self._removed > _MAX_REMOVED:
+            self._server.log.warning("connection closed: it does not read")
+            self.close()
             return
         with contextlib.suppress(BlockingIOError):
             while self._has_output():
@@ -154,20 +170,25 @@ class Connection:
             sockets.send(self._sock, data, fds)
             self._answers.popleft()
             _close_all(fds)
-        elif self._removed:
-            sockets.send(self._sock, frames.encode(messages.JobRemoved(self._removed[0]), 0))
-            self._removed.popleft()
-        elif self._changed:
-            job_id = next(iter(self._changed))
-            sockets.send(self._sock, frames.encode(messages.JobChanged(self._server.record(job_id)), 0))
-            del self._changed[job_id]
+        elif self._news:
+            job_id, removed = next(iter(self._news.items()))
+            event = messages.JobRemoved(job_id, removed) if removed else self._changed(job_id)
+            sockets.send(self._sock, frames.encode(event, 0))
+            del self._news[job_id]
+            self._removed -= removed > 0
+        elif self._drain_due:
+            sockets.send(self._sock, frames.encode(self._server.drain_state(), 0))
+            self._drain_due = False
         elif self._sync_due:
-            sockets.send(self._sock, frames.encode(messages.Synced(), 0))
+            sockets.send(self._sock, frames.encode(self._server.synced(), 0))
             self._sync_due = False
         else:
             job_id = next(iter(self._grown))
             sockets.send(self._sock, frames.encode(self._server.log_state(job_id), 0))
             del self._grown[job_id]
+
+    def _changed(self, job_id: str) -> messages.JobChanged:
+        return messages.JobChanged(self._server.record(job_id))
 
     def close(self) -> None:
         if self._sock.fileno() < 0:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jobworker.errors import MainProcessEnded
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
 from jobworker.kernel import pidfd, spawn
 from jobworker.kernel.cgroup.base import Group
@@ -25,6 +26,7 @@ from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.output import LONE_BYTES, ROUND_BYTES, OutputLog
+from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.stand_in import Stream
 from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
@@ -56,6 +58,7 @@ class Surroundings:
     store: Store
     keeper: KeeperLink
     audit: Audit
+    revisions: Revisions
     changed: Callable[[Job], None]
     grew: Callable[[Job], None]
     kill_wait: float
@@ -262,6 +265,24 @@ class Job:
         else:
             self._stopping.kill_after(grace)
 
+    def signal(self, signum: int, *, everyone: bool) -> None:
+        """Send a signal to the main process, or to each process that there is.
+
+        Raises:
+            MainProcessEnded: there is no main process any more.
+            OSError: the kernel refuses.
+        """
+        if everyone:
+            self.group.signal_all(signum)
+            return
+        if self._end is not None:
+            raise MainProcessEnded(self.record.job_id)
+        try:
+            signal.pidfd_send_signal(self._pidfd, signum)
+        except ProcessLookupError:
+            # Its parent, the keeper, has reaped it and has not told yet.
+            raise MainProcessEnded(self.record.job_id) from None
+
     def _report_stuck(self) -> None:
         self._around.audit.stuck(self.record)
         self._change(stuck=True, detail="killed, but a process of the job does not go away")
@@ -375,7 +396,7 @@ class Job:
             return self.record.usage
 
     def _change(self, **changes: Any) -> None:
-        self.record = replace(self.record, **changes)
+        self.record = replace(self.record, **changes, revision=self._around.revisions.next())
         self._save()
         self._around.changed(self)
 

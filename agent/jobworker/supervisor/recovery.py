@@ -135,7 +135,9 @@ class Recovery:
         self._registry.keys.remember(record, stored.idempotency)
         if record.state is State.ENDED:
             self._around.audit.found_ended(record)
-            self._registry.add_ended(record)
+            # Those of another boot are before all of this one's.
+            revision = record.revision if self._around.store.is_of_this_boot(stored) else 0
+            self._registry.add_ended(replace(record, revision=revision))
             return
         held = self._held.get(record.job_id)
         if record.state is State.PENDING and held and held.pidfd is None:
@@ -162,7 +164,8 @@ class Recovery:
             job.main_ended(end)
 
     def _adopt(self, stored: StoredJob, held: Held, pidfd: int) -> Job:
-        record = stored.record
+        # What the earlier life told last of it may not be on the disk.
+        record = replace(stored.record, revision=self._around.revisions.next())
         group = self._groups.pop(record.job_id, None) or self._hierarchy.adopt(record.job_id)
         if isinstance(group, SubtreeGroup):
             group.init_is(sockets.pid_of(pidfd), pidfd)
@@ -187,6 +190,7 @@ class Recovery:
             # At the latest: nothing of it is left now.
             ended_ns=time.time_ns(),
             output_ended=True,
+            revision=self._around.revisions.next(),
         )
         try:
             self._around.store.save(lost, stored.started, stored.stop_reason, stored.idempotency)

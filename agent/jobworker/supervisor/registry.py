@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from jobworker.errors import (
+    AgentDraining,
     AgentUnavailable,
     CapExceeded,
+    HostFault,
     JobAlreadyEnded,
+    JobNotEnded,
     JobNotFound,
     JobWorkerError,
 )
@@ -19,6 +23,7 @@ from jobworker.jobs import (
     JobRecord,
     JobSpec,
     State,
+    check_job_id,
     new_job_id,
 )
 from jobworker.kernel.cgroup.base import Hierarchy
@@ -33,12 +38,15 @@ from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.output import open_segment
 from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import Caller, HostInfo, StartJob, StopJob
+from jobworker.wire.messages import Caller, DeleteJob, Drained, HostInfo, SignalJob, StartJob, StopJob
 
 Ended = Callable[[JobRecord], None]
 Started = Callable[[JobRecord | JobWorkerError], None]
 
 _RETRY_SECONDS = 5
+_MAX_EARLY = 256
+# What fits a message.
+_MAX_ACTIVE_TOLD = 10_000
 
 
 class Registry:
@@ -60,6 +68,7 @@ class Registry:
         store = around.store
         self._settings = settings
         self._store = store
+        self.revisions = around.revisions
         self._hierarchy = hierarchy
         self._isolation = isolation
         self._launcher = launcher
@@ -74,9 +83,10 @@ class Registry:
         self._early: list[tuple[StartJob, Started]] | None = []
         self.keys = Keys()
         self._when_idle: list[Callable[[], None]] = []
-        self._when_settled: Callable[[], None] | None = None
+        self._when_settled: list[Callable[[], None]] = []
         self._closed = False
         self.backlog: Backlog | None = None
+        self.draining = store.draining
         self.running: dict[str, Job] = {}
         self.ended: dict[str, JobRecord] = {}
 
@@ -134,6 +144,8 @@ class Registry:
         spec.check()
         idempotency.check()
         if self._early is not None:
+            if len(self._early) >= _MAX_EARLY:
+                raise AgentUnavailable("it has just started, and does not know all jobs yet")
             self._early.append((request, started))
             return
         if known := self.keys.find(request.principal, idempotency):
@@ -191,6 +203,8 @@ class Registry:
         active = len(self.running) + len(self._launching)
         if self._closed:
             raise AgentUnavailable("it is ending, or starting anew, and takes no jobs")
+        if self.draining:
+            raise AgentDraining
         if active >= self._settings.max_active:
             raise CapExceeded("the number of active jobs", self._settings.max_active, _RETRY_SECONDS)
 
@@ -248,16 +262,71 @@ class Registry:
             JobNotFound: there is no such job.
             JobAlreadyEnded: it has ended before.
         """
-        job = self.running.get(request.job_id)
-        if job is None:
-            reason = self._ended_record(request.job_id).end_reason
-            raise JobAlreadyEnded(request.job_id, reason.value if reason else "")
+        job = self._running(request.job_id)
         self._audit.stop_asked(request, again=job.record.state is State.STOPPING)
         job.stop(request.signal, request.grace_ms / 1000, EndReason.STOPPED, force=request.force)
         if request.wait and not job.record.stuck:
             job.when_ended(ended)
         else:
             ended(job.inspect())
+
+    def signal(self, request: SignalJob) -> JobRecord:
+        """Send a signal to a job's main process, or to all of its processes.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobAlreadyEnded: it has ended before.
+            MainProcessEnded: that has, and the job goes on.
+            HostFault: the kernel refuses.
+        """
+        job = self._running(request.job_id)
+        try:
+            job.signal(request.signal, everyone=request.everyone)
+        except OSError as error:
+            raise _host_fault("signalling the job", error) from error
+        return job.inspect()
+
+    def _running(self, job_id: str) -> Job:
+        job = self.running.get(job_id)
+        if job is None:
+            reason = self._ended_record(job_id).end_reason
+            raise JobAlreadyEnded(job_id, reason.value if reason else "")
+        return job
+
+    def delete(self, request: DeleteJob) -> None:
+        """Remove an ended job with all its files.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobNotEnded: it runs, or is being started.
+            HostFault: the disk refuses.
+        """
+        job_id = check_job_id(request.job_id)
+        if job_id in self.running or job_id in self._launching:
+            raise JobNotEnded(job_id)
+        self._ended_record(job_id)
+        self._audit.delete_asked(request)
+        try:
+            self.retention.delete(job_id)
+        except OSError as error:
+            raise _host_fault("removing the job's directory", error) from error
+
+    def drain(self, drained: Callable[[Drained], None], *, draining: bool) -> None:
+        """Take no new jobs, or take them again; `drained` is called when none is being launched any more.
+
+        Raises:
+            HostFault: that can't be written down, and is as it was.
+        """
+        try:
+            self._store.set_draining(draining)
+        except OSError as error:
+            raise _host_fault("writing that the agent is draining", error) from error
+        self.draining = draining
+        if draining:
+            self._when_settled.append(lambda: drained(Drained(True, tuple(self.running)[:_MAX_ACTIVE_TOLD])))
+            self._tell_settled()
+        else:
+            drained(Drained(False, ()))
 
     def open_log(self, job_id: str, segment: int) -> tuple[int, int]:
         """Read-only descriptors of a segment and its index; the caller closes them.
@@ -288,13 +357,14 @@ class Registry:
     def pause(self, settled: Callable[[], None]) -> None:
         """Take no more jobs, and call back once no job is being launched: each runs or is not there."""
         self._closed = True
-        self._when_settled = settled
+        self._when_settled.append(settled)
         self._tell_settled()
 
     def _tell_settled(self) -> None:
-        if self._when_settled and not self._launching:
-            settled, self._when_settled = self._when_settled, None
-            settled()
+        if not self._launching:
+            callbacks, self._when_settled = self._when_settled, []
+            for settled in callbacks:
+                settled()
 
     def on_idle(self, callback: Callable[[], None]) -> None:
         """Call back once no job is active; at once if none is."""
@@ -317,4 +387,9 @@ class Registry:
             user_per_job=self._users.one_per_job,
             sandbox=self._isolation.default,
             isolation=self._isolation.support(),
+            draining=self.draining,
         )
+
+
+def _host_fault(operation: str, error: OSError) -> HostFault:
+    return HostFault(operation, errno.errorcode.get(error.errno or 0, "?"), error.strerror or "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jobworker
@@ -149,10 +150,11 @@ class Server:
             raise ProtocolError(f"version {request.protocol} is spoken, {messages.PROTOCOL} is understood")
         connection.greeted = True
         connection.attending = request.attend
-        reply(messages.Welcome(messages.PROTOCOL, self._registry.host_info(), jobworker.__version__), ())
+        host, epoch = self._registry.host_info(), self._registry.revisions.epoch
+        reply(messages.Welcome(messages.PROTOCOL, host, jobworker.__version__, epoch), ())
         if request.subscribe:
-            job_ids = [record.job_id for record in self._registry.records()]
-            connection.subscribe(job_ids, whole=self._registry.is_whole)
+            records = sorted(self._registry.records(), key=lambda record: record.revision)
+            connection.subscribe([record.job_id for record in records], whole=self._registry.is_whole)
 
     def start_job(self, _: Connection, request: messages.StartJob, reply: Reply) -> None:
         def started(outcome: JobRecord | JobWorkerError) -> None:
@@ -169,19 +171,45 @@ class Server:
             raise
 
     def stop_job(self, _: Connection, request: messages.StopJob, reply: Reply) -> None:
+        with self._refusals("stop", request.caller, request.job_id):
+            check_job_id(request.job_id)
+            _check_signal(request.signal)
+            if not 0 <= request.grace_ms <= MAX_GRACE_MS:
+                raise InvalidField("grace", f"must be between 0 and {MAX_GRACE_MS // 1000} s", "10s")
+            self._registry.stop(request, lambda record: reply(messages.JobReply(record), ()))
+
+    @contextlib.contextmanager
+    def _refusals(self, what: str, caller: messages.Caller, job_id: str = "") -> Iterator[None]:
+        """Put on record that a request was refused."""
         try:
-            self._stop_job(request, reply)
+            yield
         except JobWorkerError as error:
-            self.audit.stop_refused(request, error)
+            self.audit.refused(what, caller, job_id, error)
             raise
 
-    def _stop_job(self, request: messages.StopJob, reply: Reply) -> None:
-        check_job_id(request.job_id)
-        if not 1 <= request.signal < signal.NSIG:
-            raise InvalidField("signal", f"{request.signal} is not a signal", "TERM")
-        if not 0 <= request.grace_ms <= MAX_GRACE_MS:
-            raise InvalidField("grace", f"must be between 0 and {MAX_GRACE_MS // 1000} s", "10s")
-        self._registry.stop(request, lambda record: reply(messages.JobReply(record), ()))
+    def signal_job(self, _: Connection, request: messages.SignalJob, reply: Reply) -> None:
+        with self._refusals("signal", request.caller, request.job_id):
+            check_job_id(request.job_id)
+            _check_signal(request.signal)
+            record = self._registry.signal(request)
+        self.audit.signalled(request)
+        self.log.info("job signalled", job=request.job_id, signal=request.signal, everyone=request.everyone)
+        reply(messages.JobReply(record), ())
+
+    def delete_job(self, _: Connection, request: messages.DeleteJob, reply: Reply) -> None:
+        with self._refusals("delete", request.caller, request.job_id):
+            self._registry.delete(request)
+        self.log.info("job deleted", job=request.job_id)
+        reply(messages.Done(), ())
+
+    def drain(self, _: Connection, request: messages.Drain, reply: Reply) -> None:
+        with self._refusals("drain", request.caller):
+            self._registry.drain(lambda drained: reply(drained, ()), draining=request.draining)
+        self.audit.drained(request)
+        self.log.info("new jobs are not taken" if request.draining else "new jobs are taken")
+        for connection in self._connections:
+            connection.drain_changed()
+            self._dirty.add(connection)
 
     def inspect_job(self, _: Connection, request: messages.InspectJob, reply: Reply) -> None:
         reply(messages.JobReply(self._registry.inspect(check_job_id(request.job_id))), ())
@@ -244,8 +272,9 @@ class Server:
             self._dirty.add(connection)
 
     def job_removed(self, job_id: str) -> None:
+        revision = self._registry.revisions.next_removed()
         for connection in self._connections:
-            connection.job_removed(job_id)
+            connection.job_removed(job_id, revision)
             self._dirty.add(connection)
 
     def log_grew(self, job: Job) -> None:
@@ -257,6 +286,13 @@ class Server:
     def record(self, job_id: str) -> JobRecord:
         running = self._registry.running.get(job_id)
         return running.record if running else self._registry.inspect(job_id)
+
+    def synced(self) -> messages.Synced:
+        revisions = self._registry.revisions
+        return messages.Synced(revisions.newest, revisions.removed, revisions.began)
+
+    def drain_state(self) -> messages.DrainChanged:
+        return messages.DrainChanged(self._registry.draining)
 
     def log_state(self, job_id: str) -> messages.LogGrew:
         running = self._registry.running.get(job_id)
@@ -277,6 +313,11 @@ class Server:
                 connection.close()
 
 
+def _check_signal(number: int) -> None:
+    if not 1 <= number < signal.NSIG:
+        raise InvalidField("signal", f"{number} is not a signal", "TERM")
+
+
 _GATEWAY = frozenset({Peer.GATEWAY})
 _OWNER = frozenset({Peer.OWNER})
 
@@ -285,6 +326,9 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.Hello: (_GATEWAY | _OWNER, Server.hello),
     messages.StartJob: (_GATEWAY, Server.start_job),
     messages.StopJob: (_GATEWAY, Server.stop_job),
+    messages.SignalJob: (_GATEWAY, Server.signal_job),
+    messages.DeleteJob: (_GATEWAY, Server.delete_job),
+    messages.Drain: (_GATEWAY, Server.drain),
     messages.InspectJob: (_GATEWAY, Server.inspect_job),
     messages.OpenLog: (_GATEWAY, Server.open_log),
     messages.FollowLog: (_GATEWAY, Server.follow_log),

@@ -3,6 +3,7 @@
     lock                 held by the one supervisor that may use the directory
     instance             this agent's name among those on the host
     format               of what is stored here: the newest version's that has written here
+    draining             there while no new jobs are taken
     jobs/ID/job.json     the job's record
     jobs/ID/work/        the job's own directory, owned by its user
     jobs/ID/logs/        where the job cannot write
@@ -108,6 +109,11 @@ class Store:
         """The directory of the audit trails, for the caller to keep; made if it is not there."""
         return self._make_dir(chain.DIRECTORY, 0o700)
 
+    @property
+    def epoch(self) -> str:
+        """This agent, since the host's last boot."""
+        return f"{self.instance()} {self._boot_id}"
+
     def instance(self) -> str:
         """The agent's name, made at its first start."""
         with contextlib.suppress(FileNotFoundError):
@@ -130,6 +136,27 @@ class Store:
             # A disk that can't be written now will be the next time; nothing of this version is on it before.
             with contextlib.suppress(OSError):
                 _write_file(self.fd, "format", str(FORMAT).encode("ascii"))
+
+    @property
+    def draining(self) -> bool:
+        try:
+            os.stat("draining", dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def set_draining(self, draining: bool) -> None:  # noqa: FBT001 - there is nothing else to say
+        """Have it on the disk.
+
+        Raises:
+            OSError: it can't be; nothing has changed.
+        """
+        if draining:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            os.close(os.open("draining", flags, 0o600, dir_fd=self.fd))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("draining", dir_fd=self.fd)
 
     def create_job(self, job_id: str, uid: int | None) -> None:
         """Make a job's directories; nothing is left of them when that fails."""

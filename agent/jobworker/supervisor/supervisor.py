@@ -26,6 +26,7 @@ from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.recovery import Recovery
 from jobworker.supervisor.registry import Registry
+from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.server import Server
 from jobworker.supervisor.store import Store
 from jobworker.wire import handover, sockets
@@ -77,6 +78,7 @@ class Supervisor:
             store=self._store,
             keeper=self._keeper,
             audit=self._audit,
+            revisions=Revisions(self._store.epoch),
             changed=self._changed,
             grew=self._grew,
             kill_wait=settings.jobs.kill_wait_ms / 1000,

@@ -53,6 +53,7 @@ class HostInfo:
         memory_bytes: of the host.
         user_per_job: jobs run under a user id of their own each.
         sandbox: the profile of a job that asks for none.
+        draining: no new job is taken.
     """
 
     cgroup_mode: str
@@ -63,6 +64,7 @@ class HostInfo:
     user_per_job: bool
     sandbox: str
     isolation: tuple[PartSupport, ...]
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,8 @@ class CallReport:
 class Hello:
     """The first message of a connection. Answer: `Welcome`, then with `subscribe` the events.
 
-    To a subscriber every job is reported once by `JobChanged`, then `Synced`, then what changes.
+    To a subscriber every job is reported once by `JobChanged`, then `Synced`, then what changes: all of it in the
+    order of revisions.
 
     Attributes:
         attend: this connection is what the supervisor stays for: once the last such one has closed and no job
@@ -158,6 +161,37 @@ class StopJob:
     grace_ms: int
     force: bool
     wait: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SignalJob:
+    """Answer: `JobReply`, when the signal was sent.
+
+    Attributes:
+        signal: its number.
+        everyone: to each process of the job, rather than to its main process.
+    """
+
+    caller: Caller
+    job_id: str
+    signal: int
+    everyone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    """Answer: `Done`, when the ended job is not among the jobs any more."""
+
+    caller: Caller
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no new jobs, or take them again. Answer: `Drained`, once it is written and no launch is under way."""
+
+    caller: Caller
+    draining: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +253,16 @@ class Upgrade:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The supervisor's version, of the protocol and of its program, and its host."""
+    """The supervisor's version, of the protocol and of its program, and its host.
+
+    Attributes:
+        epoch: revisions of another one say nothing about this one's.
+    """
 
     protocol: int
     host: HostInfo
     version: str
+    epoch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +289,18 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Drained:
+    """Whether new jobs are taken.
+
+    Attributes:
+        active: ids of jobs that have not ended; none when new ones are taken.
+    """
+
+    draining: bool
+    active: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """An error of jobworker.errors, by class name and fields in their order."""
 
@@ -268,11 +319,22 @@ class JobChanged:
 @dataclass(frozen=True, slots=True)
 class JobRemoved:
     job_id: str
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """Every job that existed at the `Hello` has been reported."""
+    """Every job that existed at the `Hello` has been reported.
+
+    Attributes:
+        revision: of the newest change.
+        removed: that of the newest removal, or `began`: an earlier supervisor's are not known.
+        began: this supervisor's first.
+    """
+
+    revision: int = 0
+    removed: int = 0
+    began: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,10 +352,18 @@ class LogGrew:
     lost_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class DrainChanged:
+    draining: bool
+
+
 REQUESTS: tuple[type[Any], ...] = (
     Hello,
     StartJob,
     StopJob,
+    SignalJob,
+    DeleteJob,
+    Drain,
     InspectJob,
     OpenLog,
     FollowLog,
@@ -302,5 +372,5 @@ REQUESTS: tuple[type[Any], ...] = (
     Shutdown,
     Upgrade,
 )
-ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, Done, Failed)
-EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew)
+ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, Done, Drained, Failed)
+EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, DrainChanged)

@@ -68,7 +68,7 @@ class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndReason.V
     END_REASON_EXITED: _EndReason.ValueType  # 1
     """The main process exited by itself; exit_code says how."""
     END_REASON_SIGNALED: _EndReason.ValueType  # 2
-    """The main process was ended by a signal that the agent did not send."""
+    """The main process was ended by a signal that is not that of a stop or the time-out."""
     END_REASON_OOM_KILLED: _EndReason.ValueType  # 3
     """The kernel killed a process of the job for going over its memory limit, and the job failed."""
     END_REASON_TIMED_OUT: _EndReason.ValueType  # 4
@@ -86,7 +86,7 @@ END_REASON_UNSPECIFIED: EndReason.ValueType  # 0
 END_REASON_EXITED: EndReason.ValueType  # 1
 """The main process exited by itself; exit_code says how."""
 END_REASON_SIGNALED: EndReason.ValueType  # 2
-"""The main process was ended by a signal that the agent did not send."""
+"""The main process was ended by a signal that is not that of a stop or the time-out."""
 END_REASON_OOM_KILLED: EndReason.ValueType  # 3
 """The kernel killed a process of the job for going over its memory limit, and the job failed."""
 END_REASON_TIMED_OUT: EndReason.ValueType  # 4

@@ -29,7 +29,7 @@ class JobWorkerServiceStub:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -51,6 +51,16 @@ class JobWorkerServiceStub:
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopRequest.SerializeToString,
                 response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopResponse.FromString,
                 _registered_method=True)
+        self.Signal = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Signal',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.FromString,
+                _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Delete',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteResponse.FromString,
+                _registered_method=True)
         self.Query = channel.unary_unary(
                 '/jobworker.api.v1.JobWorkerService/Query',
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.QueryRequest.SerializeToString,
@@ -66,10 +76,25 @@ class JobWorkerServiceStub:
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListRequest.SerializeToString,
                 response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/jobworker.api.v1.JobWorkerService/Watch',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchResponse.FromString,
+                _registered_method=True)
         self.GetAgentInfo = channel.unary_unary(
                 '/jobworker.api.v1.JobWorkerService/GetAgentInfo',
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoRequest.SerializeToString,
                 response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Drain',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.Undrain = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Undrain',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainResponse.FromString,
                 _registered_method=True)
 
 
@@ -77,7 +102,7 @@ class JobWorkerServiceServicer:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -89,7 +114,7 @@ class JobWorkerServiceServicer:
         Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
         bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
+        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +126,29 @@ class JobWorkerServiceServicer:
         Answers when no process of the job is left, with its final state. A second Stop of a job that is still
         stopping joins the first and can only hasten it.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Signal(self, request, context):
+        """Sends one signal to a job's main process, or to all of its processes, and nothing else. Role: WRITER.
+
+        To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
+        been sent; without one (UNAVAILABLE) it may have been or not.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
+        only descendants are left, which `all` reaches), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
+        """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
+
+        With the answer it is gone from lists, and its idempotency key is free; its files go in the background.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_NOT_ENDED: stop it first),
+        INTERNAL (HOST_FAULT: the disk refuses), UNAVAILABLE: it may have been removed or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,8 +182,49 @@ class JobWorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Changes of jobs as they happen, from now on, behind a snapshot, or from where an earlier watch left off.
+        Role: READER.
+
+        Each change of a job's record is told as the whole job as it is then: its start, a stop, its main process's end,
+        its own end, and that its output is being lost. Usage and the growth of the output are not changes. A watcher
+        that reads more slowly than jobs change gets the newest state of each job and not every one on the way; the last
+        state of a job is always told. After a restart of the agent's processes a job may be told again as it was.
+
+        Every answer but those of a snapshot has a resume_token, which means: up to here everything has been told. It
+        stays good when the gateway is restarted, and when the supervisor is while the gateway stays. What cannot be
+        told any more is never left out: the watch ends with WATCH_EXPIRED, and the client begins with a snapshot, after
+        which it knows that what was not in it is gone.
+        Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (WATCH_EXPIRED: the token is from before the host's last boot, or
+        from before a removal that the agent does not remember; watch again with snapshot), UNAVAILABLE: resume with the
+        last token, which is in the trailer `jobworker-resume-token` too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetAgentInfo(self, request, context):
         """What this agent and its host are, and what can be enforced here. Role: READER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Takes no new jobs from now on, until Undrain: Start fails with UNAVAILABLE (AGENT_DRAINING). Role: WRITER.
+
+        Jobs that there are go on, and all other calls work. It outlives restarts and upgrades of the agent. Drained
+        again, an agent answers with what still runs.
+        Errors: INTERNAL (HOST_FAULT: the state cannot be written; then nothing has changed), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Undrain(self, request, context):
+        """Takes new jobs again. Role: WRITER.
+
+        Errors: as Drain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +243,16 @@ def add_JobWorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopRequest.FromString,
                     response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopResponse.SerializeToString,
             ),
+            'Signal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Signal,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteResponse.SerializeToString,
+            ),
             'Query': grpc.unary_unary_rpc_method_handler(
                     servicer.Query,
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.QueryRequest.FromString,
@@ -169,10 +268,25 @@ def add_JobWorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListRequest.FromString,
                     response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ListResponse.SerializeToString,
             ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchResponse.SerializeToString,
+            ),
             'GetAgentInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAgentInfo,
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoRequest.FromString,
                     response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainResponse.SerializeToString,
+            ),
+            'Undrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Undrain,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -186,7 +300,7 @@ class JobWorkerService:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -236,6 +350,60 @@ class JobWorkerService:
             '/jobworker.api.v1.JobWorkerService/Stop',
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopRequest.SerializeToString,
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.StopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Signal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Signal',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Delete',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -328,6 +496,33 @@ class JobWorkerService:
             _registered_method=True)
 
     @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Watch',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetAgentInfo(request,
             target,
             options=(),
@@ -344,6 +539,60 @@ class JobWorkerService:
             '/jobworker.api.v1.JobWorkerService/GetAgentInfo',
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoRequest.SerializeToString,
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.GetAgentInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Drain',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Undrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Undrain',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,7 +30,7 @@ class JobWorkerServiceStub:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -46,7 +46,7 @@ class JobWorkerServiceStub:
     Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
     bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
+    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
     Stop: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]
     """Stops a job: a signal, time to end by itself, then the whole cgroup is killed. Role: WRITER.
@@ -54,6 +54,21 @@ class JobWorkerServiceStub:
     Answers when no process of the job is left, with its final state. A second Stop of a job that is still
     stopping joins the first and can only hasten it.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED).
+    """
+    Signal: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.SignalRequest, _job_worker_service_pb2.SignalResponse]
+    """Sends one signal to a job's main process, or to all of its processes, and nothing else. Role: WRITER.
+
+    To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
+    been sent; without one (UNAVAILABLE) it may have been or not.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
+    only descendants are left, which `all` reaches), UNAVAILABLE.
+    """
+    Delete: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.DeleteRequest, _job_worker_service_pb2.DeleteResponse]
+    """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
+
+    With the answer it is gone from lists, and its idempotency key is free; its files go in the background.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_NOT_ENDED: stop it first),
+    INTERNAL (HOST_FAULT: the disk refuses), UNAVAILABLE: it may have been removed or not.
     """
     Query: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.QueryRequest, _job_worker_service_pb2.QueryResponse]
     """Everything known of one job, with fresh usage while it runs. Role: READER.
@@ -71,15 +86,44 @@ class JobWorkerServiceStub:
 
     Errors: INVALID_ARGUMENT.
     """
+    Watch: _grpc.UnaryStreamMultiCallable[_job_worker_service_pb2.WatchRequest, _job_worker_service_pb2.WatchResponse]
+    """Changes of jobs as they happen, from now on, behind a snapshot, or from where an earlier watch left off.
+    Role: READER.
+
+    Each change of a job's record is told as the whole job as it is then: its start, a stop, its main process's end,
+    its own end, and that its output is being lost. Usage and the growth of the output are not changes. A watcher
+    that reads more slowly than jobs change gets the newest state of each job and not every one on the way; the last
+    state of a job is always told. After a restart of the agent's processes a job may be told again as it was.
+
+    Every answer but those of a snapshot has a resume_token, which means: up to here everything has been told. It
+    stays good when the gateway is restarted, and when the supervisor is while the gateway stays. What cannot be
+    told any more is never left out: the watch ends with WATCH_EXPIRED, and the client begins with a snapshot, after
+    which it knows that what was not in it is gone.
+    Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (WATCH_EXPIRED: the token is from before the host's last boot, or
+    from before a removal that the agent does not remember; watch again with snapshot), UNAVAILABLE: resume with the
+    last token, which is in the trailer `jobworker-resume-token` too.
+    """
     GetAgentInfo: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.GetAgentInfoRequest, _job_worker_service_pb2.GetAgentInfoResponse]
     """What this agent and its host are, and what can be enforced here. Role: READER."""
+    Drain: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.DrainRequest, _job_worker_service_pb2.DrainResponse]
+    """Takes no new jobs from now on, until Undrain: Start fails with UNAVAILABLE (AGENT_DRAINING). Role: WRITER.
+
+    Jobs that there are go on, and all other calls work. It outlives restarts and upgrades of the agent. Drained
+    again, an agent answers with what still runs.
+    Errors: INTERNAL (HOST_FAULT: the state cannot be written; then nothing has changed), UNAVAILABLE.
+    """
+    Undrain: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.UndrainRequest, _job_worker_service_pb2.UndrainResponse]
+    """Takes new jobs again. Role: WRITER.
+
+    Errors: as Drain.
+    """
 
 @_typing.type_check_only
 class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -92,7 +136,7 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
     bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
+    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
     Stop: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]  # type: ignore[assignment]
     """Stops a job: a signal, time to end by itself, then the whole cgroup is killed. Role: WRITER.
@@ -100,6 +144,21 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     Answers when no process of the job is left, with its final state. A second Stop of a job that is still
     stopping joins the first and can only hasten it.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED).
+    """
+    Signal: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.SignalRequest, _job_worker_service_pb2.SignalResponse]  # type: ignore[assignment]
+    """Sends one signal to a job's main process, or to all of its processes, and nothing else. Role: WRITER.
+
+    To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
+    been sent; without one (UNAVAILABLE) it may have been or not.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
+    only descendants are left, which `all` reaches), UNAVAILABLE.
+    """
+    Delete: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.DeleteRequest, _job_worker_service_pb2.DeleteResponse]  # type: ignore[assignment]
+    """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
+
+    With the answer it is gone from lists, and its idempotency key is free; its files go in the background.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_NOT_ENDED: stop it first),
+    INTERNAL (HOST_FAULT: the disk refuses), UNAVAILABLE: it may have been removed or not.
     """
     Query: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.QueryRequest, _job_worker_service_pb2.QueryResponse]  # type: ignore[assignment]
     """Everything known of one job, with fresh usage while it runs. Role: READER.
@@ -117,14 +176,43 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
 
     Errors: INVALID_ARGUMENT.
     """
+    Watch: _aio.UnaryStreamMultiCallable[_job_worker_service_pb2.WatchRequest, _job_worker_service_pb2.WatchResponse]  # type: ignore[assignment]
+    """Changes of jobs as they happen, from now on, behind a snapshot, or from where an earlier watch left off.
+    Role: READER.
+
+    Each change of a job's record is told as the whole job as it is then: its start, a stop, its main process's end,
+    its own end, and that its output is being lost. Usage and the growth of the output are not changes. A watcher
+    that reads more slowly than jobs change gets the newest state of each job and not every one on the way; the last
+    state of a job is always told. After a restart of the agent's processes a job may be told again as it was.
+
+    Every answer but those of a snapshot has a resume_token, which means: up to here everything has been told. It
+    stays good when the gateway is restarted, and when the supervisor is while the gateway stays. What cannot be
+    told any more is never left out: the watch ends with WATCH_EXPIRED, and the client begins with a snapshot, after
+    which it knows that what was not in it is gone.
+    Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (WATCH_EXPIRED: the token is from before the host's last boot, or
+    from before a removal that the agent does not remember; watch again with snapshot), UNAVAILABLE: resume with the
+    last token, which is in the trailer `jobworker-resume-token` too.
+    """
     GetAgentInfo: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.GetAgentInfoRequest, _job_worker_service_pb2.GetAgentInfoResponse]  # type: ignore[assignment]
     """What this agent and its host are, and what can be enforced here. Role: READER."""
+    Drain: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.DrainRequest, _job_worker_service_pb2.DrainResponse]  # type: ignore[assignment]
+    """Takes no new jobs from now on, until Undrain: Start fails with UNAVAILABLE (AGENT_DRAINING). Role: WRITER.
+
+    Jobs that there are go on, and all other calls work. It outlives restarts and upgrades of the agent. Drained
+    again, an agent answers with what still runs.
+    Errors: INTERNAL (HOST_FAULT: the state cannot be written; then nothing has changed), UNAVAILABLE.
+    """
+    Undrain: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.UndrainRequest, _job_worker_service_pb2.UndrainResponse]  # type: ignore[assignment]
+    """Takes new jobs again. Role: WRITER.
+
+    Errors: as Drain.
+    """
 
 class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -141,7 +229,7 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
         bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE).
+        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """
 
     @_abc_1.abstractmethod
@@ -155,6 +243,33 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         Answers when no process of the job is left, with its final state. A second Stop of a job that is still
         stopping joins the first and can only hasten it.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def Signal(
+        self,
+        request: _job_worker_service_pb2.SignalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.SignalResponse, _abc.Awaitable[_job_worker_service_pb2.SignalResponse]]:
+        """Sends one signal to a job's main process, or to all of its processes, and nothing else. Role: WRITER.
+
+        To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
+        been sent; without one (UNAVAILABLE) it may have been or not.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
+        only descendants are left, which `all` reaches), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def Delete(
+        self,
+        request: _job_worker_service_pb2.DeleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.DeleteResponse, _abc.Awaitable[_job_worker_service_pb2.DeleteResponse]]:
+        """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
+
+        With the answer it is gone from lists, and its idempotency key is free; its files go in the background.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_NOT_ENDED: stop it first),
+        INTERNAL (HOST_FAULT: the disk refuses), UNAVAILABLE: it may have been removed or not.
         """
 
     @_abc_1.abstractmethod
@@ -192,11 +307,58 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _job_worker_service_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_worker_service_pb2.WatchResponse], _abc.AsyncIterator[_job_worker_service_pb2.WatchResponse]]:
+        """Changes of jobs as they happen, from now on, behind a snapshot, or from where an earlier watch left off.
+        Role: READER.
+
+        Each change of a job's record is told as the whole job as it is then: its start, a stop, its main process's end,
+        its own end, and that its output is being lost. Usage and the growth of the output are not changes. A watcher
+        that reads more slowly than jobs change gets the newest state of each job and not every one on the way; the last
+        state of a job is always told. After a restart of the agent's processes a job may be told again as it was.
+
+        Every answer but those of a snapshot has a resume_token, which means: up to here everything has been told. It
+        stays good when the gateway is restarted, and when the supervisor is while the gateway stays. What cannot be
+        told any more is never left out: the watch ends with WATCH_EXPIRED, and the client begins with a snapshot, after
+        which it knows that what was not in it is gone.
+        Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (WATCH_EXPIRED: the token is from before the host's last boot, or
+        from before a removal that the agent does not remember; watch again with snapshot), UNAVAILABLE: resume with the
+        last token, which is in the trailer `jobworker-resume-token` too.
+        """
+
+    @_abc_1.abstractmethod
     def GetAgentInfo(
         self,
         request: _job_worker_service_pb2.GetAgentInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_worker_service_pb2.GetAgentInfoResponse, _abc.Awaitable[_job_worker_service_pb2.GetAgentInfoResponse]]:
         """What this agent and its host are, and what can be enforced here. Role: READER."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _job_worker_service_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.DrainResponse, _abc.Awaitable[_job_worker_service_pb2.DrainResponse]]:
+        """Takes no new jobs from now on, until Undrain: Start fails with UNAVAILABLE (AGENT_DRAINING). Role: WRITER.
+
+        Jobs that there are go on, and all other calls work. It outlives restarts and upgrades of the agent. Drained
+        again, an agent answers with what still runs.
+        Errors: INTERNAL (HOST_FAULT: the state cannot be written; then nothing has changed), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def Undrain(
+        self,
+        request: _job_worker_service_pb2.UndrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.UndrainResponse, _abc.Awaitable[_job_worker_service_pb2.UndrainResponse]]:
+        """Takes new jobs again. Role: WRITER.
+
+        Errors: as Drain.
+        """
 
 def add_JobWorkerServiceServicer_to_server(servicer: JobWorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

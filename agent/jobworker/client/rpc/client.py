@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
@@ -10,13 +12,15 @@ from typing import Self
 from jobworker import jobs
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.client.changes import Event
 from jobworker.client.endpoint import Endpoint
 from jobworker.client.failures import AmbiguousId
 from jobworker.client.output import Item
-from jobworker.client.rpc import requests
+from jobworker.client.rpc import requests, watch
 from jobworker.client.rpc.backoff import Backoff
 from jobworker.client.rpc.connection import Connection
 from jobworker.client.rpc.stream import Position, resumed
+from jobworker.client.rpc.waiting import ends, idle
 from jobworker.errors import JobNotFound
 
 # What an agent takes where no grace is given.
@@ -34,7 +38,8 @@ class Client:
 
     Every method raises a JobWorkerError: CallFailed with what the agent answered, TlsProblem where no
     connection came about, InvalidField for what no agent would take. While the agent is unavailable, reads
-    are tried again for a moment; Start and Stop are not, because the first attempt may have got through.
+    are tried again for a moment; calls that change something are not, because the first attempt may have got
+    through.
     """
 
     def __init__(self, endpoint: Endpoint, timeout: float = 30.0) -> None:
@@ -42,7 +47,7 @@ class Client:
 
         Args:
             endpoint: the agent, and the files for mutual TLS with it.
-            timeout: for each call but `stream`, in seconds; `stop` has the grace on top.
+            timeout: for each call that is not a stream of answers, in seconds; `stop` has the grace on top.
         """
         self._connection = Connection(endpoint)
         self._stub = self._connection.stub
@@ -91,6 +96,25 @@ class Client:
         request = requests.stop(job_id, signal, grace_ms, force=force, wait=wait)
         grace = grace_ms / 1000 if wait and not force else 0
         return self._connection.call(self._stub.Stop, request, self._timeout + grace).job
+
+    def signal(self, job_id: str, signal: str, *, everyone: bool = False) -> job_pb2.Job:
+        """Send one signal to a job's main process.
+
+        Args:
+            job_id: a whole id.
+            signal: its name: `HUP`.
+            everyone: to each process of the job that there is at the moment.
+        """
+        request = requests.signal(job_id, signal, everyone=everyone)
+        return self._connection.call(self._stub.Signal, request, self._timeout).job
+
+    def delete(self, job_id: str) -> None:
+        """Remove an ended job: its record, its output and its working directory.
+
+        Args:
+            job_id: a whole id.
+        """
+        self._connection.call(self._stub.Delete, pb.DeleteRequest(job_id=job_id), self._timeout)
 
     def query(self, job_id: str) -> job_pb2.Job:
         """Everything known of a job."""
@@ -148,7 +172,7 @@ class Client:
     ) -> Iterator[job_pb2.Job]:
         """The jobs of the host, newest first; pages are fetched as they are needed."""
         request = pb.ListRequest(
-            states=[job_pb2.JobState.Value(f"JOB_STATE_{state.value}") for state in states],
+            states=requests.state_numbers(states),
             labels=labels,
             principal=principal,
             id_prefix=id_prefix,
@@ -161,10 +185,102 @@ class Client:
                 return
             request.page_token = page.next_page_token
 
+    def watch(
+        self,
+        *,
+        job_ids: Iterable[str] = (),
+        states: Iterable[jobs.State] = (),
+        labels: Mapping[str, str] | None = None,
+        principal: str = "",
+        snapshot: bool = False,
+        resume_token: str = "",
+        timeout: float | None = None,
+    ) -> Generator[Event, None, None]:
+        """Changes of jobs, resumed by itself after every broken connection. Without an end, but by closing it.
+
+        Where the agent does not know any more what had to be told next, a `Restarted` says so, and a snapshot
+        follows.
+
+        Args:
+            job_ids: whole ids, up to 200; none for all jobs.
+            states: only jobs that are in one of these when they are told.
+            labels: only jobs that have all of these.
+            principal: only this client's jobs.
+            snapshot: begin with the jobs as they are now, and a `Mark` behind them.
+            resume_token: begin behind the event that had this token; a CallFailed with the reason WATCH_EXPIRED
+                says that this cannot be had any more.
+            timeout: a CallFailed with the code DEADLINE_EXCEEDED comes after so many seconds.
+        """
+        request = requests.watch(job_ids, states, labels, principal)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+
+        def open_at(standing: watch.Standing) -> Iterator[pb.WatchResponse]:
+            request.resume_token, request.snapshot = standing.token, standing.snapshot
+            left = None if timeout is None else max(0.0, deadline - time.monotonic())
+            return self._connection.stream(self._stub.Watch, request, left)
+
+        return watch.resumed(open_at, watch.Standing(resume_token, snapshot), _STREAM, deadline)
+
+    def ends(self, job_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[job_pb2.Job]:
+        """Each of these jobs once it has ended, in the order of their ends.
+
+        Args:
+            job_ids: whole ids.
+            timeout: in seconds; None waits for as long as it takes.
+
+        Raises:
+            JobNotFound: one of them does not exist, or was removed before its end was seen.
+            WaitTimedOut: some have not ended in time.
+        """
+        wanted = tuple(dict.fromkeys(job_ids))
+        if not wanted:
+            return iter(())
+        # Of more than a watch may name, those of all others are passed over here.
+        named = wanted if len(wanted) <= jobs.MAX_WATCHED else ()
+        return ends(self.watch(job_ids=named, snapshot=True, timeout=timeout), wanted)
+
+    def wait(
+        self, job_ids: Iterable[str], *, first: bool = False, timeout: float | None = None
+    ) -> list[job_pb2.Job]:
+        """Wait until these jobs have ended; the jobs, in the order of their ends.
+
+        Args:
+            job_ids: whole ids.
+            first: wait for one of them only, whichever ends first.
+            timeout: in seconds; None waits for as long as it takes.
+
+        Raises:
+            JobNotFound: one of them does not exist, or was removed before its end was seen.
+            WaitTimedOut: not all have ended in time, or with `first` none has.
+        """
+        found = self.ends(job_ids, timeout=timeout)
+        return list(islice(found, 1 if first else None))
+
     def agent_info(self) -> pb.GetAgentInfoResponse:
         """What the agent and its host are."""
         request = pb.GetAgentInfoRequest()
         return self._connection.call(self._stub.GetAgentInfo, request, self._timeout, _READ)
+
+    def drain(self) -> tuple[str, ...]:
+        """Have the agent take no new jobs; the ids of those that have not ended, the oldest 10,000."""
+        return tuple(
+            self._connection.call(self._stub.Drain, pb.DrainRequest(), self._timeout, _READ).active_job_ids
+        )
+
+    def undrain(self) -> None:
+        """Have the agent take new jobs again."""
+        self._connection.call(self._stub.Undrain, pb.UndrainRequest(), self._timeout, _READ)
+
+    def wait_idle(self, *, timeout: float | None = None) -> None:
+        """Wait until no job is active.
+
+        Args:
+            timeout: in seconds; None waits for as long as it takes.
+
+        Raises:
+            WaitTimedOut: some have not ended in time.
+        """
+        idle(self.watch(snapshot=True, timeout=timeout))
 
     def resolve(self, text: str) -> str:
         """The id of the one job whose id this is or begins with.

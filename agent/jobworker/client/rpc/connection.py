@@ -22,6 +22,7 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.name
+_DRAINING = "AGENT_DRAINING"
 _ONCE = Backoff(attempts=0)
 
 # A page of 100 jobs whose arguments are as long as they may be.
@@ -91,7 +92,12 @@ class Connection:
             try:
                 return self._once(method, request, deadline)
             except CallFailed as failure:
-                if failure.code != _UNAVAILABLE or time.monotonic() + pause > deadline:
+                # Who drains an agent means it to stay so.
+                if (
+                    failure.code != _UNAVAILABLE
+                    or failure.reason == _DRAINING
+                    or time.monotonic() + pause > deadline
+                ):
                     raise
             time.sleep(pause)
         return self._once(method, request, deadline)
@@ -107,15 +113,18 @@ class Connection:
         return response
 
     def stream(
-        self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None = None,
     ) -> Iterator[Response]:
-        """The answers to a request, without a deadline; the call ends with the iterator.
+        """The answers to a request; the call ends with the iterator, or after `timeout` seconds if that is given.
 
         Raises:
             JobWorkerError: as `call`.
         """
         try:
-            responses = method(request)
+            responses = method(request, timeout=timeout)
             try:
                 for response in responses:
                     self._answered = True

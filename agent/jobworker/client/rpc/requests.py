@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -51,6 +52,22 @@ def stop(job_id: str, signal: str, grace_ms: int, *, force: bool, wait: bool) ->
         force=force,
         no_wait=not wait,
     )
+
+
+def signal(job_id: str, name: str, *, everyone: bool) -> pb.SignalRequest:
+    """Ask for this signal."""
+    return pb.SignalRequest(job_id=_text("job_id", job_id), signal=_text("signal", name), all=everyone)
+
+
+def watch(
+    job_ids: Iterable[str], states: Iterable[jobs.State], labels: Mapping[str, str] | None, principal: str
+) -> pb.WatchRequest:
+    """Ask for changes of these jobs."""
+    return pb.WatchRequest(job_ids=job_ids, states=state_numbers(states), labels=labels, principal=principal)
+
+
+def state_numbers(states: Iterable[jobs.State]) -> list[job_pb2.JobState.ValueType]:
+    return [job_pb2.JobState.Value(f"JOB_STATE_{state.value}") for state in states]
 
 
 def stream(

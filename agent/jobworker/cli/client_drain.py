@@ -1,0 +1,64 @@
+"""`worker-client drain` and `undrain`."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from jobworker import units
+from jobworker.cli import client_json, client_text
+from jobworker.cli.client_command import ClientCommand, as_json, connect
+from jobworker.cli.client_exit import TIMED_OUT
+from jobworker.client.failures import WaitTimedOut
+from jobworker.jobs import State
+
+_DRAIN_HELP = """Have the host take no new jobs, and show those that have not ended.
+
+These go on. The host stays drained over restarts and upgrades of its agent, until `undrain`; `info` shows it.
+
+\b
+worker-client drain
+worker-client drain --wait --timeout 30m && reboot-the-host
+
+Exit codes: as of every command, and 124 after --timeout: the host stays drained.
+"""
+
+_UNDRAIN_HELP = """Have the host take new jobs again.
+
+\b
+worker-client undrain
+"""
+
+_ACTIVE = (State.PENDING, State.RUNNING, State.STOPPING)
+
+
+class _DrainCommand(ClientCommand):
+    def exit_code(self, error: Exception) -> int:
+        return TIMED_OUT if isinstance(error, WaitTimedOut) else super().exit_code(error)
+
+
+@click.command("drain", cls=_DrainCommand, help=_DRAIN_HELP)
+@click.option("--wait", is_flag=True, help="Return when no job is active any more.")
+@click.option("--timeout", metavar="TIME", help="With --wait, no longer than this: 30s, 10m.")
+def drain(*, wait: bool, timeout: str | None) -> None:
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is for --wait")
+    seconds = None if timeout is None else units.parse_duration(timeout, "--timeout") / 1000
+    with connect() as client:
+        active = client.drain()
+        if as_json():
+            click.echo(client_json.line({"draining": True, "active_job_ids": list(active)}))
+        elif active:
+            click.echo(client_text.table(client.list_jobs(states=_ACTIVE), time.time()))
+        if wait:
+            client.wait_idle(timeout=seconds)
+    if not as_json() and (wait or not active):
+        click.echo("drained: no job is active")
+
+
+@click.command("undrain", cls=ClientCommand, help=_UNDRAIN_HELP)
+def undrain() -> None:
+    with connect() as client:
+        client.undrain()
+    click.echo(client_json.line({"draining": False}) if as_json() else "new jobs are taken")

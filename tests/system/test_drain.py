@@ -1,0 +1,87 @@
+"""A host that takes no new jobs, over the deaths of its agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobworker.errors import AgentDraining
+from jobworker.jobs import Idempotency, JobSpec
+from jobworker.wire.messages import Drain, DrainChanged, Drained, StartJob, Upgrade
+from support.agent import Agent, running_agent
+from support.root_side import CALLER, root_side
+
+pytestmark = pytest.mark.root
+
+
+def test_no_job_is_taken_until_it_is_over_whatever_dies(tmp_path: Path) -> None:
+    with root_side(str(tmp_path)) as side:
+        link, watching = side.link(), side.link(subscribe=True)
+        key = StartJob(CALLER, JobSpec("/bin/sleep", ("1000",)), Idempotency("k", "d"))
+        running = link.ask(key).record.job_id
+        assert not watching.welcome.host.draining
+        assert link.ask(Drain(CALLER, draining=True)) == Drained(draining=True, active=(running,))
+        while (watching.events.popleft() if watching.events else watching.receive().message) != DrainChanged(
+            draining=True
+        ):
+            pass
+        with pytest.raises(AgentDraining):
+            link.start("/bin/true")
+        assert link.ask(key).record.job_id == running, "what was started before is no new job"
+        os.kill(side.supervisor_pid(), signal.SIGKILL)
+        link.drain()
+        link = side.reconnect()
+        assert link.welcome.host.draining
+        upgrading = side.link()
+        upgrading.ask(Upgrade())
+        upgrading.drain()
+        link = side.reconnect()
+        with pytest.raises(AgentDraining):
+            link.start("/bin/true")
+        assert link.ask(Drain(CALLER, draining=True)) == Drained(draining=True, active=(running,))
+        assert link.stop(running, force=True).job_id == running
+        assert link.ask(Drain(CALLER, draining=False)) == Drained(draining=False, active=())
+        assert link.ask(Drain(CALLER, draining=False)) == Drained(draining=False, active=())
+        assert link.start("/bin/true").job_id
+        side.restart()
+        assert not side.link().welcome.host.draining
+
+
+def test_the_file_is_nobody_elses(tmp_path: Path) -> None:
+    with root_side(str(tmp_path)) as side:
+        side.link().ask(Drain(CALLER, draining=True))
+        assert stat.S_IMODE(os.stat(os.path.join(side.state_dir, "draining")).st_mode) == 0o600
+
+
+@pytest.fixture
+def own_agent() -> Iterator[Agent]:
+    with running_agent() as running:
+        yield running
+
+
+def test_the_commands(own_agent: Agent) -> None:
+    agent = own_agent
+    job = agent.start_job("sleep", "1000")
+    assert agent.cli("drain", role="reader").returncode == 4
+    told = agent.cli("drain", "--format", "json", check=True)
+    assert json.loads(told.stdout) == {"draining": True, "active_job_ids": [job]}
+    refused = agent.cli("start", "--idempotency-key", "k", "true")
+    assert (refused.returncode, b"draining and takes no new jobs" in refused.stderr) == (1, True)
+    assert b"takes no new jobs" in agent.cli("info", check=True).stdout
+    stopping = threading.Timer(0.5, lambda: agent.cli("stop", job))
+    stopping.start()
+    waited = agent.cli("drain", "--wait", "--timeout", "50s")
+    stopping.join()
+    assert (waited.returncode, waited.stdout.splitlines()[-1]) == (0, b"drained: no job is active")
+    assert agent.cli("undrain", check=True).stdout == b"new jobs are taken\n"
+    agent.start_job("sleep", "1000")
+    late = agent.cli("drain", "--wait", "--timeout", "100ms")
+    assert (late.returncode, b"has not ended in time" in late.stderr) == (124, True)
+    assert agent.cli("drain", "--timeout", "1s").returncode == 2
