@@ -12,6 +12,7 @@ import pytest
 from jobworker.errors import JobWorkerError, ProtocolError
 from jobworker.supervisor.server import _TABLE
 from jobworker.wire import frames, messages, sockets
+from support.callers import caller
 from support.root_side import Link, RootSide
 
 pytestmark = pytest.mark.root
@@ -121,7 +122,7 @@ def test_mutated_frames(side: RootSide) -> None:
     chance = random.Random(20)  # noqa: S311 - damage, not secrets
     templates = [
         frames.encode(messages.OpenLog("k7f3-9m2q-x4tz-b1cd", 3), 1),
-        frames.encode(messages.StopJob("k7f3-9m2q-x4tz-b1cd", 15, 100, force=False, wait=True), 2),
+        frames.encode(messages.StopJob(caller(), "k7f3-9m2q-x4tz-b1cd", 15, 100, force=False, wait=True), 2),
         frames.encode(messages.Hello(messages.PROTOCOL, subscribe=True), 3),
     ]
     for _ in range(300):

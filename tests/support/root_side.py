@@ -25,6 +25,7 @@ from jobworker.limits import Limits
 from jobworker.settings import schema
 from jobworker.wire import frames, messages, sockets
 from support import seccomp
+from support.callers import caller
 from support.service_manager import ServiceManager
 
 _ROOT = os.path.dirname(jobworker.__file__)
@@ -93,7 +94,7 @@ class Link:
 
     def start(self, command: str, *args: str, limits: Limits | None = None, **spec: Any) -> JobRecord:
         limits = limits or Limits()
-        request = messages.StartJob("spiffe://test/user/w", JobSpec(command, args, limits=limits, **spec))
+        request = messages.StartJob(caller(), JobSpec(command, args, limits=limits, **spec))
         record: JobRecord = self.ask(request).record
         return record
 
@@ -102,7 +103,7 @@ class Link:
         return record
 
     def stop(self, job_id: str, *, grace_ms: int = 10_000, force: bool = False, wait: bool = True) -> JobRecord:
-        request = messages.StopJob(job_id, signal.SIGTERM, grace_ms, force, wait)
+        request = messages.StopJob(caller(), job_id, signal.SIGTERM, grace_ms, force, wait)
         record: JobRecord = self.ask(request).record
         return record
 
@@ -151,6 +152,9 @@ class RootSide:
         manager: the service manager that starts it.
         isolation: settings; by default jobs may write in the directory, and an ordinary user's agent does what
             it can.
+        policy: rules, in YAML; empty for none.
+        gateway_uid: the user that links are of, by default the agent's own.
+        wrapper: a command that executes the agent in what it has prepared.
         jobs: settings.
     """
 
@@ -163,6 +167,9 @@ class RootSide:
         without_call: int | None = None,
         manager: ServiceManager | None = None,
         isolation: schema.IsolationSettings | None = None,
+        policy: str = "",
+        gateway_uid: int | None = None,
+        wrapper: tuple[str, ...] = (),
         **jobs: Any,
     ) -> None:
         missing = "refuse" if as_user is None else "report"
@@ -179,8 +186,12 @@ class RootSide:
             tls=schema.TlsSettings("", "", ""),
             jobs=schema.JobSettings(**{"first_uid": own_uids()} | jobs),
             isolation=isolation or schema.IsolationSettings(missing=missing, writable=(directory,)),
-            gateway_uid=os.getuid() if as_user is None else as_user,
+            gateway_uid=gateway_uid or (os.getuid() if as_user is None else as_user),
+            policy=os.path.join(directory, "policy.yaml") if policy else "",
         )
+        self._wrapper = wrapper
+        if policy:
+            self.write_policy(policy)
         self._settings_path = os.path.join(directory, "settings.json")
         schema.write(self.settings, self._settings_path)
         self._as_user = as_user
@@ -192,13 +203,19 @@ class RootSide:
         self.log_path = os.path.join(directory, "keeper.log")
         self.start_again()
 
+    def write_policy(self, text: str) -> None:
+        """Replace the policy file, as editors and deployments do."""
+        with open(f"{self.settings.policy}.new", "w") as file:
+            file.write(text)
+        os.rename(f"{self.settings.policy}.new", self.settings.policy)
+
     def _start(self) -> subprocess.Popen[bytes]:
         reading, low = os.pipe()
         # Out of the way of those that a service manager hands over.
         writing = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 2000)
         os.close(low)
         program = os.path.join(self.package, "keeper", "__main__.py")
-        command = [self._python, "-I", "-S", "-E", program, "--settings", self._settings_path]
+        command = [*self._wrapper, self._python, "-I", "-S", "-E", program, "--settings", self._settings_path]
         command += ["--ready-fd", str(writing)]
         keep = [writing]
         if self._manager:
@@ -248,7 +265,7 @@ class RootSide:
 
     def link(self, **options: bool) -> Link:
         # The supervisor listens to its own user alone, and who connects is who the kernel says connects.
-        os.seteuid(self._as_user or os.getuid())
+        os.seteuid(self.settings.gateway_uid)
         try:
             link = Link(self.settings.socket_path, **options)
         finally:

@@ -19,7 +19,9 @@ from jobworker.gateway import incoming
 from jobworker.jobs import JobSpec, Source, State
 from jobworker.limits import Limits
 from jobworker.wire.messages import StopJob
+from support.callers import caller
 
+CALLER = caller()
 ID = "k7f3-9m2q-x4tz-b1cd"
 
 
@@ -104,14 +106,16 @@ def test_a_short_timeout_is_not_none() -> None:
 
 
 def test_how_to_stop() -> None:
-    assert incoming.stop(pb.StopRequest(job_id=ID)) == StopJob(ID, signal.SIGTERM, 10_000, force=False, wait=False)
+    assert incoming.stop(CALLER, pb.StopRequest(job_id=ID)) == StopJob(
+        CALLER, ID, signal.SIGTERM, 10_000, force=False, wait=False
+    )
     request = pb.StopRequest(job_id=ID, signal="SIGINT", grace=Duration(), force=True)
-    assert incoming.stop(request) == StopJob(ID, signal.SIGINT, 0, force=True, wait=False)
+    assert incoming.stop(CALLER, request) == StopJob(CALLER, ID, signal.SIGINT, 0, force=True, wait=False)
 
 
 @pytest.mark.parametrize("name", ["TERM", "SIGTERM", "term", "sigterm"])
 def test_signals_by_name(name: str) -> None:
-    assert incoming.stop(pb.StopRequest(job_id=ID, signal=name)).signal == signal.SIGTERM
+    assert incoming.stop(CALLER, pb.StopRequest(job_id=ID, signal=name)).signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,7 @@ def test_signals_by_name(name: str) -> None:
 )
 def test_a_bad_stop_names_its_field(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidField) as caught:
-        incoming.stop(pb.StopRequest(**{"job_id": ID, **fields}))
+        incoming.stop(CALLER, pb.StopRequest(**{"job_id": ID, **fields}))
     assert caught.value.field == named
     assert len(str(caught.value)) < 300
 

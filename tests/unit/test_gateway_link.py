@@ -28,6 +28,7 @@ from jobworker.wire.messages import (
     Synced,
     Welcome,
 )
+from support.callers import caller
 from support.scripted_supervisor import HOST, SILENCE, Answer, ScriptedSupervisor, job_id, linked, record
 
 INSPECT = InspectJob(job_id(1))
@@ -80,7 +81,8 @@ def test_it_says_hello_and_hands_on_what_it_hears(supervisor: ScriptedSupervisor
         await heard.until(Synced)
         return heard.messages
 
-    assert run(supervisor.path, scenario) == [Welcome(PROTOCOL, HOST, "1.0"), JobChanged(record(1)), Synced()]
+    welcome = Welcome(PROTOCOL, HOST, "1.0", supervisor.policy)
+    assert run(supervisor.path, scenario) == [welcome, JobChanged(record(1)), Synced()]
     assert supervisor.requests == [Hello(PROTOCOL, subscribe=True)]
 
 
@@ -96,7 +98,7 @@ def test_many_requests_at_once_get_their_own_answers(supervisor: ScriptedSupervi
 
 def test_more_than_the_socket_holds_is_sent_as_the_other_side_reads(supervisor: ScriptedSupervisor) -> None:
     supervisor.handlers[StartJob] = lambda _: JobReply(record(1))
-    large = StartJob("spiffe://test/user/w", JobSpec("true", ("x" * 120_000,) * 2))
+    large = StartJob(caller(), JobSpec("true", ("x" * 120_000,) * 2))
 
     async def scenario(link: SupervisorLink, _heard: Heard) -> int:
         return len(await asyncio.gather(*(link.ask(large, JobReply, repeatable=False) for _ in range(20))))
@@ -121,7 +123,7 @@ def test_an_answer_of_another_type_is_an_error(supervisor: ScriptedSupervisor) -
 
 
 def test_a_request_that_fits_no_frame_is_the_clients_fault(supervisor: ScriptedSupervisor) -> None:
-    request = StartJob("spiffe://test/user/w", JobSpec("true", ("\x01" * 100_000,)))
+    request = StartJob(caller(), JobSpec("true", ("\x01" * 100_000,)))
     with pytest.raises(InvalidField) as caught:
         run(supervisor.path, lambda link, _: link.ask(request, JobReply, repeatable=False))
     assert caught.value.field == "args"
@@ -152,7 +154,7 @@ def test_a_request_that_kills_the_supervisor_each_time_is_given_up(supervisor: S
 
 
 def test_other_requests_are_sent_once(supervisor: ScriptedSupervisor) -> None:
-    request = StartJob("spiffe://test/user/w", JobSpec("true"))
+    request = StartJob(caller(), JobSpec("true"))
     supervisor.handlers[StartJob] = lambda _: None
     with pytest.raises(AgentUnavailable, match="may have done it or not"):
         run(supervisor.path, lambda link, _: link.ask(request, JobReply, repeatable=False))

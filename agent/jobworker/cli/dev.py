@@ -110,7 +110,12 @@ def _settings(directory: str, pki: str, listen: str, config: str | None) -> Sett
     # Where everything is stays as asked for on the command line.
     loaded = codec.loads(Settings, made.stdout)
     return replace(
-        own, jobs=loaded.jobs, isolation=loaded.isolation, log_level=loaded.log_level, metrics=loaded.metrics
+        own,
+        jobs=loaded.jobs,
+        isolation=loaded.isolation,
+        log_level=loaded.log_level,
+        metrics=loaded.metrics,
+        policy=loaded.policy,
     )
 
 

@@ -14,10 +14,11 @@ import structlog
 from grpc import aio
 
 from jobworker.errors import AgentUnavailable, HostFault, InvalidField, PermissionDenied, Unauthenticated
-from jobworker.gateway import access, requests, status
+from jobworker.gateway import access, permits, requests, status
 from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import Peer, PeerReader
-from jobworker.gateway.streams import OpenStreams
+from jobworker.gateway.permits import Permits
+from jobworker.gateway.streams import Hold, OpenStreams
 
 _REQUEST_SECONDS = 10.0
 
@@ -35,8 +36,9 @@ class Gate(aio.ServerInterceptor):
     Nothing passes beside it: methods that do not exist and those of other services are judged as well.
     """
 
-    def __init__(self, peers: PeerReader, streams: OpenStreams, calls: Calls) -> None:
+    def __init__(self, peers: PeerReader, permits: Permits, streams: OpenStreams, calls: Calls) -> None:
         self._peers = peers
+        self.permits = permits
         self._streams = streams
         self._calls = calls
 
@@ -59,6 +61,7 @@ class Gate(aio.ServerInterceptor):
         try:
             decision.peer = self._peers.identify(context.auth_context())
             access.authorise(method, decision.peer.principal)
+            await self.permits.admit(method, decision.peer.principal)
             access.CALLER.set(decision.peer.principal)
             result = await work(decision.peer)
         except aio.AbortError:
@@ -81,7 +84,7 @@ class Gate(aio.ServerInterceptor):
         """
         self._peers.check(peer)
 
-    def hold(self, peer: Peer) -> AbstractAsyncContextManager[None]:
+    def hold(self, peer: Peer) -> AbstractAsyncContextManager[Hold]:
         return self._streams.hold(peer)
 
 
@@ -96,6 +99,7 @@ class _Method:
     async def unary(self, _requests: object, context: Context) -> bytes:
         async def work(peer: Peer) -> bytes:
             request = await self._receive(context, peer)
+            await self.gate.permits.examine(self.name, peer.principal, request)
             return requests.encode(await self.handler.unary_unary(request, context))
 
         return await self.gate.guard(self.name, context, work)
@@ -105,8 +109,9 @@ class _Method:
             # Now, and not with the first message: a stream that is ended while that one is under way would
             # send these a second time with its status, which grpc's core refuses; no status would go out.
             await context.send_initial_metadata(())
-            async with self.gate.hold(peer):
+            async with self.gate.hold(peer) as held:
                 request = await self._receive(context, peer)
+                held.check = await self.gate.permits.examine(self.name, peer.principal, request)
                 await self.handler.unary_stream(request, context)
             return b""
 
@@ -165,6 +170,9 @@ async def _refuse(context: Context, decision: _Decision, error: Exception) -> No
         _log.error("internal error", method=decision.method[:120], exc_info=error)
     # Of other errors the text may quote the request.
     telling = isinstance(error, Unauthenticated | PermissionDenied | AgentUnavailable | HostFault)
-    decision.log(answer.code.name, reason=rule.reason, **({"detail": str(error)} if telling else {}))
+    more = {"detail": str(error)} if telling else {}
+    if denial := permits.denial(error):
+        more |= {"rule": denial.rule, "problem": denial.problem}
+    decision.log(answer.code.name, reason=rule.reason, **more)
     trailers = (*context.trailing_metadata(), *answer.trailers)
     await context.abort(answer.code, answer.message, trailers)

@@ -19,7 +19,7 @@ from jobworker.errors import InvalidField
 from jobworker.gateway.known import Wanted
 from jobworker.gateway.order import Position
 from jobworker.gateway.seek import MAX_TAIL_LINES, View
-from jobworker.wire.messages import StartJob, StopJob
+from jobworker.wire.messages import Caller, StartJob, StopJob
 
 _NANOS = 1_000_000_000
 DEFAULT_GRACE_MS = 10_000
@@ -38,7 +38,7 @@ _MAX_TOKEN = 80
 _TOKEN = re.compile(r"([0-9]{1,19}):([0-9a-z-]{19})")
 
 
-def start(principal: str, request: pb.StartRequest) -> StartJob:
+def start(caller: Caller, request: pb.StartRequest) -> StartJob:
     """What to run for whom.
 
     Raises:
@@ -49,7 +49,7 @@ def start(principal: str, request: pb.StartRequest) -> StartJob:
     # Of the whole specification, the environment's values included: those must not be stored to be compared.
     idempotency = jobs.Idempotency(key, hashlib.sha256(codec.dumps_sparse(made)).hexdigest() if key else "")
     idempotency.check()
-    return StartJob(principal, made, idempotency)
+    return StartJob(caller, made, idempotency)
 
 
 def spec(request: pb.StartRequest) -> jobs.JobSpec:
@@ -68,6 +68,7 @@ def spec(request: pb.StartRequest) -> jobs.JobSpec:
         labels=tuple(sorted(request.labels.items())),
         best_effort=request.best_effort,
         sandbox=request.sandbox,
+        user=request.user,
     )
     made.check()
     return made
@@ -99,7 +100,7 @@ def _milliseconds(duration: Duration, field: str, maximum: int) -> int:
     return -(-nanos // 1_000_000)
 
 
-def stop(request: pb.StopRequest) -> StopJob:
+def stop(caller: Caller, request: pb.StopRequest) -> StopJob:
     """How to stop which job.
 
     Raises:
@@ -109,6 +110,7 @@ def stop(request: pb.StopRequest) -> StopJob:
     if request.HasField("grace"):
         grace_ms = _milliseconds(request.grace, "grace", jobs.MAX_GRACE_MS)
     return StopJob(
+        caller=caller,
         job_id=jobs.check_job_id(request.job_id),
         signal=_signal(request.signal or "TERM"),
         grace_ms=grace_ms,

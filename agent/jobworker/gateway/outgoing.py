@@ -48,6 +48,7 @@ def job(record: jobs.JobRecord) -> job_pb2.Job:
         stuck=record.stuck,
         lost_bytes=record.lost_bytes,
         sandbox=_sandbox(record.sandbox),
+        user=record.user,
     )
 
 

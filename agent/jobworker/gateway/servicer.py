@@ -24,9 +24,10 @@ from jobworker.gateway.known import Known
 from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Extent, Fixed, Output, beginning
+from jobworker.gateway.permits import Permits
 from jobworker.gateway.seek import Log, View
 from jobworker.jobs import EndReason, State
-from jobworker.wire.messages import InspectJob, JobReply
+from jobworker.wire.messages import Caller, InspectJob, JobReply
 
 # In a stream's trailers: where to go on.
 RESUME_OFFSET = "jobworker-resume-offset"
@@ -39,21 +40,29 @@ class JobWorker(api.JobWorkerServiceServicer):
     """Every call of the service."""
 
     def __init__(
-        self, link: SupervisorLink, mirror: Mirror, feeds: Feeds, output: Output, own: Kept[Credentials]
+        self,
+        link: SupervisorLink,
+        mirror: Mirror,
+        feeds: Feeds,
+        output: Output,
+        permits: Permits,
+        own: Kept[Credentials],
     ) -> None:
         self._link = link
         self._mirror = mirror
         self._feeds = feeds
         self._output = output
+        self._permits = permits
         self._own = own
 
-    async def Start(self, request: pb.StartRequest, _context: Context) -> pb.StartResponse:
-        message = incoming.start(CALLER.get().uri, request)
+    async def Start(self, request: pb.StartRequest, context: Context) -> pb.StartResponse:
+        message = incoming.start(_caller(context), request)
+        self._permits.start(CALLER.get(), message.spec)
         reply, _ = await self._link.ask(message, JobReply, repeatable=bool(request.idempotency_key))
         return pb.StartResponse(job=outgoing.job(reply.record))
 
-    async def Stop(self, request: pb.StopRequest, _context: Context) -> pb.StopResponse:
-        message, called_ns = incoming.stop(request), time.time_ns()
+    async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopResponse:
+        message, called_ns = incoming.stop(_caller(context), request), time.time_ns()
         try:
             await self._link.ask(message, JobReply, repeatable=True)
         except JobAlreadyEnded:
@@ -80,7 +89,7 @@ class JobWorker(api.JobWorkerServiceServicer):
         wanted, size = incoming.wanted(request), incoming.page_size(request)
         before = incoming.position(request.page_token)
         await self._mirror.current()
-        found = self._mirror.page(wanted, before, size + 1)
+        found = self._mirror.page(wanted, before, size + 1, self._permits.sight(CALLER.get()))
         response, room = pb.ListResponse(), _MAX_PAGE_BYTES
         for job in found[:size]:
             job.write_to(response.jobs.add())
@@ -143,6 +152,11 @@ class JobWorker(api.JobWorkerServiceServicer):
         now = job if job.output_ended else await self._fresh(job.job_id)
         extent = Fixed(now.log_bytes, now.output_ended, now.lost_bytes)
         return await self._output.locate(log, view, extent)
+
+
+def _caller(context: Context) -> Caller:
+    principal = CALLER.get()
+    return Caller(principal.uri, principal.serial, principal.role, context.peer())
 
 
 def _is_stopped(job: Known) -> bool:

@@ -42,6 +42,9 @@ class Owner(Protocol):
     def handle(self, connection: Connection, seq: int, request: Any) -> None:
         """Answer a request, now or later."""
 
+    def policy(self) -> messages.PolicyIs:
+        """The policy in force."""
+
     def record(self, job_id: str) -> JobRecord:
         """A job's record as of its last change."""
 
@@ -63,6 +66,7 @@ class Connection:
         self._removed: deque[str] = deque(maxlen=_MAX_REMOVED)
         self._grown: dict[str, None] = {}
         self._sync_due = False
+        self._policy_due = False
         self._in_flight = 0
         self._events = 0
         self.peers = peers
@@ -81,7 +85,9 @@ class Connection:
             self._server.loop.watch(self._sock.fileno(), events, self._on_ready)
 
     def _has_output(self) -> bool:
-        return bool(self._answers or self._removed or self._changed or self._grown or self._sync_due)
+        return bool(
+            self._answers or self._policy_due or self._removed or self._changed or self._grown or self._sync_due
+        )
 
     def _on_ready(self) -> None:
         try:
@@ -122,6 +128,9 @@ class Connection:
         if self.subscribed:
             self._removed.append(job_id)
 
+    def policy_changed(self) -> None:
+        self._policy_due = self.subscribed
+
     def log_grew(self, job_id: str) -> None:
         if job_id in self.followed:
             self._grown[job_id] = None
@@ -147,6 +156,9 @@ class Connection:
             sockets.send(self._sock, data, fds)
             self._answers.popleft()
             _close_all(fds)
+        elif self._policy_due:
+            sockets.send(self._sock, frames.encode(self._server.policy(), 0))
+            self._policy_due = False
         elif self._removed:
             sockets.send(self._sock, frames.encode(messages.JobRemoved(self._removed[0]), 0))
             self._removed.popleft()

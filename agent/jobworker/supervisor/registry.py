@@ -22,6 +22,7 @@ from jobworker.jobs import (
     new_job_id,
 )
 from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.spawn import User
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import DEFAULT_GRACE, Job, Surroundings
@@ -29,6 +30,7 @@ from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import Launcher, Order
 from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.output import open_segment
+from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.users import Users
 from jobworker.wire.messages import HostInfo, StartJob, StopJob
@@ -52,6 +54,7 @@ class Registry:
         around: Surroundings,
         hierarchy: Hierarchy,
         isolation: Isolation,
+        permits: Permits,
         launcher: Launcher,
         removed: Callable[[str], None],
     ) -> None:
@@ -60,6 +63,7 @@ class Registry:
         self._store = store
         self._hierarchy = hierarchy
         self._isolation = isolation
+        self._permits = permits
         self._launcher = launcher
         self._limits = LimitRules(settings, hierarchy)
         self._users = Users(settings)
@@ -107,19 +111,23 @@ class Registry:
         spec, idempotency = request.spec, request.idempotency
         spec.check()
         idempotency.check()
-        if known := self.keys.find(request.principal, idempotency):
+        principal, permit = request.caller.principal, self._permits.start(request.caller, spec)
+        if known := self.keys.find(principal, idempotency):
             self._started_before(known, started)
             return
         self._admit()
         job_id = new_job_id()
-        plan = self._limits.plan(spec, spec.workdir or self._store.jobs_path)
-        confinement, applied = self._isolation.decide(spec, request.principal, self._store.work_path(job_id))
-        uid = self._users.take()
-        record = self._new_record(job_id, request.principal, spec, os.geteuid() if uid is None else uid)
+        directory = spec.workdir or self._store.jobs_path
+        plan = self._limits.plan(permit.spec, directory, permit.prescribed, permit.filled)
+        confinement, applied = self._isolation.decide(spec, self._store.work_path(job_id))
+        own_uid = None if permit.user else self._users.take()
+        user = permit.user if own_uid is None else User(own_uid, own_uid)
+        record = self._new_record(job_id, principal, spec, user.uid if user else os.geteuid())
         order = Order(
             record=replace(record, sandbox=applied),
             spec=spec,
-            uid=uid,
+            user=user,
+            own_uid=own_uid,
             confinement=confinement,
             limits=plan.settable,
             idempotency=idempotency,
@@ -146,7 +154,7 @@ class Registry:
             answer = outcome.record
         else:
             self.keys.forget(order.record.job_id)
-            self._users.give_back(order.uid)
+            self._users.give_back(order.own_uid)
             answer = outcome
         for started in waiting:
             started(answer)
@@ -171,6 +179,7 @@ class Registry:
             workdir=spec.workdir or self._store.work_path(job_id),
             timeout_ms=spec.timeout_ms,
             uid=uid,
+            user=spec.user,
             pid=0,
             state=State.PENDING,
             created_ns=time.time_ns(),
@@ -202,10 +211,12 @@ class Registry:
         """Stop a job; `ended` gets its record when it has ended, or is being stopped without `wait`.
 
         Raises:
-            JobNotFound: there is no such job.
+            JobNotFound: there is no such job, or not for this caller.
+            PolicyDenied: not by this caller.
             JobAlreadyEnded: it has ended before.
         """
         job = self.running.get(request.job_id)
+        self._permits.stop(request.caller, job.record if job else self._ended_record(request.job_id))
         if job is None:
             reason = self._ended_record(request.job_id).end_reason
             raise JobAlreadyEnded(request.job_id, reason.value if reason else "")

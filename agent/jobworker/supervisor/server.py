@@ -23,6 +23,7 @@ from jobworker.supervisor.connection import Connection, Peer
 from jobworker.supervisor.job import Job
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.policies import Policies
 from jobworker.supervisor.registry import Registry
 from jobworker.wire import frames, messages, sockets
 
@@ -50,6 +51,7 @@ class Server:
         loop: Loop,
         log: Log,
         registry: Registry,
+        policies: Policies,
         bind: Callable[[], socket.socket],
         gateway_uid: int,
         upgrade: Callable[[Callable[[str | None], None]], None],
@@ -60,6 +62,7 @@ class Server:
         self._upgrade = upgrade
         self.log = log
         self._registry = registry
+        self._policies = policies
         self._bind = bind
         self._gateway_uid = gateway_uid
         self._connections: list[Connection] = []
@@ -142,7 +145,8 @@ class Server:
             raise ProtocolError(f"version {request.protocol} is spoken, {messages.PROTOCOL} is understood")
         connection.greeted = True
         connection.attending = request.attend
-        reply(messages.Welcome(messages.PROTOCOL, self._registry.host_info(), jobworker.__version__), ())
+        host = self._registry.host_info()
+        reply(messages.Welcome(messages.PROTOCOL, host, jobworker.__version__, self.policy()), ())
         if request.subscribe:
             connection.subscribe([record.job_id for record in self._registry.records()])
 
@@ -187,6 +191,9 @@ class Server:
         connection.followed.discard(check_job_id(request.job_id))
         reply(messages.Done(), ())
 
+    def read_policy(self, _: Connection, __: messages.ReadPolicy, reply: Reply) -> None:
+        self._policies.read(lambda: reply(self.policy(), ()))
+
     def shutdown(self, _: Connection, __: messages.Shutdown, reply: Reply) -> None:
         def idle() -> None:
             reply(messages.Done(), ())
@@ -202,6 +209,14 @@ class Server:
         self._upgrade(decided)
 
     # Events.
+
+    def policy(self) -> messages.PolicyIs:
+        return messages.PolicyIs(self._policies.policy, self._policies.problem)
+
+    def policy_changed(self) -> None:
+        for connection in self._connections:
+            connection.policy_changed()
+            self._dirty.add(connection)
 
     def job_changed(self, job: Job) -> None:
         for connection in self._connections:
@@ -254,6 +269,7 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.OpenLog: (_GATEWAY, Server.open_log),
     messages.FollowLog: (_GATEWAY, Server.follow_log),
     messages.UnfollowLog: (_GATEWAY, Server.unfollow_log),
+    messages.ReadPolicy: (_GATEWAY | _OWNER, Server.read_policy),
     messages.Shutdown: (_OWNER, Server.shutdown),
     messages.Upgrade: (_OWNER, Server.upgrade),
 }

@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobworker.identity import Role
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
 from jobworker.limits import Enforcement
+from jobworker.policy import Policy
 from jobworker.sandbox import Part
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,22 @@ class HostInfo:
     isolation: tuple[PartSupport, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, by the word of the gateway, which has authenticated them.
+
+    Attributes:
+        principal: the identity.
+        serial: of the certificate, in lower-case hexadecimal.
+        peer: where from.
+    """
+
+    principal: str
+    serial: str
+    role: Role
+    peer: str
+
+
 # Requests.
 
 
@@ -85,7 +103,7 @@ class Hello:
 class StartJob:
     """Answer: `JobReply` after exec succeeded, or of the job that the same key has started before."""
 
-    principal: str
+    caller: Caller
     spec: JobSpec
     idempotency: Idempotency = field(default_factory=Idempotency)
 
@@ -100,6 +118,7 @@ class StopJob:
         force: kill at once.
     """
 
+    caller: Caller
     job_id: str
     signal: int
     grace_ms: int
@@ -137,6 +156,11 @@ class UnfollowLog:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPolicy:
+    """Read the policy file if it has changed. Answer: `PolicyIs`, after that."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """End all jobs, then the supervisor; only its own user may. Answer: `Done`, when no job is left."""
 
@@ -153,12 +177,25 @@ class Upgrade:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyIs:
+    """The policy in force; an event as well, when that has changed.
+
+    Attributes:
+        problem: why the policy file as it is now is not in force; empty if it is.
+    """
+
+    policy: Policy
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
-    """The supervisor's version, of the protocol and of its program, and its host."""
+    """The supervisor's version, of the protocol and of its program, its host, and the policy in force."""
 
     protocol: int
     host: HostInfo
     version: str
+    policy: PolicyIs
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +270,9 @@ REQUESTS: tuple[type[Any], ...] = (
     OpenLog,
     FollowLog,
     UnfollowLog,
+    ReadPolicy,
     Shutdown,
     Upgrade,
 )
-ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, Done, Failed)
-EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew)
+ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, PolicyIs, Done, Failed)
+EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, PolicyIs)

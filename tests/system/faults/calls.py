@@ -18,6 +18,7 @@ from jobworker.errors import HostFault, JobAlreadyEnded, JobWorkerError
 from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec
 from jobworker.wire import messages
 from support import strace
+from support.callers import caller
 from support.leftovers import cgroups, descriptors, processes_of
 from support.root_side import Link, RootSide
 from support.strace import Call
@@ -93,7 +94,7 @@ class Start(Action):
         super().__init__(bench)
         spec = JobSpec("/bin/sh", ("-c", f"echo begun; echo so >&2; exit {EXIT_CODE}"))
         key = Idempotency(f"start-{bench.next_number()}", "digest")
-        self._request = messages.StartJob("spiffe://test/user/w", spec, key)
+        self._request = messages.StartJob(caller(), spec, key)
         self._there_before = bench.job_directories()
         self._answer: JobRecord | None = None
 
