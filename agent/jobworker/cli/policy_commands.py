@@ -90,7 +90,9 @@ def _load(file: BinaryIO) -> Policy:
     try:
         return policy_file.load(file.read(policy_file.MAX_FILE_BYTES + 1).decode("utf-8"))
     except policy_file.PolicyMistakes as error:
-        _fail(*(f"{getattr(file, 'name', '-')}: {mistake}" for mistake in error.mistakes))
+        # Who hands it over knows what it is called.
+        prefix = "" if file.name.startswith("<") else f"{file.name}: "
+        _fail(*(f"{prefix}{mistake}" for mistake in error.mistakes))
     except UnicodeDecodeError as error:
         _fail(f"worker-agent: the policy is not UTF-8: {error}")
 
