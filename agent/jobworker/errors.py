@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# In place of a rule's name where no rule of the policy matched.
+NO_RULE = "(none)"
+
 
 @dataclass(eq=False)
 class JobWorkerError(Exception):
@@ -150,16 +153,35 @@ class SandboxUnsupported(JobWorkerError):
 
 
 @dataclass(eq=False)
-class SandboxDenied(JobWorkerError):
-    """The principal may not run jobs in this sandbox."""
+class PolicyDenied(JobWorkerError):
+    """The agent's policy does not allow this to this caller.
 
-    profile: str
-    principal: str
+    Attributes:
+        rpc: what was asked for.
+        rule: the name of the rule that decided.
+        problem: what it does not allow about it; empty if all of it.
+    """
+
+    rpc: str
+    rule: str
+    problem: str
 
     def __str__(self) -> str:
-        return (
-            f"isolation.host_for of the agent's settings does not allow {self.principal} sandbox {self.profile!r}"
-        )
+        about = f": {self.problem}" if self.problem else ""
+        if self.rule == NO_RULE:
+            return f"no rule of this agent's policy allows this {self.rpc}{about}"
+        return f"the rule {self.rule} of this agent's policy does not allow this {self.rpc}{about}"
+
+
+@dataclass(eq=False)
+class UserDenied(JobWorkerError):
+    """A job cannot run as this user, whatever the policy says."""
+
+    user: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"no job can run as the user {self.user!r:.60}: {self.problem}"
 
 
 @dataclass(eq=False)

@@ -36,6 +36,8 @@ MAX_LABEL_VALUE = 255
 MAX_TIMEOUT_MS = 366 * 24 * 3600 * 1000
 MAX_GRACE_MS = 3600 * 1000
 
+# useradd(8), and names with a domain as they come from elsewhere.
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9._@-]{0,31}")
 _LABEL_KEY = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 
 
@@ -66,6 +68,17 @@ def check_job_id_prefix(text: str, field: str = "id_prefix") -> str:
         problem = f"{text!r:.60} is not the beginning of a job id (four characters or more)"
         raise InvalidField(field, problem, ID_EXAMPLE[:4])
     return text
+
+
+def check_user(name: str, field: str = "user") -> str:
+    """Return the name if it can be that of a user, or is empty.
+
+    Raises:
+        InvalidField: it can't be.
+    """
+    if name and not _USER.fullmatch(name):
+        raise InvalidField(field, f"{name!r:.60} is not the name of a user", "www-data")
+    return name
 
 
 class State(enum.Enum):
@@ -104,6 +117,7 @@ class JobSpec:
         timeout_ms: the job is stopped after this time; 0 for never.
         best_effort: start even though a limit that was asked for cannot be enforced here.
         sandbox: the profile of its isolation; empty for the agent's default.
+        user: the name of the host's user that it runs as; empty for one that it has for itself alone.
     """
 
     command: str
@@ -115,6 +129,7 @@ class JobSpec:
     labels: tuple[tuple[str, str], ...] = ()
     best_effort: bool = False
     sandbox: str = ""
+    user: str = ""
 
     def check(self) -> None:
         """Check everything that can be checked without the host.
@@ -131,6 +146,7 @@ class JobSpec:
         self._check_labels()
         self.limits.check()
         check_profile(self.sandbox)
+        check_user(self.user)
         units.check_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), lambda ms: f"{ms}ms")
         size = len(codec.dumps(self))
         if size > MAX_SPEC_BYTES:
@@ -259,6 +275,7 @@ class JobRecord:
         sandbox: what it is isolated by.
         limits_restored: how often limits were set again that somebody else had changed.
         revision: of its last change, in the order of all changes since the host's boot; 0 for before that.
+        user: the name of the host's user that it runs as; empty where that user is its own.
     """
 
     job_id: str
@@ -290,3 +307,4 @@ class JobRecord:
     sandbox: Applied = NOT_SANDBOXED
     limits_restored: int = 0
     revision: int = 0
+    user: str = ""

@@ -290,9 +290,16 @@ def test_output_by_its_times(stub: Stub) -> None:
     ],
 )
 def test_parts_of_the_output_that_make_no_sense(stub: Stub, fields: dict[str, Any], field: str) -> None:
-    error = refused(stub.Stream, pb.StreamRequest(job_id=UNKNOWN_ID, **fields))
+    job = start(stub, "true")
+    error = refused(stub.Stream, pb.StreamRequest(job_id=job.id, **fields))
     assert (gateway.code(error), gateway.violated_field(error)) == ("INVALID_ARGUMENT", field)
     assert "for example" in error.details()
+
+
+def test_a_job_that_is_not_there_is_told_before_all_else(stub: Stub) -> None:
+    """As one is that the caller is not to know of."""
+    error = refused(stub.Stream, pb.StreamRequest(job_id=UNKNOWN_ID, tail_lines=1, offset=1))
+    assert gateway.code(error) == "NOT_FOUND"
 
 
 def test_many_followers_get_all_of_it(stub: Stub) -> None:

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from jobworker.errors import InvalidField, SandboxDenied, SandboxUnsupported, StartFailed
+from jobworker.errors import InvalidField, PolicyDenied, SandboxUnsupported, StartFailed
 from jobworker.jobs import EndReason, JobRecord, JobSpec
 from jobworker.kernel import landlock
 from jobworker.limits import Limits
 from jobworker.sandbox import PARTS, Part, Profile
 from jobworker.settings.schema import IsolationSettings
 from jobworker.wire import messages
+from support.callers import caller
 from support.leftovers import cgroups
 from support.root_side import Link, RootSide, root_side
 from support.waiting import until
@@ -117,7 +118,7 @@ def test_a_setuid_program_gives_nothing(side: RootSide, sandbox: str) -> None:
     program = shutil.copy("/usr/bin/id", os.path.join(side.settings.isolation.writable[0], "setuid-id"))
     os.chmod(program, 0o4755)  # noqa: S103
     link = side.link(subscribe=True)
-    request = messages.StartJob(messages.Caller(_OPERATOR), JobSpec(program, ("-u",), sandbox=sandbox))
+    request = messages.StartJob(caller(_OPERATOR), JobSpec(program, ("-u",), sandbox=sandbox))
     ended = link.wait_ended(link.ask(request).record.job_id)
     assert link.read_log(ended) == b"%d\n" % ended.uid
 
@@ -438,7 +439,7 @@ def test_a_job_says_what_it_is_isolated_by(link: Link) -> None:
 
 def test_a_profile_that_is_none(link: Link) -> None:
     with pytest.raises(InvalidField, match="sandbox: 'lax' is not one of host, standard, strict"):
-        link.ask(messages.StartJob(messages.Caller("p"), JobSpec("/bin/true", sandbox="lax")))
+        link.ask(messages.StartJob(caller("p"), JobSpec("/bin/true", sandbox="lax")))
 
 
 @pytest.fixture(scope="module")
@@ -452,9 +453,9 @@ def side() -> Iterator[RootSide]:
 
 def test_the_host_profile_is_for_those_who_are_named(link: Link) -> None:
     spec = JobSpec("/usr/bin/readlink", ("/proc/self/ns/mnt",), sandbox="host")
-    with pytest.raises(SandboxDenied, match=r"isolation\.host_for .* spiffe://test/user/other"):
-        link.ask(messages.StartJob(messages.Caller("spiffe://test/user/other"), spec))
-    job = link.ask(messages.StartJob(messages.Caller(_OPERATOR), spec)).record
+    with pytest.raises(PolicyDenied, match=r"isolation\.host_for of this agent's policy does not allow"):
+        link.ask(messages.StartJob(caller("spiffe://test/user/other"), spec))
+    job = link.ask(messages.StartJob(caller(_OPERATOR), spec)).record
     assert link.read_log(link.wait_ended(job.job_id)).decode().strip() == os.readlink("/proc/self/ns/mnt")
     assert job.sandbox.parts == (Part.NO_NEW_PRIVILEGES.value,)
 

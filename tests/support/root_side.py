@@ -25,10 +25,11 @@ from jobworker.limits import Limits
 from jobworker.settings import schema
 from jobworker.wire import frames, messages, sockets
 from support import seccomp
+from support.callers import caller
 from support.service_manager import ServiceManager
 
 # Who the tests are, by the word of the gateway that they stand in for.
-CALLER = messages.Caller("spiffe://test/user/w")
+CALLER = caller()
 _ROOT = os.path.dirname(jobworker.__file__)
 DEADLINE = 60
 # The limit that the agent is started with, as service managers have it, and raises for itself.
@@ -154,6 +155,9 @@ class RootSide:
         isolation: settings; by default jobs may write in the directory, and an ordinary user's agent does what
             it can.
         audit: settings.
+        policy: rules, in YAML; empty for none.
+        gateway_uid: the user that links are of, by default the agent's own.
+        wrapper: a command that executes the agent in what it has prepared.
         jobs: settings.
     """
 
@@ -167,6 +171,9 @@ class RootSide:
         manager: ServiceManager | None = None,
         isolation: schema.IsolationSettings | None = None,
         audit: schema.AuditSettings | None = None,
+        policy: str = "",
+        gateway_uid: int | None = None,
+        wrapper: tuple[str, ...] = (),
         **jobs: Any,
     ) -> None:
         missing = "refuse" if as_user is None else "report"
@@ -184,8 +191,12 @@ class RootSide:
             jobs=schema.JobSettings(**{"first_uid": own_uids()} | jobs),
             isolation=isolation or schema.IsolationSettings(missing=missing, writable=(directory,)),
             audit=audit or schema.AuditSettings(),
-            gateway_uid=os.getuid() if as_user is None else as_user,
+            gateway_uid=gateway_uid or (os.getuid() if as_user is None else as_user),
+            policy=os.path.join(directory, "policy.yaml") if policy else "",
         )
+        self._wrapper = wrapper
+        if policy:
+            self.write_policy(policy)
         self._settings_path = os.path.join(directory, "settings.json")
         schema.write(self.settings, self._settings_path)
         self._as_user = as_user
@@ -197,13 +208,19 @@ class RootSide:
         self.log_path = os.path.join(directory, "keeper.log")
         self.start_again()
 
+    def write_policy(self, text: str) -> None:
+        """Replace the policy file, as editors and deployments do."""
+        with open(f"{self.settings.policy}.new", "w") as file:
+            file.write(text)
+        os.rename(f"{self.settings.policy}.new", self.settings.policy)
+
     def _start(self) -> subprocess.Popen[bytes]:
         reading, low = os.pipe()
         # Out of the way of those that a service manager hands over.
         writing = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 2000)
         os.close(low)
         program = os.path.join(self.package, "keeper", "__main__.py")
-        command = [self._python, "-I", "-S", "-E", program, "--settings", self._settings_path]
+        command = [*self._wrapper, self._python, "-I", "-S", "-E", program, "--settings", self._settings_path]
         command += ["--ready-fd", str(writing)]
         keep = [writing]
         if self._manager:
@@ -253,7 +270,7 @@ class RootSide:
 
     def link(self, **options: bool) -> Link:
         # The supervisor listens to its own user alone, and who connects is who the kernel says connects.
-        os.seteuid(self._as_user or os.getuid())
+        os.seteuid(self.settings.gateway_uid)
         try:
             link = Link(self.settings.socket_path, **options)
         finally:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from jobworker import policy
 from jobworker.errors import JobWorkerError
 from jobworker.gateway.link import SupervisorLink
 from jobworker.jobs import JobRecord, State
@@ -65,6 +66,7 @@ class ScriptedSupervisor:
         records: what it reports to who subscribes.
         handlers: by type of request; they run in its thread.
         requests: what it was asked.
+        policy: that it says it has.
         connected: set once a peer has been greeted.
     """
 
@@ -74,6 +76,7 @@ class ScriptedSupervisor:
         self.handlers: dict[type[Any], Handler] = {}
         self.requests: list[Any] = []
         self.connected = threading.Event()
+        self.policy = messages.PolicyIs(policy.default((), "standard"), "")
         self._news = threading.Condition()
         self._protocol = protocol
         self._peer: socket.socket | None = None
@@ -130,7 +133,7 @@ class ScriptedSupervisor:
                 return frames.failed(error)
         match request:
             case messages.Hello():
-                return messages.Welcome(self._protocol, HOST, "1.0")
+                return messages.Welcome(self._protocol, HOST, "1.0", self.policy)
             case messages.UnfollowLog() | messages.ReportCalls():
                 return messages.Done()
             case _:

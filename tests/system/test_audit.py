@@ -237,7 +237,7 @@ def test_a_gateway_can_t_speak_for_the_supervisor(side: RootSide, link: Link) ->
 
 
 def test_what_a_gateway_has_done_is_on_record_whatever_it_says(side: RootSide, link: Link) -> None:
-    caller = messages.Caller(NASTY, None, "s" * 10_000, "p", "c")
+    caller = messages.Caller(NASTY, Role.WRITER, "s" * 10_000, "p", "c")
     record = link.ask(messages.StartJob(caller, JobSpec("/bin/sh", ("-c", "exit 0", NASTY[:60])))).record
     link.wait_ended(record.job_id)
     started, ended = of(record.job_id, events(side.state_dir, "jobs"))
@@ -479,7 +479,7 @@ def test_no_start_without_a_record_where_that_is_wanted(tmp_path: Path) -> None:
         assert (asked["command"], asked["args"], asked["claimed"]) == (
             "/bin/sleep",
             ["1000"],
-            {"principal": CALLER.principal},
+            {"principal": CALLER.principal, "role": "WRITER", "serial": CALLER.serial, "peer": CALLER.peer},
         )
         filled = fill(side)
         directories = set(os.listdir(Path(side.state_dir, "jobs")))

@@ -28,9 +28,9 @@ _MANY = 10_000
 
 @pytest.fixture
 def side() -> Iterator[RootSide]:
-    # In memory, since a disk may take its time to remove so many files; so jobs can't have a /dev/shm of their own.
+    # In memory, since a disk may take long to remove so many files; so jobs can't have a /dev/shm of their own.
     isolation = IsolationSettings(default="host", host_for=("*",))
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/dev/shm") as directory:  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/dev/shm") as directory:
         os.chmod(directory, 0o755)  # noqa: S103
         with root_side(directory, isolation=isolation, keep_ended=2 * _MANY) as running:
             yield running

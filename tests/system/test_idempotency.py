@@ -14,6 +14,7 @@ from jobworker.errors import IdempotencyConflict, InvalidField, StartFailed
 from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State
 from jobworker.wire import messages
 from support.agent import Agent
+from support.callers import caller
 from support.root_side import Link, RootSide, root_side
 
 pytestmark = pytest.mark.root
@@ -22,7 +23,7 @@ SPEC = JobSpec("/bin/sh", ("-c", "sleep 0.2; echo once"))
 
 
 def request(key: str, digest: str = "d1", principal: str = "p1", spec: JobSpec = SPEC) -> messages.StartJob:
-    return messages.StartJob(messages.Caller(principal), spec, Idempotency(key, digest))
+    return messages.StartJob(caller(principal), spec, Idempotency(key, digest))
 
 
 def test_the_same_key_gets_the_same_job(link: Link) -> None:

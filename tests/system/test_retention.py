@@ -11,7 +11,8 @@ import pytest
 
 from jobworker.errors import CapExceeded, JobNotFound
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
-from jobworker.wire.messages import Caller, JobRemoved, StartJob
+from jobworker.wire.messages import JobRemoved, StartJob
+from support.callers import caller
 from support.root_side import Link, RootSide, root_side
 
 pytestmark = pytest.mark.root
@@ -122,7 +123,7 @@ def test_users_are_used_again_when_no_file_of_theirs_is_left(tmp_path: Path) -> 
 def test_the_key_of_a_removed_job_is_free(tmp_path: Path) -> None:
     with root_side(str(tmp_path), keep_ended=0) as side:
         link = side.link(subscribe=True)
-        request = StartJob(Caller(PRINCIPAL), JobSpec("/bin/true"), Idempotency("key", "digest"))
+        request = StartJob(caller(PRINCIPAL), JobSpec("/bin/true"), Idempotency("key", "digest"))
         first = link.ask(request).record
         wait_removed(link, first.job_id)
         assert link.ask(request).record.job_id != first.job_id

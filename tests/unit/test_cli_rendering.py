@@ -64,6 +64,7 @@ def test_a_running_job_as_json() -> None:
         "detail": "",
         "pid": 4711,
         "uid": 1_900_000_000,
+        "user": "",
         "created_at": "2026-09-21T14:13:20Z",
         "started_at": "2026-09-21T14:13:20.001500Z",
         "ended_at": None,

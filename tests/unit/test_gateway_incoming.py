@@ -18,9 +18,10 @@ from jobworker.errors import InvalidField
 from jobworker.gateway import incoming
 from jobworker.jobs import JobSpec, Source, State
 from jobworker.limits import Limits
-from jobworker.wire.messages import Caller, StopJob
+from jobworker.wire.messages import StopJob
+from support.callers import caller
 
-CALLER = Caller("spiffe://test/user/w", call="1")
+CALLER = caller()
 ID = "k7f3-9m2q-x4tz-b1cd"
 
 

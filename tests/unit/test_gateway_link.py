@@ -81,7 +81,8 @@ def test_it_says_hello_and_hands_on_what_it_hears(supervisor: ScriptedSupervisor
         await heard.until(Synced)
         return heard.messages
 
-    assert run(supervisor.path, scenario) == [Welcome(PROTOCOL, HOST, "1.0"), JobChanged(record(1)), Synced()]
+    welcome = Welcome(PROTOCOL, HOST, "1.0", supervisor.policy)
+    assert run(supervisor.path, scenario) == [welcome, JobChanged(record(1)), Synced()]
     assert supervisor.requests == [Hello(PROTOCOL, subscribe=True)]
 
 

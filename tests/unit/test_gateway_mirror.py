@@ -15,10 +15,20 @@ from jobworker.gateway.known import Known, Wanted
 from jobworker.gateway.link import Lost
 from jobworker.gateway.mirror import Mirror
 from jobworker.jobs import JobRecord, State
-from jobworker.wire.messages import PROTOCOL, JobChanged, JobRemoved, JobReply, LogGrew, Synced, Welcome
+from jobworker.policy import NOTHING
+from jobworker.wire.messages import (
+    PROTOCOL,
+    JobChanged,
+    JobRemoved,
+    JobReply,
+    LogGrew,
+    PolicyIs,
+    Synced,
+    Welcome,
+)
 from support.scripted_supervisor import HOST, job_id, record
 
-WELCOME = Welcome(PROTOCOL, HOST, "1.0")
+WELCOME = Welcome(PROTOCOL, HOST, "1.0", PolicyIs(NOTHING, ""))
 
 
 def filled(*records: JobRecord) -> Mirror:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobworker import policy
 from jobworker.api.v1 import job_pb2
 from jobworker.errors import AgentUnavailable, InvalidField, WatchExpired
 from jobworker.gateway import changes as changes_module
@@ -20,13 +21,13 @@ from jobworker.gateway.changes import Watched
 from jobworker.gateway.known import Wanted
 from jobworker.gateway.link import Lost
 from jobworker.gateway.mirror import Mirror
-from jobworker.gateway.watch import Told, Watch, read_token, token
+from jobworker.gateway.watch import Sees, Told, Watch, read_token, token
 from jobworker.jobs import JobRecord, State
-from jobworker.wire.messages import PROTOCOL, JobChanged, JobRemoved, JobReply, Synced, Welcome
+from jobworker.wire.messages import PROTOCOL, JobChanged, JobRemoved, JobReply, PolicyIs, Synced, Welcome
 from support.scripted_supervisor import HOST, job_id, record
 
 EPOCH = "agent boot"
-WELCOME = Welcome(PROTOCOL, HOST, "1.0", EPOCH)
+WELCOME = Welcome(PROTOCOL, HOST, "1.0", PolicyIs(policy.default((), "standard"), ""), EPOCH)
 EVERYTHING = Watched()
 T = TypeVar("T")
 
@@ -47,13 +48,21 @@ class Watcher:
     """One who reads a watch as far as there is something to read."""
 
     def __init__(
-        self, mirror: Mirror, watched: Watched = EVERYTHING, *, resume: str = "", snapshot: bool = False
+        self,
+        mirror: Mirror,
+        watched: Watched = EVERYTHING,
+        *,
+        resume: str = "",
+        snapshot: bool = False,
+        sees: Sees = lambda _: True,
     ) -> None:
         since = None
         if resume:
             epoch, since = read_token(resume)
             mirror.changes.check(epoch, since)
-        self._messages: AsyncGenerator[Told, None] = Watch(mirror, watched, since, snapshot=snapshot).messages()
+        self._messages: AsyncGenerator[Told, None] = Watch(
+            mirror, watched, sees, since, snapshot=snapshot
+        ).messages()
         self._next: asyncio.Future[Told] | None = None
         self.token = resume
 
@@ -324,7 +333,7 @@ def test_a_supervisor_that_stays_away_ends_a_watch(monkeypatch: pytest.MonkeyPat
 
     async def scenario() -> None:
         mirror = filled()
-        messages = Watch(mirror, EVERYTHING, None, snapshot=False).messages()
+        messages = Watch(mirror, EVERYTHING, lambda _: True, None, snapshot=False).messages()
         await anext(messages)
         tell(mirror, Lost("its reason"))
         with pytest.raises(AgentUnavailable, match="its reason"):

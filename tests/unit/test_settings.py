@@ -15,6 +15,7 @@ state_dir: /var/lib/jobworker
 listen: 0.0.0.0:7443
 log_level: warning
 gateway_uid: 990
+policy: /etc/jobworker/policy.yaml
 tls:
   ca: /etc/jobworker/ca.pem
   cert: /etc/jobworker/server.pem
@@ -48,7 +49,6 @@ isolation:
   default: strict
   missing: report
   writable: [/srv/build/, /var/cache/jobs]
-  host_for: ["spiffe://example.org/user/ops-*"]
 metrics:
   listen: 127.0.0.1:7444
   plain_http: true
@@ -75,6 +75,9 @@ def test_a_full_file_sets_every_field() -> None:
         (settings.audit, defaults.audit),
     ):
         for field in fields(part):
+            if field.name == "host_for":
+                # Not beside a policy.
+                continue
             assert getattr(part, field.name) != getattr(default, field.name), f"{field.name} can't be set"
     assert codec.loads(schema.Settings, codec.dumps(settings)) == settings
 
@@ -122,6 +125,14 @@ def test_a_bad_file_is_explained_by_field(text: str, said: str) -> None:
     with pytest.raises(InvalidField) as caught:
         load.load(text, load.load(FULL))
     assert said in str(caught.value)
+
+
+def test_who_may_have_the_profile_host_is_said_in_one_place() -> None:
+    host_for = "isolation: {host_for: ['spiffe://example.org/user/ops-*']}"
+    without = FULL.replace("policy: /etc/jobworker/policy.yaml\n", "")
+    assert load.load(host_for, load.load(without)).isolation.host_for == ("spiffe://example.org/user/ops-*",)
+    with pytest.raises(InvalidField, match=r"isolation\.host_for: is nothing beside a policy"):
+        load.load(host_for, load.load(FULL))
 
 
 def test_what_is_needed_is_named() -> None:

@@ -28,6 +28,7 @@ def job(message: Job) -> dict[str, Any]:
         "detail": message.detail,
         "pid": message.pid,
         "uid": message.uid,
+        "user": message.user,
         "created_at": time(message, "created_at"),
         "started_at": time(message, "started_at"),
         "ended_at": time(message, "ended_at"),

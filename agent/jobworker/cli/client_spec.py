@@ -53,6 +53,9 @@ _OPTIONS = (
         type=click.Choice(PROFILES),
         help="How far to keep the job from the host; by default as the agent is set up.",
     ),
+    click.option(
+        "--user", metavar="NAME", default="", help="Run as this user of the host; by default as one of its own."
+    ),
     click.option("--best-effort", is_flag=True, help="Start even if a limit cannot be enforced there."),
     click.argument("words", metavar="[--] COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED),
 )
@@ -87,6 +90,7 @@ def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[s
         labels=tuple(labels_of(options["label"]).items()),
         best_effort=options["best_effort"],
         sandbox=options["sandbox"] or "",
+        user=options["user"],
     )
 
 

@@ -137,7 +137,8 @@ def _what(message: Job) -> Pairs:
     yield "environment", ", ".join(message.env_names)
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(message.labels.items()))
     yield "started by", message.principal
-    yield "process", f"{message.pid}, user id {message.uid}" if message.pid else ""
+    user = f"user {message.user} ({message.uid})" if message.user else f"user id {message.uid}"
+    yield "process", f"{message.pid}, {user}" if message.pid else ""
 
 
 def _sandbox(message: Job) -> Pairs:

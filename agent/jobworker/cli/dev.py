@@ -117,6 +117,7 @@ def _settings(directory: str, pki: str, listen: str, config: str | None) -> Sett
         log_level=loaded.log_level,
         metrics=loaded.metrics,
         audit=loaded.audit,
+        policy=loaded.policy,
     )
 
 

@@ -10,12 +10,11 @@ import click
 
 import jobworker
 from jobworker import codec
+from jobworker.cli import policy_commands
 from jobworker.cli.agent_audit import audit
+from jobworker.cli.privileges import give_up
 from jobworker.errors import JobWorkerError
 from jobworker.settings.schema import MAX_SETTINGS_BYTES, SOCKET_NAME, Settings
-
-_NOBODY = 65534
-
 
 _DEV = """\
 Run the whole agent in the foreground, with certificates made for it.
@@ -126,14 +125,14 @@ def canonical(over: str) -> None:
 
     try:
         base = codec.loads(Settings, over.encode())
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        give_up()
         settings = load.load(_read(sys.stdin.buffer), base)
     except JobWorkerError as error:
         _fail(str(error))
     sys.stdout.buffer.write(codec.dumps(settings))
+
+
+main.add_command(policy_commands.policy)
 
 
 def _read(file: BinaryIO) -> str:

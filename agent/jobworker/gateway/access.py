@@ -32,8 +32,19 @@ NEEDED: Mapping[str, Role] = MappingProxyType(
     }
 )
 
-# The authenticated caller, in the context of each call's own task; the gate sets it.
+# As the policy's rules name calls.
+_HEALTH_RPC = "Health"
+
+# The authenticated caller, and as the supervisor is told of it, in the context of each call's own task, where
+# the gate sets both.
+PRINCIPAL: ContextVar[Principal] = ContextVar("principal")
 CALLER: ContextVar[Caller] = ContextVar("caller")
+
+
+def rpc_of(method: str) -> str:
+    """What the policy calls a method: its name, or one for all of the health service."""
+    service, _, name = method.rpartition("/")
+    return _HEALTH_RPC if service == _HEALTH else name
 
 
 def authorise(method: str, principal: Principal) -> None:

@@ -20,6 +20,8 @@ from jobworker.gateway.health import Health
 from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Output
+from jobworker.gateway.permits import Permits
+from jobworker.gateway.policies import Policies
 from jobworker.gateway.reports import Reports
 from jobworker.gateway.segments import Segments
 from jobworker.gateway.servicer import JobWorker
@@ -55,12 +57,15 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     stop = _asked_to_stop(while_stdin=while_stdin)
     peers = PeerReader(settings.tls.role_oid, trust.revocations.get)
     link, streams = SupervisorLink(settings.socket_path), OpenStreams(peers.check)
-    mirror, calls, reports = Mirror(), Calls(), Reports(link)
-    grpc_server = _assemble(trust, Gate(peers, streams, calls, reports), link, mirror)
+    mirror, calls, policies, reports = Mirror(), Calls(), Policies(settings, link), Reports(link)
+    permits = Permits(policies, mirror, settings.isolation.default)
+    gate = Gate(peers, permits, streams, calls, reports)
+    grpc_server = _assemble(trust, gate, link, mirror, policies)
     address = server.bind(grpc_server, settings.listen, trust.credentials)
-    scraped = await _serve_metrics(settings, trust, mirror, calls) if settings.metrics.listen else ""
+    metrics = (trust, mirror, calls, policies)
+    scraped = await _serve_metrics(settings, *metrics) if settings.metrics.listen else ""
     await grpc_server.start()
-    _on_hangup(trust)
+    _on_hangup(trust, policies)
     _log.info("serving", address=address, dev_certificates=own.dev, metrics=scraped)
     _report(ready_fd, address)
     async with asyncio.TaskGroup() as tasks:
@@ -78,12 +83,14 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
             task.cancel()
 
 
-async def _serve_metrics(settings: Settings, trust: Trust, mirror: Mirror, calls: Calls) -> str:
+async def _serve_metrics(
+    settings: Settings, trust: Trust, mirror: Mirror, calls: Calls, policies: Policies
+) -> str:
     # prometheus_client is 2 MiB, which only those pay who want metrics.
     from jobworker.gateway import metrics_server  # noqa: PLC0415
     from jobworker.gateway.metrics import AgentMetrics  # noqa: PLC0415
 
-    return await metrics_server.serve(settings, trust, AgentMetrics(mirror, calls, trust))
+    return await metrics_server.serve(settings, trust, AgentMetrics(mirror, calls, trust, policies))
 
 
 def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
@@ -103,22 +110,26 @@ def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
     return stop
 
 
-def _on_hangup(trust: Trust) -> None:
+def _on_hangup(trust: Trust, policies: Policies) -> None:
     loop = asyncio.get_running_loop()
-    signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(trust.read_again))
+    reading: set[asyncio.Task[None]] = set()
+
+    def read_again() -> None:
+        trust.read_again()
+        task = asyncio.ensure_future(policies.read_again())
+        reading.add(task)
+        task.add_done_callback(reading.discard)
+
+    signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(read_again))
 
 
-def _assemble(
-    trust: Trust,
-    gate: Gate,
-    link: SupervisorLink,
-    mirror: Mirror,
-) -> aio.Server:
+def _assemble(trust: Trust, gate: Gate, link: SupervisorLink, mirror: Mirror, policies: Policies) -> aio.Server:
     health, feeds = Health(), Feeds(link)
-    link.listen(mirror.apply, feeds.apply, health.apply)
+    # The policy first: what comes with it is judged by it.
+    link.listen(policies.apply, mirror.apply, feeds.apply, health.apply)
     files_per_segment = 2
     output = Output(Segments(link, min(_raise_file_limit() // 2 // files_per_segment, _MAX_SEGMENTS)))
-    jobs = JobWorker(link, mirror, feeds, output, trust.credentials)
+    jobs = JobWorker(link, mirror, feeds, output, gate.permits, trust.credentials)
     return server.make(gate, jobs, health)
 
 

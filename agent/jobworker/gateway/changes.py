@@ -93,6 +93,7 @@ class Changes:
 
     def changed(self, job: Known, revision: int) -> None:
         if self._revisions.get(job.job_id, 0) < revision:
+            self._gone.pop(job.job_id, None)
             self._add(job, revision)
 
     def removed(self, job: Known, revision: int) -> None:

@@ -14,11 +14,12 @@ import structlog
 from grpc import aio
 
 from jobworker.errors import AgentUnavailable, HostFault, InvalidField, PermissionDenied, Unauthenticated
-from jobworker.gateway import access, requests, status
+from jobworker.gateway import access, permits, requests, status
 from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import Peer, PeerReader
+from jobworker.gateway.permits import Permits
 from jobworker.gateway.reports import Reports, clip
-from jobworker.gateway.streams import OpenStreams
+from jobworker.gateway.streams import Hold, OpenStreams
 from jobworker.wire.messages import Caller, CallReport
 
 _REQUEST_SECONDS = 10.0
@@ -40,8 +41,11 @@ class Gate(aio.ServerInterceptor):
     Nothing passes beside it: methods that do not exist and those of other services are judged as well.
     """
 
-    def __init__(self, peers: PeerReader, streams: OpenStreams, calls: Calls, reports: Reports) -> None:
+    def __init__(
+        self, peers: PeerReader, permits: Permits, streams: OpenStreams, calls: Calls, reports: Reports
+    ) -> None:
         self._peers = peers
+        self.permits = permits
         self._streams = streams
         self._calls = calls
         self._reports = reports
@@ -66,6 +70,8 @@ class Gate(aio.ServerInterceptor):
         try:
             decision.peer = self._peers.identify(context.auth_context())
             access.authorise(method, decision.peer.principal)
+            await self.permits.admit(method, decision.peer.principal)
+            access.PRINCIPAL.set(decision.peer.principal)
             access.CALLER.set(decision.caller())
             result = await work(decision, decision.peer)
         except aio.AbortError:
@@ -90,7 +96,7 @@ class Gate(aio.ServerInterceptor):
         """
         self._peers.check(peer)
 
-    def hold(self, peer: Peer) -> AbstractAsyncContextManager[None]:
+    def hold(self, peer: Peer) -> AbstractAsyncContextManager[Hold]:
         return self._streams.hold(peer)
 
 
@@ -106,6 +112,7 @@ class _Method:
         async def work(decision: _Decision, peer: Peer) -> bytes:
             request = await self._receive(context, peer)
             decision.about(request)
+            await self.gate.permits.examine(self.name, peer.principal, request)
             answer = await self.handler.unary_unary(request, context)
             decision.about(getattr(answer, "job", None))
             return requests.encode(answer)
@@ -117,9 +124,10 @@ class _Method:
             # Now, and not with the first message: a stream that is ended while that one is under way would
             # send these a second time with its status, which grpc's core refuses; no status would go out.
             await context.send_initial_metadata(())
-            async with self.gate.hold(peer):
+            async with self.gate.hold(peer) as held:
                 request = await self._receive(context, peer)
                 decision.about(request)
+                held.check = await self.gate.permits.examine(self.name, peer.principal, request)
                 # It may go on for days.
                 decision.report("stream_opened", "")
                 await self.handler.unary_stream(request, context)
@@ -219,6 +227,9 @@ async def _refuse(context: Context, decision: _Decision, error: Exception) -> No
         decision.field = error.field
     # Of other errors the text may quote the request.
     telling = isinstance(error, Unauthenticated | PermissionDenied | AgentUnavailable | HostFault)
-    decision.log(answer.code.name, reason=rule.reason, **({"detail": str(error)} if telling else {}))
+    more = {"detail": str(error)} if telling else {}
+    if denial := permits.denial(error):
+        more |= {"rule": denial.rule, "problem": denial.problem}
+    decision.log(answer.code.name, reason=rule.reason, **more)
     trailers = (*context.trailing_metadata(), *answer.trailers)
     await context.abort(answer.code, answer.message, trailers)

@@ -71,6 +71,7 @@ def spec(request: pb.StartRequest) -> jobs.JobSpec:
         labels=tuple(sorted(request.labels.items())),
         best_effort=request.best_effort,
         sandbox=request.sandbox,
+        user=request.user,
     )
     made.check()
     return made

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 import jobworker
 from jobworker.gateway.calls import BOUNDS, Calls, Durations
 from jobworker.gateway.mirror import Mirror, MirrorStatistics
+from jobworker.gateway.policies import Policies
 from jobworker.gateway.trust import Trust
 
 _NS = 1_000_000_000
@@ -28,16 +29,19 @@ _NS = 1_000_000_000
 class AgentMetrics(Collector):
     """Reads the gateway's statistics."""
 
-    def __init__(self, mirror: Mirror, calls: Calls, trust: Trust) -> None:
+    def __init__(self, mirror: Mirror, calls: Calls, trust: Trust, policies: Policies) -> None:
         self._mirror = mirror
         self._calls = calls
         self._trust = trust
+        self._policies = policies
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("jobworker_build", "Version of the gateway.", {"version": jobworker.__version__})
         yield from _of_jobs(self._mirror.statistics())
         yield from _of_calls(self._calls)
         yield from _of_trust(self._trust)
+        told = "1 if the policy file has changed into what cannot be used, and the last good one is in force."
+        yield GaugeMetricFamily("jobworker_policy_stale", told, bool(self._policies.problem))
 
 
 def _of_trust(trust: Trust) -> Iterator[Metric]:

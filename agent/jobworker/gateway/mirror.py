@@ -111,7 +111,7 @@ class Mirror:
 
     def _apply_to_all(self, message: Any) -> None:
         match message:
-            case Welcome(_, host, _, epoch):
+            case Welcome(host=host, epoch=epoch):
                 self._host = host
                 self._connects += 1
                 self._unconfirmed = set(self._jobs)
@@ -242,10 +242,16 @@ class Mirror:
                 return job
             await self._awaited.setdefault(job_id, asyncio.Event()).wait()
 
-    def page(self, wanted: Wanted, before: Position | None, size: int) -> list[Known]:
-        """Up to `size` jobs, newest first, older than `before`."""
+    def page(
+        self,
+        wanted: Wanted,
+        before: Position | None,
+        size: int,
+        shown: Callable[[Known], bool] = lambda _: True,
+    ) -> list[Known]:
+        """Up to `size` jobs that may be shown, newest first, older than `before`."""
         found = (self._jobs[job_id] for _, job_id in self._candidates(wanted, before))
-        return list(islice(filter(wanted.fits, found), size))
+        return list(islice((job for job in found if wanted.fits(job) and shown(job)), size))
 
     def _candidates(self, wanted: Wanted, before: Position | None) -> Iterator[Position]:
         if not wanted.id_prefix:

@@ -49,6 +49,7 @@ def job(record: jobs.JobRecord) -> job_pb2.Job:
         lost_bytes=record.lost_bytes,
         sandbox=_sandbox(record.sandbox),
         limits_restored=record.limits_restored,
+        user=record.user,
     )
 
 

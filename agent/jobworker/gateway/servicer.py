@@ -15,7 +15,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1 import job_worker_service_pb2_grpc as api
 from jobworker.errors import JobAlreadyEnded, JobNotFound
 from jobworker.gateway import incoming, outgoing
-from jobworker.gateway.access import CALLER
+from jobworker.gateway.access import CALLER, PRINCIPAL
 from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.gate import Context
@@ -24,6 +24,7 @@ from jobworker.gateway.known import Known
 from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Extent, Fixed, Output, beginning
+from jobworker.gateway.permits import Permits
 from jobworker.gateway.seek import Log, View
 from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
@@ -40,16 +41,24 @@ class JobWorker(api.JobWorkerServiceServicer):
     """Every call of the service."""
 
     def __init__(
-        self, link: SupervisorLink, mirror: Mirror, feeds: Feeds, output: Output, own: Kept[Credentials]
+        self,
+        link: SupervisorLink,
+        mirror: Mirror,
+        feeds: Feeds,
+        output: Output,
+        permits: Permits,
+        own: Kept[Credentials],
     ) -> None:
         self._link = link
         self._mirror = mirror
         self._feeds = feeds
         self._output = output
+        self._permits = permits
         self._own = own
 
     async def Start(self, request: pb.StartRequest, _context: Context) -> pb.StartResponse:
         message = incoming.start(CALLER.get(), request)
+        self._permits.start(PRINCIPAL.get(), message.spec)
         reply, _ = await self._link.ask(message, JobReply, repeatable=bool(request.idempotency_key))
         return pb.StartResponse(job=outgoing.job(reply.record))
 
@@ -93,7 +102,7 @@ class JobWorker(api.JobWorkerServiceServicer):
         wanted, size = incoming.wanted(request), incoming.page_size(request)
         before = incoming.position(request.page_token)
         await self._mirror.current()
-        found = self._mirror.page(wanted, before, size + 1)
+        found = self._mirror.page(wanted, before, size + 1, self._permits.sight(PRINCIPAL.get()))
         response, room = pb.ListResponse(), _MAX_PAGE_BYTES
         for job in found[:size]:
             job.write_to(response.jobs.add())
@@ -109,7 +118,8 @@ class JobWorker(api.JobWorkerServiceServicer):
         await self._mirror.current()
         if since:
             self._mirror.changes.check(*since)
-        watch = Watch(self._mirror, watched, since and since[1], snapshot=request.snapshot)
+        sees = self._permits.sight(PRINCIPAL.get())
+        watch = Watch(self._mirror, watched, sees, since and since[1], snapshot=request.snapshot)
         resume = request.resume_token
         try:
             async with aclosing(watch.messages()) as messages:
@@ -140,7 +150,9 @@ class JobWorker(api.JobWorkerServiceServicer):
 
     async def Drain(self, _request: pb.DrainRequest, _context: Context) -> pb.DrainResponse:
         drained, _ = await self._link.ask(Drain(CALLER.get(), draining=True), Drained, repeatable=True)
-        return pb.DrainResponse(active_job_ids=drained.active)
+        sees = self._permits.sight(PRINCIPAL.get())
+        jobs_seen = ((job_id, self._mirror.get(job_id)) for job_id in drained.active)
+        return pb.DrainResponse(active_job_ids=[job_id for job_id, job in jobs_seen if job and sees(job)])
 
     async def Undrain(self, _request: pb.UndrainRequest, _context: Context) -> pb.UndrainResponse:
         await self._link.ask(Drain(CALLER.get(), draining=False), Drained, repeatable=True)

@@ -1,4 +1,4 @@
-"""The calls that stay open: ended when their certificate is, and when the gateway stops."""
+"""The calls that stay open: ended with their certificate or what the policy allows, and when the gateway stops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from jobworker.errors import CapExceeded, JobWorkerError, Unauthenticated
+from jobworker.errors import CapExceeded, JobWorkerError
 from jobworker.gateway.certificates import Peer
 
 MAX_STREAMS = 2_000
@@ -18,9 +18,16 @@ _RETRY_SECONDS = 5
 
 
 @dataclass(slots=True, eq=False)
-class _Stream:
+class Hold:
+    """One stream.
+
+    Attributes:
+        check: raises JobWorkerError if it may not go on.
+    """
+
     peer: Peer
     ending: asyncio.Timeout
+    check: Callable[[], None] | None = None
     reason: JobWorkerError | None = None
 
     def end(self, reason: JobWorkerError) -> None:
@@ -39,12 +46,12 @@ class OpenStreams:
 
     check: Callable[[Peer], None]
     maximum: int = MAX_STREAMS
-    _streams: set[_Stream] = field(default_factory=set)
+    _streams: set[Hold] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
     _closing: JobWorkerError | None = None
 
     @asynccontextmanager
-    async def hold(self, peer: Peer) -> AsyncIterator[None]:
+    async def hold(self, peer: Peer) -> AsyncIterator[Hold]:
         """Run a stream; it is interrupted when it has to end.
 
         Raises:
@@ -56,14 +63,14 @@ class OpenStreams:
             raise self._closing
         if len(self._streams) >= self.maximum:
             raise CapExceeded("open streams", self.maximum, _RETRY_SECONDS)
-        stream = _Stream(peer, asyncio.timeout(None))
+        stream = Hold(peer, asyncio.timeout(None))
         try:
             # Not by cancelling the call's task: grpc then leaves the client without a status.
             async with stream.ending:
                 self._streams.add(stream)
                 if self._timer is None:
                     self._look()
-                yield
+                yield stream
         except TimeoutError:
             if stream.reason is None:
                 raise
@@ -78,13 +85,15 @@ class OpenStreams:
             stream.end(reason)
 
     def _look(self) -> None:
-        """End the streams whose certificates have ended, and come back while any is open."""
+        """End the streams that may not go on, and come back while any is open."""
         self._timer = None
         try:
             for stream in self._streams:
                 try:
                     self.check(stream.peer)
-                except Unauthenticated as error:
+                    if stream.check:
+                        stream.check()
+                except JobWorkerError as error:
                     stream.end(error)
         finally:
             # Whatever goes wrong with one look: another must come.

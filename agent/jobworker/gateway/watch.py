@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
@@ -20,6 +20,9 @@ _MARK_EVERY = 1_000
 _PAGE = 100
 _MAX_TOKEN = 200
 _TOKEN = re.compile(r"([0-9]{1,19}):([ -~]{0,80})")
+
+
+Sees = Callable[[Known], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +41,15 @@ class Watch:
     """What one watcher is told.
 
     Args:
+        sees: whether the watcher may know of a job.
         since: the revision behind which to begin; None for now, or for a snapshot.
     """
 
-    def __init__(self, mirror: Mirror, watched: Watched, since: int | None, *, snapshot: bool) -> None:
+    def __init__(self, mirror: Mirror, watched: Watched, sees: Sees, since: int | None, *, snapshot: bool) -> None:
         self._mirror = mirror
         self._changes: Changes = mirror.changes
         self._watched = watched
+        self._sees = sees
         self._snapshot = snapshot
         self._resumed = since is not None
         self._epoch = mirror.changes.epoch
@@ -91,10 +96,13 @@ class Watch:
 
     def _message(self, change: Change) -> pb.WatchResponse | None:
         if change.gone:
-            fits = self._watched.any_state().fits(change.gone)
+            fits = self._watched.any_state().fits(change.gone) and self._sees(change.gone)
             return pb.WatchResponse(removed_job_id=change.gone.job_id) if fits else None
         job = self._mirror.get(change.place[1])
-        return _response(job) if job and self._watched.fits(job) else None
+        return _response(job) if job and self._fits(job) else None
+
+    def _fits(self, job: Known) -> bool:
+        return self._watched.fits(job) and self._sees(job)
 
     def _told(self, message: pb.WatchResponse) -> Told:
         self._passed = 0
@@ -110,7 +118,7 @@ class Watch:
                 yield Told(_response(job), "")
             return
         before = None
-        while page := self._mirror.page(self._watched.wanted, before, _PAGE):
+        while page := self._mirror.page(self._watched.wanted, before, _PAGE, self._sees):
             before = page[-1].position
             for job in page:
                 yield Told(_response(job), "")
@@ -120,7 +128,7 @@ class Watch:
     def _by_ids(self) -> Iterator[Known]:
         for job_id in sorted(self._watched.ids):
             job = self._mirror.get(job_id)
-            if job and self._watched.fits(job):
+            if job and self._fits(job):
                 yield job
 
 

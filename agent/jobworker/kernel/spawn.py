@@ -34,6 +34,19 @@ NOT_EXECUTED = 127
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """Whose rights a process takes on.
+
+    Attributes:
+        groups: besides `gid`.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """What to execute, and as whom.
 
@@ -42,7 +55,7 @@ class Command:
         own_dir_fd: the job's own work directory, entered before the job's rights are taken on.
         confinement: the sandbox that it is executed in.
         workdir: a directory to enter with those rights instead; empty for none.
-        uid: user and group id; None keeps the agent's own.
+        user: to run as; None keeps the agent's own.
         open_files: the soft and hard RLIMIT_NOFILE.
     """
 
@@ -52,7 +65,7 @@ class Command:
     own_dir_fd: int
     confinement: Confinement
     workdir: str
-    uid: int | None
+    user: User | None
     open_files: tuple[int, int]
 
 
@@ -182,7 +195,7 @@ class _Child:
         oom.reset_score()
         confinement.renounce(self._begin)
         self._begin("user")
-        _become(command.uid)
+        _become(command.user)
         self._begin("chdir")
         if command.workdir:
             os.chdir(command.workdir)
@@ -200,11 +213,11 @@ class _Child:
         syscalls.close_range(_REPORT_FD + 1)
 
 
-def _become(uid: int | None) -> None:
-    if uid is not None:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
+def _become(user: User | None) -> None:
+    if user is not None:
+        os.setgroups(user.groups)
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
 
 
 def _reset_signals() -> None:

@@ -146,6 +146,7 @@ _TOP: dict[str, tuple[str, Parse]] = {
     "listen": ("listen", _listen),
     "log_level": ("log_level", _one_of("info", "debug", "warning", "error")),
     "gateway_uid": ("gateway_uid", _number(0, 2**32 - 2)),
+    "policy": ("policy", _path),
 }
 _TLS: dict[str, tuple[str, Parse]] = {
     "ca": ("ca", _path),
@@ -212,6 +213,10 @@ def load(text: str, base: Settings | None = None) -> Settings:
     )
     if "stale_crl" in tls and not (tls.get("crl") or (base and base.tls.crl)):
         raise InvalidField("tls.stale_crl", "is nothing without tls.crl", "crl: /etc/jobworker/lists.pem")
+    if (top.get("policy") or (base and base.policy)) and isolation.get("host_for"):
+        raise InvalidField(
+            "isolation.host_for", "is nothing beside a policy, whose rules say so", "sandboxes: [host]"
+        )
     if base is None:
         _require({"state_dir", "listen"}, top, "")
         _require({"ca", "cert", "key"}, tls, "tls.")

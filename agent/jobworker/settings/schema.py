@@ -140,6 +140,7 @@ class Settings:
         listen: HOST:PORT for clients.
         log_level: debug, info, warning or error.
         gateway_uid: the user that may talk to the supervisor, besides the supervisor's own.
+        policy: the policy file; empty for roles alone.
     """
 
     state_dir: str
@@ -151,6 +152,7 @@ class Settings:
     audit: AuditSettings = AuditSettings()
     log_level: str = "info"
     gateway_uid: int = 0
+    policy: str = ""
 
     @property
     def socket_path(self) -> str:

@@ -44,6 +44,9 @@ class Owner(Protocol):
     def handle(self, connection: Connection, seq: int, request: Any) -> None:
         """Answer a request, now or later."""
 
+    def policy(self) -> messages.PolicyIs:
+        """The policy in force."""
+
     def record(self, job_id: str) -> JobRecord:
         """A job's record as of its last change."""
 
@@ -71,7 +74,7 @@ class Connection:
         self._news: dict[str, int] = {}
         self._removed = 0
         self._grown: dict[str, None] = {}
-        self._sync_due = self._drain_due = False
+        self._sync_due = self._drain_due = self._policy_due = False
         self._in_flight = 0
         self._events = 0
         self.peers = peers
@@ -90,7 +93,8 @@ class Connection:
             self._server.loop.watch(self._sock.fileno(), events, self._on_ready)
 
     def _has_output(self) -> bool:
-        return bool(self._answers or self._news or self._grown or self._sync_due or self._drain_due)
+        due = self._policy_due or self._sync_due or self._drain_due
+        return bool(due or self._answers or self._news or self._grown)
 
     def _on_ready(self) -> None:
         try:
@@ -137,6 +141,9 @@ class Connection:
     def drain_changed(self) -> None:
         self._drain_due = self.subscribed
 
+    def policy_changed(self) -> None:
+        self._policy_due = self.subscribed
+
     def log_grew(self, job_id: str) -> None:
         if job_id in self.followed:
             self._grown[job_id] = None
@@ -170,6 +177,9 @@ class Connection:
             sockets.send(self._sock, data, fds)
             self._answers.popleft()
             _close_all(fds)
+        elif self._policy_due:
+            sockets.send(self._sock, frames.encode(self._server.policy(), 0))
+            self._policy_due = False
         elif self._news:
             job_id, removed = next(iter(self._news.items()))
             event = messages.JobRemoved(job_id, removed) if removed else self._changed(job_id)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fnmatch
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from jobworker import codec
-from jobworker.errors import SandboxDenied, SandboxUnsupported
+from jobworker.errors import SandboxUnsupported
 from jobworker.jobs import JobSpec
 from jobworker.kernel import seccomp, syscalls
 from jobworker.kernel.cgroup.base import Hierarchy
@@ -37,7 +36,7 @@ class Found:
 
 
 class Isolation:
-    """Profiles, who may have them, and what of them this host can apply.
+    """Profiles, and what of them this host can apply.
 
     Args:
         directory: one like those that jobs get as their own.
@@ -46,7 +45,6 @@ class Isolation:
     def __init__(self, settings: IsolationSettings, directory: str, hierarchy: Hierarchy, log: Log) -> None:
         self.default = settings.default
         self._refuses = settings.missing == "refuse"
-        self._host_for = settings.host_for
         self._writable = tuple(os.path.realpath(path) for path in settings.writable if os.path.isdir(path))
         if absent := [path for path in settings.writable if not os.path.isdir(path)]:
             log.warning("isolation.writable names what is no directory", paths=absent)
@@ -63,16 +61,13 @@ class Isolation:
             missing = {part.value: reason for part, reason in self._reasons.items()}
             log.warning("this host cannot apply all parts of the sandbox profiles", missing=missing)
 
-    def decide(self, spec: JobSpec, principal: str, own_directory: str) -> tuple[Confinement, Applied]:
+    def decide(self, spec: JobSpec, own_directory: str) -> tuple[Confinement, Applied]:
         """The sandbox of a job that is about to be started.
 
         Raises:
-            SandboxDenied: not for this principal.
             SandboxUnsupported: not on this host.
         """
         profile = Profile(spec.sandbox or self.default)
-        if profile is Profile.HOST and profile.value != self.default and not self._may_take_host(principal):
-            raise SandboxDenied(profile.value, principal)
         missing = [part for part in PARTS[profile] if part in self._reasons]
         if missing and self._refuses:
             raise SandboxUnsupported(profile.value, missing[0].value, self._reasons[missing[0]])
@@ -80,9 +75,6 @@ class Isolation:
         ready = self._filter if Part.SYSTEM_CALLS in applied else None
         confinement = Confinement(frozenset(applied), own_directory, self._writable, self._private, ready)
         return confinement, Applied(profile.value, _names(applied), _names(missing))
-
-    def _may_take_host(self, principal: str) -> bool:
-        return any(fnmatch.fnmatchcase(principal, pattern) for pattern in self._host_for)
 
     def support(self) -> tuple[PartSupport, ...]:
         """For those who ask what can be had here."""

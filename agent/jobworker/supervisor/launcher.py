@@ -46,7 +46,8 @@ class Order:
     """One start: the specification, and what was decided about it.
 
     Attributes:
-        uid: the user that the job will run as; None for the agent's own.
+        user: that the job will run as; None for the agent's own.
+        own_uid: that user's id, if the job has it for itself alone.
         confinement: the sandbox that it is executed in.
         limits: to be set, all of which the hierarchy supports.
         report: makes the record's limits from what the kernel has.
@@ -54,7 +55,8 @@ class Order:
 
     record: JobRecord
     spec: JobSpec
-    uid: int | None
+    user: spawn.User | None
+    own_uid: int | None
     confinement: Confinement
     limits: Limits
     idempotency: Idempotency
@@ -87,7 +89,7 @@ class Launcher:
         job_id = order.record.job_id
         with contextlib.ExitStack() as undo:
             try:
-                self._around.store.create_job(job_id, order.uid)
+                self._around.store.create_job(job_id, (order.user.uid, order.user.gid) if order.user else None)
                 undo.callback(self._undo, self._around.store.discard_job, job_id)
                 operation = "creating the job's cgroup"
                 group = self._hierarchy.create(job_id, order.limits)
@@ -140,10 +142,10 @@ class Launcher:
         with contextlib.ExitStack() as childs:
             stdout, stdout_w = _pipe(undo, childs)
             stderr, stderr_w = _pipe(undo, childs)
-            if order.uid is not None:
+            if order.user is not None:
                 # So that the job may open /dev/stdout and /dev/stderr by name.
                 for writing in (stdout_w, stderr_w):
-                    os.fchown(writing, order.uid, order.uid)
+                    os.fchown(writing, order.user.uid, order.user.gid)
             report, report_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             childs.callback(os.close, report_w)
             undo.callback(os.close, report)
@@ -169,7 +171,7 @@ class Launcher:
             own_dir_fd=work_fd,
             confinement=order.confinement,
             workdir=spec.workdir,
-            uid=order.uid,
+            user=order.user,
             open_files=self._open_files,
         )
 

@@ -48,17 +48,22 @@ class LimitRules:
             "pids": settings.max_pids,
         }
 
-    def plan(self, spec: JobSpec, directory: str) -> Plan:
+    def plan(
+        self, spec: JobSpec, directory: str, prescribed: tuple[str, ...] = (), filled: tuple[str, ...] = ()
+    ) -> Plan:
         """What to set for a job.
 
         Args:
             spec: as its client wants it, checked.
             directory: that it will work in.
+            prescribed: the names of limits that must be enforced, whatever the request allows.
+            filled: the names of limits that nobody asked for: of these the host gives what it has.
 
         Raises:
             InvalidField: a limit is more than this host allows.
             LimitUnsupported: one can't be enforced here, and the request does not allow best effort.
         """
+        spec = replace(spec, limits=self._within(spec.limits, filled))
         refused: dict[str, str] = {}
         for name, value in _given(spec.limits):
             self._check(name, value)
@@ -70,9 +75,9 @@ class LimitRules:
                 found = disk.of_path(directory)
             except (NoDisk, OSError) as error:
                 refused |= dict.fromkeys(io, str(error))
-        if refused and not spec.best_effort:
-            name, reason = next(iter(refused.items()))
-            raise LimitUnsupported(name, reason)
+        for name, reason in refused.items():
+            if name in prescribed or not spec.best_effort:
+                raise LimitUnsupported(name, reason)
         asked = spec.limits
         for name, default in self._defaults.items():
             field = BY_NAME[name].field
@@ -82,6 +87,18 @@ class LimitRules:
                     refused[name] = self._support[name].detail
         settable = replace(asked, **{BY_NAME[name].field: None for name in refused})
         return Plan(asked, replace(settable, io_device=found.number if found else None), found, refused)
+
+    def _within(self, limits: Limits, names: tuple[str, ...]) -> Limits:
+        values: dict[str, Any] = {}
+        for name in names:
+            value = getattr(limits, BY_NAME[name].field)
+            if isinstance(value, str):
+                # None of them: it is refused as asked for.
+                there = units.cpus_of(value, name) & self._cpus
+                values[BY_NAME[name].field] = units.format_cpu_list(there) if there else value
+            else:
+                values[BY_NAME[name].field] = min(value, self._maxima.get(name, value))
+        return replace(limits, **values) if values else limits
 
     def _check(self, name: str, asked: int | str) -> None:
         field = f"limits.{name}"

@@ -27,6 +27,7 @@ from jobworker.jobs import (
     new_job_id,
 )
 from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.spawn import User
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor.backlog import Backlog
 from jobworker.supervisor.guard import LimitGuard
@@ -36,9 +37,10 @@ from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import Launcher, Order
 from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.output import open_segment
+from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import Caller, DeleteJob, Drained, HostInfo, SignalJob, StartJob, StopJob
+from jobworker.wire.messages import Caller, DeleteJob, Drain, Drained, HostInfo, SignalJob, StartJob, StopJob
 
 Ended = Callable[[JobRecord], None]
 Started = Callable[[JobRecord | JobWorkerError], None]
@@ -62,6 +64,7 @@ class Registry:
         around: Surroundings,
         hierarchy: Hierarchy,
         isolation: Isolation,
+        permits: Permits,
         launcher: Launcher,
         removed: Callable[[str], None],
     ) -> None:
@@ -71,6 +74,7 @@ class Registry:
         self.revisions = around.revisions
         self._hierarchy = hierarchy
         self._isolation = isolation
+        self._permits = permits
         self._launcher = launcher
         self._limits = LimitRules(settings, hierarchy)
         self._users = Users(settings)
@@ -148,22 +152,26 @@ class Registry:
                 raise AgentUnavailable("it has just started, and does not know all jobs yet")
             self._early.append((request, started))
             return
-        if known := self.keys.find(request.principal, idempotency):
+        principal, permit = request.caller.principal, self._permits.start(request.caller, spec)
+        if known := self.keys.find(principal, idempotency):
             self._audit.start_repeated(request, known)
             self._started_before(known, started)
             return
         self._admit()
         job_id = new_job_id()
-        plan = self._limits.plan(spec, spec.workdir or self._store.jobs_path)
+        directory = spec.workdir or self._store.jobs_path
+        plan = self._limits.plan(permit.spec, directory, permit.prescribed, permit.filled)
         self._reserve(plan.settable.memory_bytes or 0)
-        confinement, applied = self._isolation.decide(spec, request.principal, self._store.work_path(job_id))
+        confinement, applied = self._isolation.decide(spec, self._store.work_path(job_id))
         self._audit.start_asked(request)
-        uid = self._users.take()
-        record = self._new_record(job_id, request.principal, spec, os.geteuid() if uid is None else uid)
+        own_uid = None if permit.user else self._users.take()
+        user = permit.user if own_uid is None else User(own_uid, own_uid)
+        record = self._new_record(job_id, principal, spec, user.uid if user else os.geteuid())
         order = Order(
             record=replace(record, sandbox=applied),
             spec=spec,
-            uid=uid,
+            user=user,
+            own_uid=own_uid,
             confinement=confinement,
             limits=plan.settable,
             idempotency=idempotency,
@@ -191,7 +199,7 @@ class Registry:
             answer = outcome.record
         else:
             self.keys.forget(order.record.job_id)
-            self._users.give_back(order.uid)
+            self._users.give_back(order.own_uid)
             self._audit.start_failed(caller, order.record, outcome)
             answer = outcome
         for started in waiting:
@@ -226,6 +234,7 @@ class Registry:
             workdir=spec.workdir or self._store.work_path(job_id),
             timeout_ms=spec.timeout_ms,
             uid=uid,
+            user=spec.user,
             pid=0,
             state=State.PENDING,
             created_ns=time.time_ns(),
@@ -259,10 +268,11 @@ class Registry:
         """Stop a job; `ended` gets its record when it has ended, or is being stopped without `wait`.
 
         Raises:
-            JobNotFound: there is no such job.
+            JobNotFound: there is no such job, or not for this caller.
+            PolicyDenied: not by this caller.
             JobAlreadyEnded: it has ended before.
         """
-        job = self._running(request.job_id)
+        job = self._running("Stop", request)
         self._audit.stop_asked(request, again=job.record.state is State.STOPPING)
         job.stop(request.signal, request.grace_ms / 1000, EndReason.STOPPED, force=request.force)
         if request.wait and not job.record.stuck:
@@ -274,49 +284,59 @@ class Registry:
         """Send a signal to a job's main process, or to all of its processes.
 
         Raises:
-            JobNotFound: there is no such job.
+            JobNotFound: there is no such job, or not for this caller.
+            PolicyDenied: not by this caller.
             JobAlreadyEnded: it has ended before.
             MainProcessEnded: that has, and the job goes on.
             HostFault: the kernel refuses.
         """
-        job = self._running(request.job_id)
+        job = self._running("Signal", request)
         try:
             job.signal(request.signal, everyone=request.everyone)
         except OSError as error:
             raise _host_fault("signalling the job", error) from error
         return job.inspect()
 
-    def _running(self, job_id: str) -> Job:
-        job = self.running.get(job_id)
+    def _running(self, rpc: str, request: StopJob | SignalJob) -> Job:
+        """The running job that the caller may do this to."""
+        job = self.running.get(request.job_id)
+        record = job.record if job else self._ended_record(request.job_id)
+        self._permits.change(rpc, request.caller, record)
         if job is None:
-            reason = self._ended_record(job_id).end_reason
-            raise JobAlreadyEnded(job_id, reason.value if reason else "")
+            raise JobAlreadyEnded(request.job_id, record.end_reason.value if record.end_reason else "")
         return job
 
     def delete(self, request: DeleteJob) -> None:
         """Remove an ended job with all its files.
 
         Raises:
-            JobNotFound: there is no such job.
+            JobNotFound: there is no such job, or not for this caller.
+            PolicyDenied: not by this caller.
             JobNotEnded: it runs, or is being started.
             HostFault: the disk refuses.
         """
         job_id = check_job_id(request.job_id)
-        if job_id in self.running or job_id in self._launching:
+        job = self.running.get(job_id)
+        if job_id in self._launching:
             raise JobNotEnded(job_id)
-        self._ended_record(job_id)
+        self._permits.change("Delete", request.caller, job.record if job else self._ended_record(job_id))
+        if job:
+            raise JobNotEnded(job_id)
         self._audit.delete_asked(request)
         try:
             self.retention.delete(job_id)
         except OSError as error:
             raise _host_fault("removing the job's directory", error) from error
 
-    def drain(self, drained: Callable[[Drained], None], *, draining: bool) -> None:
+    def drain(self, request: Drain, drained: Callable[[Drained], None]) -> None:
         """Take no new jobs, or take them again; `drained` is called when none is being launched any more.
 
         Raises:
+            PolicyDenied: not by this caller.
             HostFault: that can't be written down, and is as it was.
         """
+        draining = request.draining
+        self._permits.agent("Drain" if draining else "Undrain", request.caller)
         try:
             self._store.set_draining(draining)
         except OSError as error:

@@ -25,6 +25,7 @@ from jobworker.supervisor.connection import Connection, Peer
 from jobworker.supervisor.job import Job
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.policies import Policies
 from jobworker.supervisor.registry import Registry
 from jobworker.wire import frames, messages, sockets
 
@@ -53,6 +54,7 @@ class Server:
         log: Log,
         audit: Audit,
         registry: Registry,
+        policies: Policies,
         bind: Callable[[], socket.socket],
         gateway_uid: int,
         upgrade: Callable[[Callable[[str | None], None]], None],
@@ -64,6 +66,7 @@ class Server:
         self.log = log
         self.audit = audit
         self._registry = registry
+        self._policies = policies
         self._bind = bind
         self._gateway_uid = gateway_uid
         self._connections: list[Connection] = []
@@ -151,7 +154,7 @@ class Server:
         connection.greeted = True
         connection.attending = request.attend
         host, epoch = self._registry.host_info(), self._registry.revisions.epoch
-        reply(messages.Welcome(messages.PROTOCOL, host, jobworker.__version__, epoch), ())
+        reply(messages.Welcome(messages.PROTOCOL, host, jobworker.__version__, self.policy(), epoch), ())
         if request.subscribe:
             records = sorted(self._registry.records(), key=lambda record: record.revision)
             connection.subscribe([record.job_id for record in records], whole=self._registry.is_whole)
@@ -204,7 +207,7 @@ class Server:
 
     def drain(self, _: Connection, request: messages.Drain, reply: Reply) -> None:
         with self._refusals("drain", request.caller):
-            self._registry.drain(lambda drained: reply(drained, ()), draining=request.draining)
+            self._registry.drain(request, lambda drained: reply(drained, ()))
         self.audit.drained(request)
         self.log.info("new jobs are not taken" if request.draining else "new jobs are taken")
         for connection in self._connections:
@@ -240,6 +243,9 @@ class Server:
         self.audit.reported(request)
         reply(messages.Done(), ())
 
+    def read_policy(self, _: Connection, __: messages.ReadPolicy, reply: Reply) -> None:
+        self._policies.read(lambda: reply(self.policy(), ()))
+
     def shutdown(self, _: Connection, __: messages.Shutdown, reply: Reply) -> None:
         self.audit.owner_asked("shutdown")
 
@@ -259,6 +265,14 @@ class Server:
         self._upgrade(decided)
 
     # Events.
+
+    def policy(self) -> messages.PolicyIs:
+        return messages.PolicyIs(self._policies.policy, self._policies.problem)
+
+    def policy_changed(self) -> None:
+        for connection in self._connections:
+            connection.policy_changed()
+            self._dirty.add(connection)
 
     def job_changed(self, job_id: str) -> None:
         for connection in self._connections:
@@ -334,6 +348,7 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.FollowLog: (_GATEWAY, Server.follow_log),
     messages.UnfollowLog: (_GATEWAY, Server.unfollow_log),
     messages.ReportCalls: (_GATEWAY, Server.report_calls),
+    messages.ReadPolicy: (_GATEWAY | _OWNER, Server.read_policy),
     messages.Shutdown: (_OWNER, Server.shutdown),
     messages.Upgrade: (_OWNER, Server.upgrade),
 }

@@ -7,6 +7,7 @@
     jobs/ID/job.json     the job's record
     jobs/ID/work/        the job's own directory, owned by its user
     jobs/ID/logs/        where the job cannot write
+    policy.json          the policy that was read last and was good
     quarantine/          what could not be read, with its name
     removed/ID.UID       what is left of a job that is being removed
     audit/               the audit trails
@@ -158,20 +159,34 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink("draining", dir_fd=self.fd)
 
-    def create_job(self, job_id: str, uid: int | None) -> None:
-        """Make a job's directories; nothing is left of them when that fails."""
+    def load_policy(self) -> bytes:
+        """What `save_policy` was given; empty if it has not been."""
+        with contextlib.suppress(FileNotFoundError):
+            return _read_file(self.fd, "policy.json")
+        return b""
+
+    def save_policy(self, data: bytes) -> None:
+        _write_file(self.fd, "policy.json", data)
+
+    def create_job(self, job_id: str, owner: tuple[int, int] | None) -> None:
+        """Make a job's directories; nothing is left of them when that fails.
+
+        Args:
+            job_id: whose.
+            owner: user and group of its work directory; None for the agent's own.
+        """
         try:
-            self._create_job(job_id, uid)
+            self._create_job(job_id, owner)
         except OSError:
             self.discard_job(job_id)
             raise
 
-    def _create_job(self, job_id: str, uid: int | None) -> None:
+    def _create_job(self, job_id: str, owner: tuple[int, int] | None) -> None:
         os.mkdir(job_id, 0o700, dir_fd=self.jobs_fd)
         for name in ("work", "logs"):
             os.mkdir(f"{job_id}/{name}", 0o700, dir_fd=self.jobs_fd)
-        if uid is not None:
-            os.chown(f"{job_id}/work", uid, uid, dir_fd=self.jobs_fd, follow_symlinks=False)
+        if owner is not None:
+            os.chown(f"{job_id}/work", *owner, dir_fd=self.jobs_fd, follow_symlinks=False)
         os.chmod(job_id, _PASS_THROUGH, dir_fd=self.jobs_fd)
 
     def open_work(self, job_id: str) -> int:

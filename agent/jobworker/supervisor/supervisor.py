@@ -24,6 +24,8 @@ from jobworker.supervisor.keeper_link import KeeperLink
 from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.permits import Permits
+from jobworker.supervisor.policies import Policies
 from jobworker.supervisor.recovery import Recovery
 from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.revisions import Revisions
@@ -86,17 +88,23 @@ class Supervisor:
         )
         launcher = Launcher(around, self._hierarchy, settings.jobs)
         isolation = Isolation(settings.isolation, self._store.jobs_path, self._hierarchy, self._log)
-        self._registry = Registry(settings.jobs, around, self._hierarchy, isolation, launcher, self._removed)
+        self._policies = Policies(self._loop, self._log, self._store, settings, patient=bool(held))
+        permits = Permits(settings, self._policies, self._log)
+        self._registry = Registry(
+            settings.jobs, around, self._hierarchy, isolation, permits, launcher, self._removed
+        )
         self._server = Server(
             self._loop,
             self._log,
             self._audit,
             self._registry,
+            self._policies,
             lambda: _listener(self._store.fd, settings.gateway_uid),
             settings.gateway_uid,
             self._upgrade,
             patient=bool(held),
         )
+        self._policies.on_change(self._server.policy_changed)
         recovery = Recovery(
             around, self._registry, self._hierarchy, held, self._server.job_changed, self._all_known
         )
@@ -177,8 +185,8 @@ class Supervisor:
         syscalls.set_name("jw-supervisor")
         spawn.forget_inherited_signals()
         self._loop.on_signal(signal.SIGUSR2, lambda: self._upgrade(lambda _: None))
-        # A terminal that goes away is nothing to the agent.
-        self._loop.on_signal(signal.SIGHUP, lambda: None)
+        # A terminal that goes away is nothing else to the agent.
+        self._loop.on_signal(signal.SIGHUP, lambda: self._policies.read(anyway=True))
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, lambda: self._registry.end_all(self._loop.stop))
         gc.collect()

@@ -35,7 +35,7 @@ class Users:
         raise CapExceeded("the number of jobs that have a user id", self._count, _RETRY_SECONDS)
 
     def keep(self, uid: int) -> None:
-        """It is in use, by a job of an earlier life."""
+        """It is in use, by a job of an earlier life; or is a user of the host, which no job is given."""
         self._used.add(uid)
 
     def give_back(self, uid: int | None) -> None:

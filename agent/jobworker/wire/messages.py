@@ -13,6 +13,7 @@ from typing import Any
 from jobworker.identity import Role
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
 from jobworker.limits import Enforcement
+from jobworker.policy import Policy
 from jobworker.sandbox import Part
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
@@ -236,6 +237,11 @@ class ReportCalls:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPolicy:
+    """Read the policy file if it has changed. Answer: `PolicyIs`, after that."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """End all jobs, then the supervisor; only its own user may. Answer: `Done`, when no job is left."""
 
@@ -252,16 +258,30 @@ class Upgrade:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyIs:
+    """The policy in force; an event as well, when that has changed.
+
+    Attributes:
+        problem: why the policy file as it is now is not in force; empty if it is.
+    """
+
+    policy: Policy
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """The supervisor's version, of the protocol and of its program, and its host.
 
     Attributes:
+        policy: in force.
         epoch: revisions of another one say nothing about this one's.
     """
 
     protocol: int
     host: HostInfo
     version: str
+    policy: PolicyIs
     epoch: str = ""
 
 
@@ -369,8 +389,9 @@ REQUESTS: tuple[type[Any], ...] = (
     FollowLog,
     UnfollowLog,
     ReportCalls,
+    ReadPolicy,
     Shutdown,
     Upgrade,
 )
-ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, Done, Drained, Failed)
-EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, DrainChanged)
+ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, PolicyIs, Done, Drained, Failed)
+EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, DrainChanged, PolicyIs)

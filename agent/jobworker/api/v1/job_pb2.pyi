@@ -379,6 +379,7 @@ class Job(_message.Message):
     STUCK_FIELD_NUMBER: _builtins.int
     LOST_BYTES_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
     LIMITS_RESTORED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Random id in groups of four: `k7f3-9m2q-x4tz-b1cd`."""
@@ -412,6 +413,8 @@ class Job(_message.Message):
     """The job was killed, but something of it does not go away (a process in the kernel's D state, say)."""
     lost_bytes: _builtins.int
     """Output that could not be written, because the disk was full, say. Stream tells where, as gaps."""
+    user: _builtins.str
+    """The host's user that it runs as; empty where the user id is its own."""
     limits_restored: _builtins.int
     """How often limits were set again that somebody else on the host had changed."""
     @_builtins.property
@@ -483,11 +486,12 @@ class Job(_message.Message):
         stuck: _builtins.bool = ...,
         lost_bytes: _builtins.int = ...,
         sandbox: Global___Sandbox | None = ...,
+        user: _builtins.str = ...,
         limits_restored: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "created_at", b"created_at", "ended_at", b"ended_at", "exit_code", b"exit_code", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "args", b"args", "command", b"command", "created_at", b"created_at", "detail", b"detail", "end_reason", b"end_reason", "ended_at", b"ended_at", "env_names", b"env_names", "exit_code", b"exit_code", "id", b"id", "labels", b"labels", "limits", b"limits", "limits_restored", b"limits_restored", "log_bytes", b"log_bytes", "log_path", b"log_path", "lost_bytes", b"lost_bytes", "output_ended", b"output_ended", "pid", b"pid", "principal", b"principal", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stuck", b"stuck", "timeout", b"timeout", "uid", b"uid", "usage", b"usage", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "args", b"args", "command", b"command", "created_at", b"created_at", "detail", b"detail", "end_reason", b"end_reason", "ended_at", b"ended_at", "env_names", b"env_names", "exit_code", b"exit_code", "id", b"id", "labels", b"labels", "limits", b"limits", "limits_restored", b"limits_restored", "log_bytes", b"log_bytes", "log_path", b"log_path", "lost_bytes", b"lost_bytes", "output_ended", b"output_ended", "pid", b"pid", "principal", b"principal", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stuck", b"stuck", "timeout", b"timeout", "uid", b"uid", "usage", b"usage", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

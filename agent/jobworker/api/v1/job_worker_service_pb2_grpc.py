@@ -29,7 +29,10 @@ class JobWorkerServiceStub:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything. The agent's policy may narrow
+    that: every call can be answered with PERMISSION_DENIED (POLICY_DENIED), whose metadata hold `rule`, the name of the
+    rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
+    List and Watch leave it out.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -102,7 +105,10 @@ class JobWorkerServiceServicer:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything. The agent's policy may narrow
+    that: every call can be answered with PERMISSION_DENIED (POLICY_DENIED), whose metadata hold `rule`, the name of the
+    rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
+    List and Watch leave it out.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -113,8 +119,9 @@ class JobWorkerServiceServicer:
 
         Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-        bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
+        bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
+        ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
+        UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -300,7 +307,10 @@ class JobWorkerService:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything. The agent's policy may narrow
+    that: every call can be answered with PERMISSION_DENIED (POLICY_DENIED), whose metadata hold `rule`, the name of the
+    rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
+    List and Watch leave it out.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.

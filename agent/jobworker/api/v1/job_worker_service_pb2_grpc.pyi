@@ -30,7 +30,10 @@ class JobWorkerServiceStub:
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything. The agent's policy may narrow
+    that: every call can be answered with PERMISSION_DENIED (POLICY_DENIED), whose metadata hold `rule`, the name of the
+    rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
+    List and Watch leave it out.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -45,8 +48,9 @@ class JobWorkerServiceStub:
 
     Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-    bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
+    bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
+    ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
+    UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
     Stop: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]
     """Stops a job: a signal, time to end by itself, then the whole cgroup is killed. Role: WRITER.
@@ -123,7 +127,10 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything. The agent's policy may narrow
+    that: every call can be answered with PERMISSION_DENIED (POLICY_DENIED), whose metadata hold `rule`, the name of the
+    rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
+    List and Watch leave it out.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -135,8 +142,9 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
 
     Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-    bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-    request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
+    bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
+    ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
+    UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
     Stop: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]  # type: ignore[assignment]
     """Stops a job: a signal, time to end by itself, then the whole cgroup is killed. Role: WRITER.
@@ -212,7 +220,10 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs commands on one host, each as a job in its own cgroup.
 
     Transport: TLS 1.3 with a client certificate. The certificate's role decides which calls are allowed:
-    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything.
+    a READER may Query, Stream, List, Watch and GetAgentInfo, a WRITER may do everything. The agent's policy may narrow
+    that: every call can be answered with PERMISSION_DENIED (POLICY_DENIED), whose metadata hold `rule`, the name of the
+    rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
+    List and Watch leave it out.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -228,8 +239,9 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Answers after the command was executed, or with the reason why it was not; then nothing is left of it.
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-        bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED), PERMISSION_DENIED (SANDBOX_DENIED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another
-        request), RESOURCE_EXHAUSTED (CAP_EXCEEDED), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
+        bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
+        ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
+        UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """
 
     @_abc_1.abstractmethod

@@ -31,6 +31,7 @@ def start(spec: jobs.JobSpec, idempotency_key: str = "") -> pb.StartRequest:
         limits=_limits(spec.limits),
         best_effort=spec.best_effort,
         sandbox=spec.sandbox,
+        user=spec.user,
         timeout=_duration(spec.timeout_ms) if spec.timeout_ms else None,
         labels=dict(spec.labels),
         idempotency_key=_text("idempotency_key", idempotency_key),

@@ -1,0 +1,103 @@
+"""`worker-agent policy`: check a policy file, and ask it what it would decide and why."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, BinaryIO, NoReturn
+
+import click
+
+from jobworker import codec
+from jobworker.cli.privileges import give_up
+from jobworker.errors import JobWorkerError
+from jobworker.limits import KINDS
+from jobworker.policy import RPCS, Policy
+from jobworker.sandbox import PROFILES
+
+_DENIED, _WRONG = 1, 2
+
+_TEST = """\
+Say what a policy decides about a call, which rule does, and why those before it do not.
+
+The role comes first: no rule allows what the certificate's role does not. Exit status: 0 if the call is allowed, 1
+if it is denied, 2 if FILE is no policy.
+
+\b
+Examples:
+  worker-agent policy test policy.yaml --as spiffe://example.org/user/alice --rpc Start \\
+    --command '/usr/bin/make -j4' --user www-data --memory 512M
+  worker-agent policy test policy.yaml --as spiffe://example.org/user/alice --rpc Stop \\
+    --job-owner spiffe://example.org/user/bob --job-label team=build
+"""
+
+
+@click.group()
+def policy() -> None:
+    """Check a policy, and ask it what it decides."""
+
+
+@policy.command()
+@click.argument("file", type=click.File("rb"), default="-")
+def check(file: BinaryIO) -> None:
+    """Check a policy file (or standard input): the line and field of each mistake, or that there is none."""
+    rules = _load(file).rules
+    click.echo(f"the policy is good: {len(rules)} rule{'s' if len(rules) != 1 else ''}")
+
+
+@policy.command()
+def canonical() -> None:
+    """Read a policy from standard input and print it as the agent reads it.
+
+    As root, gives up its privileges before it looks at the input.
+    """
+    from jobworker.settings import policy_file  # noqa: F401, PLC0415 - while its files can be read
+
+    give_up()
+    sys.stdout.buffer.write(codec.dumps(_load(sys.stdin.buffer)))
+
+
+@policy.command(help=_TEST)
+@click.argument("file", type=click.File("rb"))
+@click.option("--as", "principal", required=True, metavar="URI", help="The caller's identity.")
+@click.option("--role", type=click.Choice(["READER", "WRITER"]), default="WRITER", show_default=True)
+@click.option("--rpc", type=click.Choice(RPCS), required=True, help="The call.")
+@click.option("--command", metavar="WORDS", help="Of a start: the command line, quoted as for a shell.")
+@click.option("--user", metavar="NAME", default="", help="Of a start: the user that the job is to run as.")
+@click.option("--sandbox", type=click.Choice(PROFILES), default="standard", show_default=True)
+@click.option("--env", metavar="NAME", multiple=True, help="Of a start: a variable that it sets. Repeatable.")
+@click.option("--workdir", metavar="DIR", default="", help="Of a start: the directory to start in.")
+@click.option("--label", metavar="KEY=VALUE", multiple=True, help="Of a start. Repeatable.")
+@click.option("--job-owner", metavar="URI", help="Who started the job that the call names, or `self`.")
+@click.option("--job-label", metavar="KEY=VALUE", multiple=True, help="Of that job. Repeatable.")
+def test(file: BinaryIO, **options: Any) -> None:
+    from jobworker.cli import policy_answer  # noqa: PLC0415 - `--help` need not wait for it
+
+    try:
+        allowed, text = policy_answer.explain(_load(file), options)
+    except JobWorkerError as error:
+        _fail(str(error))
+    click.echo(text)
+    sys.exit(0 if allowed else _DENIED)
+
+
+for _kind in KINDS:
+    test = click.option(f"--{_kind.name.replace('_', '-')}", metavar="LIMIT", help="Of a start.")(test)
+
+
+def _load(file: BinaryIO) -> Policy:
+    from jobworker.settings import policy_file  # noqa: PLC0415 - brings in the YAML parser
+
+    try:
+        return policy_file.load(file.read(policy_file.MAX_FILE_BYTES + 1).decode("utf-8"))
+    except policy_file.PolicyMistakes as error:
+        # Who hands it over knows what it is called.
+        prefix = "" if file.name.startswith("<") else f"{file.name}: "
+        _fail(*(f"{prefix}{mistake}" for mistake in error.mistakes))
+    except UnicodeDecodeError as error:
+        _fail(f"worker-agent: the policy is not UTF-8: {error}")
+
+
+def _fail(*problems: str) -> NoReturn:
+    for problem in problems:
+        click.echo(problem, err=True)
+    sys.exit(_WRONG)
