@@ -109,6 +109,12 @@ class Supervisor:
             self._log.error("the keeper is gone: becoming one")
             self._registry.pause(self._become_keeper)
 
+    def _leave(self) -> None:
+        """The service manager starts another keeper, to which the jobs are left as they are."""
+        if self._parked:
+            self._log.info("leaving the jobs to the supervisor that is started next")
+            self._registry.pause(self._loop.stop)
+
     def _become_keeper(self) -> None:
         """Execute the keeper's program in this process, the jobs' parent, and have it start a supervisor."""
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
@@ -147,6 +153,7 @@ class Supervisor:
         self._loop.on_signal(signal.SIGUSR2, lambda: self._upgrade(lambda _: None))
         # A terminal that goes away is nothing to the agent.
         self._loop.on_signal(signal.SIGHUP, lambda: None)
+        self._loop.on_signal(signal.SIGUSR1, self._leave)
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, lambda: self._registry.end_all(self._loop.stop))
         # What is there now stays; a child that never touches it need not copy its pages.
