@@ -66,8 +66,8 @@ class Guest:
 
     def deploy(self) -> None:
         """Copy the working tree, and install jobworker and what its tests need into a virtual environment."""
-        self.root.check_output(f"install -d -o vagrant {HOME} {HOME}/wheels")
-        self.user.check_output(f"rm -rf {HOME}/tree; mkdir {HOME}/tree")
+        # Tests of an earlier run were root's, and have left files there.
+        self.root.check_output(f"rm -rf {HOME}/tree; install -d -o vagrant {HOME} {HOME}/wheels {HOME}/tree")
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
         ).stdout
