@@ -88,7 +88,7 @@ lint-ansible: setup-fleet ## Check the collection, by the profile for production
 vms-up: ## Bring up the virtual machines v1, v2 and v2-next, or some of them: M="v1 v2"
 	@vagrant/vms up $(M)
 
-vms-test: setup ## Run the suites in the machines, and look at them from outside: M="v1 v2"
+vms-test: setup setup-fleet wheelhouse ## Run the suites in the machines, and look at them from outside: M="v1 v2"
 	@vagrant/vms test $(M)
 
 vms-down: ## Remove the machines and all that runs for them
