@@ -8,7 +8,7 @@ PROTOS := $(wildcard proto/jobworker/api/v1/*.proto)
 .PHONY: help setup demo server client certs proto lint format test bench faults lock clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make the virtual environment and install jobworker into it
 
@@ -62,11 +62,33 @@ faults: setup ## Kill parts of an agent at random, and look for what was lost: N
 	PYTHONPATH=tests $(BIN)/python -m system.faults --kills $(or $(N),100) --jobs $(or $(JOBS),20) \
 		--standing $(or $(STANDING),0) $(if $(SEED),--seed $(SEED))
 
+FLEET := .venv-fleet
+COLLECTIONS := build/collections
+.PHONY: wheelhouse setup-fleet collection lint-ansible
+wheelhouse: setup ## Collect what hosts install from, locked by hash, in dist/wheelhouse: PYTHONS="3.11 3.13"
+	requirements/wheelhouse.sh dist/wheelhouse
+
+setup-fleet: $(FLEET)/.installed ## Make the environment that playbooks are run from
+
+$(FLEET)/.installed: requirements/fleet.lock
+	$(PYTHON) -m venv $(FLEET)
+	$(FLEET)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fleet.lock
+	@touch $@
+
+collection: setup-fleet ## Build the Ansible collection into dist/
+	$(FLEET)/bin/ansible-galaxy collection build --force --output-path dist ansible
+
+lint-ansible: setup-fleet ## Check the collection, by the profile for production and without exceptions
+	@mkdir -p $(COLLECTIONS)/ansible_collections/jobworker
+	@ln -sfn $(CURDIR)/ansible $(COLLECTIONS)/ansible_collections/jobworker/jobworker
+	cd $(COLLECTIONS)/ansible_collections/jobworker/jobworker && PATH="$(CURDIR)/$(FLEET)/bin:$$PATH" \
+	  ANSIBLE_COLLECTIONS_PATH=$(CURDIR)/$(COLLECTIONS) ansible-lint --offline
+
 .PHONY: vms-up vms-test vms-down vms-ssh
 vms-up: ## Bring up the virtual machines v1, v2 and v2-next, or some of them: M="v1 v2"
 	@vagrant/vms up $(M)
 
-vms-test: setup ## Run the suites in the machines, and look at them from outside: M="v1 v2"
+vms-test: setup setup-fleet wheelhouse ## Run the suites in the machines, and look at them from outside: M="v1 v2"
 	@vagrant/vms test $(M)
 
 vms-down: ## Remove the machines and all that runs for them
@@ -80,6 +102,9 @@ lock: setup ## Resolve the dependencies anew and lock them by hash
 	  pyproject.toml --output-file requirements/install.lock --upgrade
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  pyproject.toml --group dev --constraint requirements/install.lock --output-file requirements/dev.lock --upgrade
+	for group in fleet bootstrap; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --group pyproject.toml:$$group --output-file requirements/$$group.lock --upgrade || exit 1; done
 
 clean: ## Remove what was built, the virtual environment and the development agent's directory
-	rm -rf $(VENV) .dev dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(FLEET) .dev dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -57,6 +57,17 @@ class Guest:
         self.user: Host = testinfra.get_host(f"ssh://{name}", ssh_config=ssh_config, timeout=300)
         self.root: Host = testinfra.get_host(f"ssh://{name}", ssh_config=ssh_config, timeout=300, sudo=True)
 
+    @property
+    def address(self) -> str:
+        """The machine's own, which it is reached under."""
+        config = subprocess.run([*self._ssh, "-G"], capture_output=True, text=True, check=True).stdout
+        return next(line.split()[1] for line in config.splitlines() if line.startswith("hostname "))
+
+    def unit(self, name: str, *names: str) -> dict[str, str]:
+        """Properties of a unit, as systemd has them."""
+        words = shlex.join(["systemctl", "show", name, *(f"--property={each}" for each in names)])
+        return dict(line.split("=", 1) for line in self.root.check_output(words).splitlines())
+
     def assert_mode(self) -> None:
         """Whatever is tested in here would prove nothing if the machine had other cgroups than it should."""
         assert self.user.check_output("stat -fc %T /sys/fs/cgroup") == self.kind.mounts[0]
@@ -66,15 +77,15 @@ class Guest:
 
     def deploy(self) -> None:
         """Copy the working tree, and install jobworker and what its tests need into a virtual environment."""
-        self.root.check_output(f"install -d -o vagrant {HOME} {HOME}/wheels")
-        self.user.check_output(f"rm -rf {HOME}/tree; mkdir {HOME}/tree")
+        # Tests of an earlier run were root's, and have left files there.
+        self.root.check_output(f"rm -rf {HOME}/tree; install -d -o vagrant {HOME} {HOME}/wheels {HOME}/tree")
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
         ).stdout
         names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
         self._copy(f"{HOME}/tree", ROOT, [name for name in names if os.path.exists(os.path.join(ROOT, name))])
         self._copy(f"{HOME}/wheels", self._wheels, os.listdir(self._wheels))
-        self.user.check_output(
+        self.root.check_output(
             f"set -e; cd {HOME}; pip() {{ python3 -m pip --python {BIN}/python install --quiet --no-compile "
             '--no-index --find-links wheels --disable-pip-version-check "$@"; }; '
             "cmp -s wheels/recipe installed || { "

@@ -216,6 +216,8 @@ class RootSide:
 
     def _start(self) -> subprocess.Popen[bytes]:
         reading, low = os.pipe()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         # Out of the way of those that a service manager hands over.
         writing = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 2000)
         os.close(low)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from jobworker.jobs import EndReason, JobRecord
+from jobworker.jobs import EndReason, JobRecord, new_job_id
+from jobworker.keeper import parking
 from jobworker.wire import messages
 from support.leftovers import cgroups
 from support.root_side import DEADLINE, Link, RootSide, tells_ends
@@ -124,3 +127,29 @@ def test_an_upgrade_keeps_the_store(side: RootSide, manager: ServiceManager) -> 
     link = start_again(side)
     assert link.inspect(running.job_id).pid == running.pid
     assert link.stop(running.job_id).end_reason is EndReason.STOPPED
+
+
+def test_a_restart_leaves_the_jobs_to_the_next_keeper(side: RootSide, manager: ServiceManager) -> None:
+    link = side.link(subscribe=True)
+    script = "i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.01; done; sleep 1000"
+    running = link.start("/bin/sh", "-c", script)
+    wait_until_stored(manager, 1)
+    side.keeper.send_signal(signal.SIGUSR1)
+    assert side.keeper.wait(DEADLINE) == 0
+    assert manager.said == ["READY=1", "STOPPING=1"]
+    link = start_again(side)
+    assert link.inspect(running.job_id).pid == running.pid
+    link.wait_output(running.job_id)
+    assert link.stop(running.job_id, force=True).end_reason is EndReason.STOPPED
+    log = link.read_log(link.inspect(running.job_id))
+    assert b"".join(b"%d\n" % i for i in range(100)).startswith(log)
+
+
+def test_the_names_of_as_many_as_are_stored_fit_into_one_variable() -> None:
+    unit = Path(__file__).parents[2] / "systemd/jobworker-keeper.service"
+    (most,) = re.findall(r"^FileDescriptorStoreMax=(\d+)$", unit.read_text(), re.MULTILINE)
+    job_id = new_job_id()
+    name = parking.name_of(job_id, parking.STDOUT)
+    assert parking.job_id_of(name) == job_id
+    # The kernel refuses to execute anything with a longer one.
+    subprocess.run(["/bin/true"], env={"LISTEN_FDNAMES": ":".join([name] * int(most))}, check=True)

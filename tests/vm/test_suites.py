@@ -16,7 +16,13 @@ SUITES = {
         "--ignore-glob=*/test_client_*",
         "--ignore-glob=*/test_pki_*",
     ),
-    "system": ("tests/system",),
+    "limits": ("tests/system/test_limits.py",),
+    "sandbox": ("tests/security/test_sandbox.py",),
+    "system": (
+        "tests/system",
+        "--ignore=tests/system/test_limits.py",
+        "--ignore=tests/system/test_worker_client.py",
+    ),
 }
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import jobworker
-from jobworker import codec
+from jobworker.cli import service
 from jobworker.cli.owner_link import OwnerLink
 from jobworker.errors import AgentUnavailable, HostFault, InvalidField, JobWorkerError
 from jobworker.limits import Enforcement
@@ -95,21 +95,8 @@ def _settings(directory: str, pki: str, listen: str, config: str | None) -> Sett
     )
     if config is None:
         return own
-    command = (
-        sys.executable,
-        "-m",
-        "jobworker.cli.worker_agent",
-        "config",
-        "canonical",
-        "--over",
-        codec.dumps(own),
-    )
-    with open(config, "rb") as file:
-        made = subprocess.run(command, stdin=file, capture_output=True, check=False, timeout=_PATIENCE)
-    if made.returncode:
-        raise InvalidField(config, made.stderr.decode(errors="replace").strip())
     # Where everything is stays as asked for on the command line.
-    loaded = codec.loads(Settings, made.stdout)
+    loaded = service.canonical(config, own)
     return replace(
         own,
         jobs=loaded.jobs,

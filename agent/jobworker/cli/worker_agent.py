@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import BinaryIO, NoReturn
@@ -37,12 +38,53 @@ _UPGRADE = """\
 Let the running agent execute the code that is installed now. Jobs notice nothing.
 
 The new code has to prove first that it starts and can read the present state; if it can't, the old one goes
-on, and the answer says why. Only for the user that the agent runs as.
+on, and the answer says why. Only for the user that the agent runs as. With --config the settings are read
+anew as well, as `systemctl reload jobworker-keeper` has it.
+
+\b
+Examples:
+  worker-agent upgrade --config /etc/jobworker/agent.yaml --gateway-user jobworker
+  worker-agent upgrade --state-dir /var/lib/jobworker
+"""
+
+_KEEPER = """\
+Run the root side of the agent, as jobworker-keeper.service does.
+
+The configuration is read by a process without privileges. Serves under a service manager; jobs outlive a
+restart of it there (sd_notify, descriptor store).
 
 \b
 Example:
-  worker-agent upgrade --state-dir /var/lib/jobworker
+  worker-agent keeper --config /etc/jobworker/agent.yaml --gateway-user jobworker
 """
+
+_GATEWAY = """\
+Run the side of the agent that clients reach, as jobworker-gateway.service does. Not as root.
+
+\b
+Example:
+  worker-agent gateway --config /etc/jobworker/agent.yaml
+"""
+
+_CONFIG = click.option(
+    "--config",
+    required=True,
+    type=click.Path(dir_okay=False, exists=True),
+    metavar="FILE",
+    help="The agent's configuration, in YAML.",
+)
+_GATEWAY_USER = click.option(
+    "--gateway-user", default="", metavar="NAME", help="Who the gateway runs as; otherwise gateway_uid says."
+)
+_SETTINGS = click.option(
+    "--settings",
+    "settings_path",
+    default="/run/jobworker/settings.json",
+    show_default=True,
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Where the root side finds its settings, as they were read.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -71,27 +113,58 @@ def dev(directory: str, listen: str, config: str | None) -> None:
         _fail(str(error))
 
 
-@main.command(help=_UPGRADE)
-@click.option(
-    "--state-dir",
-    required=True,
-    type=click.Path(file_okay=False, exists=True),
-    metavar="DIR",
-    help="The agent's state directory.",
-)
-def upgrade(state_dir: str) -> None:
-    from jobworker.cli.owner_link import OwnerLink, reconnect  # noqa: PLC0415 - `--help` need not wait for it
-    from jobworker.wire.messages import Upgrade  # noqa: PLC0415
+@main.command(help=_KEEPER, short_help="run the root side, for a service manager")
+@_CONFIG
+@_GATEWAY_USER
+@_SETTINGS
+def keeper(config: str, gateway_user: str, settings_path: str) -> None:
+    from jobworker.cli import service  # noqa: PLC0415 - `--help` need not wait for it
 
-    path = os.path.join(state_dir, SOCKET_NAME)
     try:
-        old = OwnerLink(path)
-        old.ask(Upgrade())
-        old.wait_closed()
-        new = reconnect(path)
+        service.keeper(config, gateway_user, settings_path)
     except (JobWorkerError, OSError) as error:
         _fail(str(error))
-    click.echo(f"upgraded from {old.welcome.version} to {new.welcome.version}")
+
+
+@main.command(help=_GATEWAY, short_help="run the side that clients reach, for a service manager")
+@_CONFIG
+def gateway(config: str) -> None:
+    from jobworker.cli import service  # noqa: PLC0415 - `--help` need not wait for it
+
+    try:
+        service.gateway(config)
+    except (JobWorkerError, OSError) as error:
+        _fail(str(error))
+
+
+@main.command(help=_UPGRADE, short_help="let the running agent execute the code that is installed now")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, exists=True),
+    metavar="FILE",
+    help="Take its settings anew as well.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, exists=True),
+    metavar="DIR",
+    help="The state directory of an agent whose settings stay.",
+)
+@_GATEWAY_USER
+@_SETTINGS
+def upgrade(config: str | None, state_dir: str | None, gateway_user: str, settings_path: str) -> None:
+    from jobworker.cli import service  # noqa: PLC0415 - `--help` need not wait for it
+
+    if (config is None) == (state_dir is None):
+        raise click.UsageError("give one of --config and --state-dir")
+    try:
+        if config:
+            old, new = service.upgrade(config, gateway_user, settings_path)
+        else:
+            old, new = service.upgrade_in(os.path.join(state_dir or "", SOCKET_NAME))
+    except (JobWorkerError, OSError) as error:
+        _fail(str(error))
+    click.echo(f"upgraded from {old} to {new}")
 
 
 @main.group()
@@ -113,9 +186,20 @@ def check(file: BinaryIO) -> None:
 
 
 @config.command()
-@click.option(
-    "--over", required=True, metavar="JSON", help="Canonical settings that the configuration is laid over."
-)
+@click.argument("file", type=click.Path(dir_okay=False, exists=True))
+def show(file: str) -> None:
+    """Show all settings that a configuration file makes, with those that it leaves at their defaults, as JSON."""
+    from jobworker.cli import service  # noqa: PLC0415 - `--help` need not wait for it
+
+    try:
+        settings = service.canonical(file)
+    except (JobWorkerError, OSError) as error:
+        _fail(str(error))
+    click.echo(json.dumps(codec.parse(codec.dumps(settings)), indent=2))
+
+
+@config.command()
+@click.option("--over", default="", metavar="JSON", help="Canonical settings that the configuration is laid over.")
 def canonical(over: str) -> None:
     """Read a configuration from standard input and print canonical settings, as the agent reads them.
 
@@ -124,7 +208,7 @@ def canonical(over: str) -> None:
     from jobworker.settings import load  # noqa: PLC0415 - brings in the YAML parser
 
     try:
-        base = codec.loads(Settings, over.encode())
+        base = codec.loads(Settings, over.encode()) if over else None
         give_up()
         settings = load.load(_read(sys.stdin.buffer), base)
     except JobWorkerError as error:

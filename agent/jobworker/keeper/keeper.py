@@ -24,6 +24,9 @@ from jobworker.wire.handover import Held
 # Between two starts of a supervisor that dies before it serves, in seconds.
 _PAUSE = 0.5
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+# Sent by a service manager that starts another keeper right after; jobs are left to that one.
+_LEAVING = signal.SIGUSR1
+_HEEDED = (*_ENDING, _LEAVING)
 # Python ignores these two in itself; a program that it starts should not.
 _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -51,24 +54,25 @@ class Keeper:
         self._supervisor = 0
         self._was_ready = False
         self._upgrade_due = False
-        self._ending = False
+        self._ending: signal.Signals | None = None
         self._link: socket.socket | None = None
         self._wakeup, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-        for signum in (signal.SIGCHLD, *_ENDING):
+        for signum in (signal.SIGCHLD, *_HEEDED):
             signal.signal(signum, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
 
     def _on_signal(self, signum: int, _: object) -> None:
-        if signum != signal.SIGCHLD:
+        # Nobody comes for the jobs where nothing is stored.
+        if signum in _ENDING or (signum == _LEAVING and self._parking):
             service_manager.tell("STOPPING=1")
-            self._ending = True
+            self._ending = signal.SIGUSR1 if signum == _LEAVING else signal.SIGTERM
             self._end_supervisor()
 
     def _end_supervisor(self) -> None:
         # One that is starting would only die of it, and leave the jobs to another that knows of nothing.
-        if self._was_ready:
-            os.kill(self._supervisor, signal.SIGTERM)
+        if self._was_ready and self._ending:
+            os.kill(self._supervisor, self._ending)
 
     def resume(self, state_fd: int) -> None:
         """Go on from where this process was before it executed itself anew."""
@@ -159,8 +163,7 @@ class Keeper:
         elif kind == keeping.READY:
             self._was_ready = True
             service_manager.tell("READY=1")
-            if self._ending:
-                self._end_supervisor()
+            self._end_supervisor()
         elif kind == keeping.UPGRADE:
             self._upgrade_due = True
 
@@ -219,7 +222,7 @@ class Keeper:
             return
         state = handover.State(self._supervisor, self._link.fileno(), self._held)
         # Their handlers are gone for a moment; what comes then waits until they are back.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
         with contextlib.suppress(OSError):
             handover.execute(self._own, state)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)

@@ -1,7 +1,8 @@
 """Copies of what the keeper holds, in the service manager's store, for the case that the keeper itself dies.
 
-Each descriptor is stored under the job's id and what it is: `k7f3-9m2q-x4tz-b1cd.stdout`. FDPOLL=0 keeps the
-service manager from letting go of a pipe whose job has ended before somebody has read the rest.
+Each descriptor is stored under the job's id and what it is: `k7f39m2qx4tzb1cdo` for standard output. The names are
+short because all of them come back in one variable, of which the kernel takes no more than 128 KiB. FDPOLL=0 keeps
+the service manager from letting go of a pipe whose job has ended before somebody has read the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jobworker.wire.handover import Held
 
 _PATIENCE_MS = 1000
 
-STDOUT, STDERR, PIDFD = _KINDS = ("stdout", "stderr", "pidfd")
+STDOUT, STDERR, PIDFD = _KINDS = ("o", "e", "p")
 
 
 class Parking:
@@ -40,11 +41,11 @@ class Parking:
 
     def park(self, job_id: str, kind: str, fd: int) -> None:
         """Store a descriptor, which stays open until `release`."""
-        self._say(f"{job_id}.{kind}", fd)
+        self._say(name_of(job_id, kind), fd)
 
     def release(self, job_id: str) -> None:
         """Store nothing of this job any more. To be called before its descriptors are closed."""
-        for name in (f"{job_id}.{kind}" for kind in _KINDS):
+        for name in (name_of(job_id, kind) for kind in _KINDS):
             # What was not said yet need not be taken back.
             if self._unsaid.pop(name, None) is None:
                 self._say(name, None)
@@ -78,9 +79,17 @@ class Parking:
         """What an earlier keeper, which has died, had stored; of a job without both pipes nothing."""
         found: dict[str, dict[str, int]] = {}
         for name, fd in service_manager.stored().items():
-            job_id, _, kind = name.rpartition(".")
-            found.setdefault(job_id, {})[kind] = fd
+            found.setdefault(job_id_of(name), {})[name[-1:]] = fd
         return {job_id: _held(fds) for job_id, fds in found.items() if STDOUT in fds and STDERR in fds}
+
+
+def name_of(job_id: str, kind: str) -> str:
+    """What a descriptor is stored under."""
+    return job_id.replace("-", "") + kind
+
+
+def job_id_of(name: str) -> str:
+    return "-".join(name[at : at + 4] for at in range(0, len(name) - 1, 4))
 
 
 def _held(fds: dict[str, int]) -> Held:

@@ -57,6 +57,7 @@ class Supervisor:
         self._settings_path = settings_path
         self._link_fd = link_fd
         self._parked = parked
+        self._leaving = False
         self._log = Log(settings.log_level)
         self._keeper = KeeperLink(link_fd)
         held = self._keeper.take_back()
@@ -141,10 +142,20 @@ class Supervisor:
     def _keeper_gone(self) -> None:
         if self._parked:
             self._log.error("the keeper is gone: leaving the jobs to the one that is started next")
-            self._registry.pause(self._loop.stop)
+            self._leave_jobs()
         else:
             self._log.error("the keeper is gone: becoming one")
             self._registry.pause(self._become_keeper)
+
+    def _leave(self) -> None:
+        """The service manager starts another keeper, to which the jobs are left as they are."""
+        if self._parked:
+            self._log.info("leaving the jobs to the supervisor that is started next")
+            self._leave_jobs()
+
+    def _leave_jobs(self) -> None:
+        self._leaving = True
+        self._registry.pause(self._loop.stop)
 
     def _become_keeper(self) -> None:
         """Execute the keeper's program in this process, the jobs' parent, and have it start a supervisor."""
@@ -187,6 +198,7 @@ class Supervisor:
         self._loop.on_signal(signal.SIGUSR2, lambda: self._upgrade(lambda _: None))
         # A terminal that goes away is nothing else to the agent.
         self._loop.on_signal(signal.SIGHUP, lambda: self._policies.read(anyway=True))
+        self._loop.on_signal(signal.SIGUSR1, self._leave)
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, lambda: self._registry.end_all(self._loop.stop))
         gc.collect()
@@ -199,7 +211,9 @@ class Supervisor:
         self._log.info("ready", version=jobworker.__version__, cgroup_mode=self._hierarchy.mode, pid=os.getpid())
         self._loop.run()
         self._audit.end("stopped")
-        self._hierarchy.remove()
+        if not self._leaving:
+            # Else the next one may be making a job's cgroup there.
+            self._hierarchy.remove()
 
 
 def _listener(directory_fd: int, gateway_uid: int) -> socket.socket:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -14,6 +15,8 @@ from jobworker.errors import InvalidField, JobWorkerError, PkiProblem
 from jobworker_pki import home
 from jobworker_pki.home import Home
 from jobworker_pki.keys import Ask
+
+Read = Callable[[str], bytes]
 
 MINIMUM_LENGTH = 8
 _MAX_BYTES = 4096
@@ -56,23 +59,29 @@ def opened(path: str, file: str | None) -> Iterator[Home]:
         yield found
 
 
-def asking(file: str | None) -> Ask:
+def once() -> Read:
+    """Reads a file's passphrase as often as it is asked to, and the file once: it may be a pipe."""
+    return functools.cache(read_passphrase)
+
+
+def asking(file: str | None, read: Read | None = None) -> Ask:
     """How an encrypted key's passphrase is had."""
+    read = read or once()
 
     def ask(key: str) -> bytes:
         if file:
-            return read_passphrase(file)
+            return read(file)
         return _prompt(f"Passphrase of {key}", confirm=False)
 
     return ask
 
 
-def choose(file: str | None, *, none: bool) -> bytes | None:
+def choose(file: str | None, read: Read, *, none: bool) -> bytes | None:
     """The passphrase for new keys."""
     if none:
         return None
     if file:
-        passphrase = read_passphrase(file)
+        passphrase = read(file)
     else:
         passphrase = _prompt("Passphrase for the CA keys (--no-passphrase leaves them open)", confirm=True)
     if len(passphrase) < MINIMUM_LENGTH:

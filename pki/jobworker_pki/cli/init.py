@@ -6,7 +6,7 @@ import click
 
 from jobworker.identity import DEFAULT_ROLE_OID
 from jobworker_pki import home
-from jobworker_pki.cli.common import asking, choose, passphrase_file, reported
+from jobworker_pki.cli.common import asking, choose, once, passphrase_file, reported
 from jobworker_pki.settings import Settings
 
 _INIT = """\
@@ -45,13 +45,13 @@ def init(
     passphrase_file: str | None,
     no_passphrase: bool,  # noqa: FBT001 (click passes it by name)
 ) -> None:
-    wanted = Settings(trust_domain, role_oid, domains, networks)
+    wanted, read = Settings(trust_domain, role_oid, domains, networks), once()
     with reported():
         made = home.ensure(
             directory,
             wanted,
-            lambda: choose(passphrase_file, none=no_passphrase),
-            asking(passphrase_file),
+            lambda: choose(passphrase_file, read, none=no_passphrase),
+            asking(passphrase_file, read),
             lambda text: click.echo(text, err=True),
         )
     if not made:

@@ -20,6 +20,9 @@ from jobworker.kernel.cgroup.v2 import V2Hierarchy, make_chain
 
 _LIMITING = frozenset(CONTROLLERS.values())
 _DELEGATED = ("trusted.delegate", "user.delegate")
+# A unit beside the agent's own whose delegated cgroup is for jobs alone. A cgroup that has handed controllers down
+# takes no process any more: in its own, systemd could not start the agent again while jobs run.
+_JOBS_UNIT = "jobworker-jobs.service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,9 @@ def _v2(mount: str, instance: str, parent: str) -> V2Hierarchy:
 
 def _choose_parent(mount: str) -> str:
     own = tree.own_cgroup("")
+    for_jobs = f"{os.path.dirname(own)}/{_JOBS_UNIT}"
+    if _is_delegated(mount + for_jobs):
+        return for_jobs
     if _is_delegated(mount + own):
         _leave_for_leaf(mount + own)
         return own

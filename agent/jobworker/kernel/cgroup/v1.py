@@ -27,8 +27,10 @@ from jobworker.kernel.cgroup.v2 import remove_chain
 from jobworker.limits import Enforcement, Limits
 
 _ACCOUNTING = "cpuacct"
+# Nothing is limited here. Without a group of its own a job would have what devices the agent's unit is left with.
+_DEVICES = "devices"
 _NAMES = {"io": "blkio"}
-USED = (*(_NAMES.get(name, name) for name in dict.fromkeys(CONTROLLERS.values())), _ACCOUNTING)
+USED = (*(_NAMES.get(name, name) for name in dict.fromkeys(CONTROLLERS.values())), _ACCOUNTING, _DEVICES)
 # Joined by jobs that ask for it alone.
 _OPTIONAL = "cpuset"
 # cpu.shares of the usual weight, which is 100 in v2 and in `Limits`.

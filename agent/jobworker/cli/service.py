@@ -1,0 +1,132 @@
+"""What a service manager starts: the keeper and the gateway, from one configuration file.
+
+The file is read by a process of its own without privileges (`worker-agent config canonical`), so that no YAML
+parser is ever in the root side's address space. Then this process becomes the program that it was asked for: same
+pid, with the notification socket and the stored descriptors that the service manager gave it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import subprocess
+import sys
+from dataclasses import replace
+from typing import NoReturn
+
+import jobworker
+from jobworker import codec
+from jobworker.cli.owner_link import OwnerLink, reconnect
+from jobworker.errors import HostFault, InvalidField, UpgradeRefused
+from jobworker.settings import schema
+from jobworker.settings.schema import Settings
+from jobworker.wire.messages import Upgrade
+
+_KEEPER = os.path.join(os.path.dirname(jobworker.__file__), "keeper", "__main__.py")
+# Isolated: no variable and no directory of a user's decides what is imported.
+_PYTHON = (sys.executable, "-I")
+_PATIENCE = 60
+
+
+def canonical(config: str, over: Settings | None = None) -> Settings:
+    """The settings that a configuration file makes.
+
+    Args:
+        config: the file.
+        over: what it is laid over; without it the file has to say all that has no default.
+
+    Raises:
+        InvalidField: what is wrong with it.
+        OSError: it cannot be read.
+    """
+    command = [*_PYTHON, "-m", "jobworker.cli.worker_agent", "config", "canonical"]
+    if over is not None:
+        command += ["--over", codec.dumps(over).decode("utf-8", "surrogatepass")]
+    with open(config, "rb") as file:
+        made = subprocess.run(command, stdin=file, capture_output=True, check=False, timeout=_PATIENCE)
+    if made.returncode:
+        raise InvalidField(config, made.stderr.decode(errors="replace").strip().removeprefix("worker-agent: "))
+    return codec.loads(Settings, made.stdout)
+
+
+def keeper(config: str, gateway_user: str, settings_path: str) -> NoReturn:
+    """Become the keeper.
+
+    Args:
+        config: the configuration file.
+        gateway_user: who the gateway runs as; empty to leave that to `gateway_uid`.
+        settings_path: where root's own processes find their settings, at each start and upgrade.
+
+    Raises:
+        JobWorkerError: the configuration is wrong, or there is no such user.
+        OSError: a file cannot be read or written.
+    """
+    schema.write(_with_user(canonical(config), gateway_user), settings_path)
+    command = [sys.executable, "-I", "-S", "-E", _KEEPER, "--settings", settings_path]
+    os.execv(command[0], command)
+
+
+def gateway(config: str) -> NoReturn:
+    """Become the gateway.
+
+    Raises:
+        JobWorkerError: the configuration is wrong, or this is root.
+        OSError: a file cannot be read.
+    """
+    if os.geteuid() == 0:
+        problem = "the gateway is what clients reach, and does not run as root; start it by its unit"
+        raise HostFault("gateway", "EPERM", problem)
+    settings = os.memfd_create("settings", 0)
+    os.write(settings, codec.dumps(canonical(config)))
+    command = [*_PYTHON, "-m", "jobworker.gateway", "--settings", f"/proc/self/fd/{settings}"]
+    os.execv(command[0], command)
+
+
+def upgrade(config: str, gateway_user: str, settings_path: str) -> tuple[str, str]:
+    """Have the running agent execute the code that is installed now, with the settings that the file has now.
+
+    Returns:
+        The version before and the one after.
+
+    Raises:
+        JobWorkerError: the configuration is wrong, or the code refuses; all goes on as it was.
+        OSError: no agent runs, or it does not come back.
+    """
+    settings = _with_user(canonical(config), gateway_user)
+    with open(settings_path, "rb") as file:
+        before = file.read()
+    schema.write(settings, settings_path)
+    try:
+        return upgrade_in(settings.socket_path)
+    except UpgradeRefused:
+        # The next start is to find what the running version can read.
+        _put_back(settings_path, before)
+        raise
+
+
+def upgrade_in(socket_path: str) -> tuple[str, str]:
+    """The same with the settings as they are, for the agent behind this socket."""
+    old = OwnerLink(socket_path)
+    old.ask(Upgrade())
+    old.wait_closed()
+    return old.welcome.version, reconnect(socket_path).welcome.version
+
+
+def _put_back(path: str, content: bytes) -> None:
+    beside = f"{path}.old"
+    with contextlib.suppress(OSError):
+        with open(beside, "wb") as file:
+            file.write(content)
+        os.chmod(beside, 0o640)
+        os.rename(beside, path)
+
+
+def _with_user(settings: Settings, name: str) -> Settings:
+    if not name:
+        return settings
+    try:
+        return replace(settings, gateway_uid=pwd.getpwnam(name).pw_uid)
+    except KeyError:
+        problem = f"there is no user {name!r:.40}"
+        raise InvalidField("gateway-user", problem, "useradd --system --no-create-home jobworker") from None
