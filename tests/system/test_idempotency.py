@@ -97,7 +97,7 @@ def test_by_the_command_line(agent: Agent) -> None:
 _MOMENTS = {
     "before the clone": "            pid, pidfd = spawn.start(",
     "after the clone": "            undo.callback(os.close, pidfd)\n            if isinstance",
-    "when the command has been executed": "        started = time.monotonic()\n        group = self._",
+    "when the command has been executed": "        started = time.monotonic()\n        actual = self._",
     "before anybody is told": "        self._answer(job)\n        job.announce()",
 }
 # The new process has hardly begun then, and goes on by itself.

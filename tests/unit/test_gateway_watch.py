@@ -413,9 +413,13 @@ class Viewer:
 
     async def again(self) -> None:
         token = self._watcher.token
+        if not token:
+            # It was cut off within its snapshot.
+            await self.anew()
+            return
         await self._watcher.leave()
         try:
-            self._watcher = Watcher(self._host.mirror, resume=token, snapshot=not token)
+            self._watcher = Watcher(self._host.mirror, resume=token)
         except WatchExpired:
             await self.anew()
 
