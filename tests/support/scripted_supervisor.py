@@ -116,7 +116,7 @@ class ScriptedSupervisor:
                 return False
             if answer.message is SILENCE:
                 return True
-            sockets.send(peer, frames.encode(answer.message, frame.seq), answer.fds)
+            self._send(peer, frames.encode(answer.message, frame.seq), answer.fds)
             for fd in answer.fds:
                 os.close(fd)
             if isinstance(frame.message, messages.Hello):
@@ -124,6 +124,18 @@ class ScriptedSupervisor:
         except OSError:
             return False
         return True
+
+    def _send(self, peer: socket.socket, data: bytes, fds: tuple[int, ...]) -> None:
+        while True:
+            try:
+                sockets.send(peer, data, fds)
+            except BlockingIOError:
+                # A gateway that has much else to do reads later.
+                _, writable, _ = select.select([self._wakeup], [peer], [])
+                if not writable:
+                    raise
+            else:
+                return
 
     def _answer(self, request: Any) -> Any:
         if type(request) in self.handlers:
