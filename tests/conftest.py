@@ -1,5 +1,6 @@
 """What must be so before any test module is imported, and the fixtures that several kinds of tests share."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("root"):
             item.add_marker(needs_root)
+
+
+@pytest.fixture
+def one_life() -> Iterator[None]:
+    """Closes what a test's objects leave open, since in the agent they live as long as their process."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    for fd in set(os.listdir("/proc/self/fd")) - before:
+        with contextlib.suppress(OSError):
+            os.close(int(fd))
 
 
 @pytest.fixture(scope="session")

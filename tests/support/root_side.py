@@ -250,9 +250,10 @@ class RootSide:
         for signum in (signal.SIGHUP, signal.SIGUSR1):
             signal.signal(signum, signal.SIG_IGN)
         os.umask(0o077)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("300")
+        # From here on nothing is opened: this process may have more than that already.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         if self._as_user is None and os.geteuid() == 0:
             os.setgroups([0, 4, 27])
         elif self._as_user is not None:

@@ -14,6 +14,8 @@ from jobworker.chain import Head
 from jobworker.supervisor.trail import body
 from support.trails import open_trail, problems, verify, write
 
+pytestmark = pytest.mark.usefixtures("one_life")
+
 LINES = 45
 
 

@@ -13,6 +13,8 @@ from jobworker.chain import Head
 from jobworker.supervisor.trail import body
 from support.trails import open_trail, problems, verify, write
 
+pytestmark = pytest.mark.usefixtures("one_life")
+
 
 def test_files_are_closed_by_size_and_the_oldest_removed(tmp_path: Path) -> None:
     trail = open_trail(tmp_path, max_bytes=2_000, keep=3)
