@@ -168,9 +168,10 @@ class PolicyDenied(JobWorkerError):
 
     def __str__(self) -> str:
         about = f": {self.problem}" if self.problem else ""
+        hint = "; on its host `worker-agent policy test` explains what is allowed to whom"
         if self.rule == NO_RULE:
-            return f"no rule of this agent's policy allows this {self.rpc}{about}"
-        return f"the rule {self.rule} of this agent's policy does not allow this {self.rpc}{about}"
+            return f"no rule of this agent's policy allows this {self.rpc}{about}{hint}"
+        return f"the rule {self.rule} of this agent's policy does not allow this {self.rpc}{about}{hint}"
 
 
 @dataclass(eq=False)

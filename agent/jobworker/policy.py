@@ -160,7 +160,8 @@ UNMATCHED = Decision(allowed=False, rule=NO_RULE)
 
 def denied(request: Request, decision: Decision) -> PolicyDenied:
     """The error that tells the caller of a decision against it."""
-    return PolicyDenied(request.rpc, decision.rule, decision.problem)
+    user = request.spec.user if request.spec else ""
+    return PolicyDenied(request.rpc, decision.rule, decision.problem or (f"as the user {user}" if user else ""))
 
 
 def of_a_start(principal: str, role: Role, spec: JobSpec, default_sandbox: str, *, root: bool) -> Request:

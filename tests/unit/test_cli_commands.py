@@ -75,6 +75,10 @@ def test_the_environment_is_the_one_asked_for(agent: scripted.ScriptedAgent) -> 
         (("start",), b"Missing argument"),
         (("start", "--bogus", "ls"), b"No such option"),
         (("start", "--cpu", "50", "ls"), b"--cpu: '50' is not a percentage of one CPU; for example 50%"),
+        (
+            ("start", "--timeout", "0s", "ls"),
+            b"--timeout: is no time at all; leave it out for none; for example 30s",
+        ),
         (("start", "--memory", "-1M", "ls"), b"--memory: '-1M' is not a size; for example 256M"),
         (("start", "--timeout", "soon", "ls"), b"--timeout: 'soon' is not a duration"),
         (("start", "--env", "NOT_SET", "ls"), b"--env: 'NOT_SET' is not set here"),

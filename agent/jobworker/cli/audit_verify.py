@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -17,8 +16,6 @@ from jobworker.chain import Head, Line
 
 # The supervisor makes no longer ones; of what is longer only size and hash are of interest.
 _MAX_LINE = 1024 * 1024
-# A line that is being written right now is whole a moment later.
-_PATIENCE_SECONDS = 0.2
 # By the supervisor, but for what the gateway had no room for. What comes from outside stands further behind.
 _OF_THE_TRAIL = re.compile(
     rb'\{"seq":[0-9]+,"time":"[^"]*",(?:"by":"gateway","event":"calls_dropped"|"by":"supervisor","event":'
@@ -320,9 +317,10 @@ def _lines(file: BinaryIO) -> Iterator[RawLine]:
     while True:
         at = file.tell()
         line = _next_line(file)
-        if line.size and not line.ended:
-            # The agent may be writing it.
-            time.sleep(_PATIENCE_SECONDS)
+        known = 0
+        while not line.ended and line.size > known:
+            # The agent may be writing it, page by page: it is looked at again for as long as it grows.
+            known = line.size
             file.seek(at)
             line = _next_line(file)
         if not line.size and not line.ended:

@@ -86,12 +86,19 @@ def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[s
         env=tuple(dict(_variable(text, environ) for text in options["env"]).items()),
         workdir=options["workdir"] or "",
         limits=_limits(options),
-        timeout_ms=0 if timeout is None else units.parse_duration(timeout, "--timeout"),
+        timeout_ms=0 if timeout is None else _timeout(timeout),
         labels=tuple(labels_of(options["label"]).items()),
         best_effort=options["best_effort"],
         sandbox=options["sandbox"] or "",
         user=options["user"],
     )
+
+
+def _timeout(text: str) -> int:
+    millis = units.parse_duration(text, "--timeout")
+    if not millis:
+        raise InvalidField("--timeout", "is no time at all; leave it out for none", "30s")
+    return millis
 
 
 def _limits(options: Mapping[str, Any]) -> Limits:
