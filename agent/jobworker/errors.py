@@ -7,6 +7,7 @@ them between processes by class name and fields.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 # In place of a rule's name where no rule of the policy matched.
@@ -257,6 +258,12 @@ class HostFault(JobWorkerError):
     operation: str
     errno_name: str
     detail: str
+
+    @classmethod
+    def of(cls, operation: str, error: OSError) -> HostFault:
+        """What the kernel has answered, and about which file if it was one."""
+        name = errno.errorcode.get(error.errno or 0, "?")
+        return cls(operation, name, str(error.filename or error.strerror or ""))
 
     def __str__(self) -> str:
         return f"the host failed at {self.operation}: {self.errno_name}: {self.detail}"

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 
 from support.agent import DEADLINE, Agent, running_agent
 from support.leftovers import cgroups, processes_of, processes_with
+from support.waiting import until
 
 BIN = os.path.dirname(sys.executable)
 
@@ -161,14 +163,44 @@ def test_the_gateway_may_die(own_agent: Agent) -> None:
     assert processes_with(own_agent.directory) == []
 
 
+def test_a_gateway_comes_back_while_the_supervisor_is_away(own_agent: Agent) -> None:
+    (keeper,) = [pid for pid in processes_with("keeper/__main__.py") if pid in processes_with(own_agent.directory)]
+    # Nobody starts another supervisor.
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        for pid in (supervisor_of(own_agent), gateway_of(own_agent)):
+            kill(pid)
+        host, _, port = own_agent.addr.rpartition(":")
+        until(lambda: listens(host, int(port)), True, DEADLINE)
+        assert own_agent.cli("list").returncode != 0
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    until(lambda: own_agent.cli("list").returncode, 0, DEADLINE)
+    assert own_agent.close() == 0
+
+
+def listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), DEADLINE).close()
+    except ConnectionError:
+        return False
+    return True
+
+
 def gateway_of(agent: Agent) -> int:
     (pid,) = [pid for pid in processes_with("jobworker.gateway") if pid in processes_with(agent.directory)]
     return pid
 
 
 def wait_for_end(pid: int) -> None:
+    kill(pid, 0)
+
+
+def kill(pid: int, signum: int = signal.SIGKILL) -> None:
+    """Send a signal, 0 for none, and wait until the process has ended."""
     pidfd = os.pidfd_open(pid)
     try:
+        signal.pidfd_send_signal(pidfd, signum)
         assert select.select([pidfd], [], [], DEADLINE)[0]
     finally:
         os.close(pidfd)

@@ -145,6 +145,22 @@ def test_a_restart_leaves_the_jobs_to_the_next_keeper(side: RootSide, manager: S
     assert b"".join(b"%d\n" % i for i in range(100)).startswith(log)
 
 
+def test_what_jobs_are_below_stays_for_the_next_keeper(side: RootSide) -> None:
+    link = side.link(subscribe=True)
+    instance = Path(side.state_dir, "instance").read_text()
+    below = cgroups(instance)
+    assert below
+    # With no job left in there it could be removed, under the next supervisor's hands.
+    link.wait_ended(link.start("/bin/true").job_id)
+    side.keeper.send_signal(signal.SIGUSR1)
+    assert side.keeper.wait(DEADLINE) == 0
+    assert cgroups(instance) == below
+    link = start_again(side)
+    assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
+    assert side.close() == 0
+    assert cgroups(instance) == []
+
+
 def test_the_names_of_as_many_as_are_stored_fit_into_one_variable() -> None:
     unit = Path(__file__).parents[2] / "systemd/jobworker-keeper.service"
     (most,) = re.findall(r"^FileDescriptorStoreMax=(\d+)$", unit.read_text(), re.MULTILINE)

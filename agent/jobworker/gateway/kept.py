@@ -6,7 +6,6 @@ where no notification comes (network file systems, links that are turned).
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,9 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from jobworker import file_stamp
 from jobworker.errors import PkiProblem
+from jobworker.file_stamp import Stamp
 
 _log = structlog.get_logger()
 
@@ -22,7 +23,6 @@ _log = structlog.get_logger()
 _TRY_AGAIN = 5.0
 
 T = TypeVar("T")
-Stamp = tuple[int, ...] | None
 
 
 class Kept(Generic[T]):
@@ -76,13 +76,4 @@ class Kept(Generic[T]):
             _log.info(f"{self._what}: read anew")
 
     def _stamps(self) -> tuple[Stamp, ...]:
-        return tuple(map(_stamp, self._paths))
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    # The time of the last change of the inode, too: the other one can be set, and a mode does not change it.
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        return tuple(map(file_stamp.of, self._paths))

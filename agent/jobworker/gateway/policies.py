@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from typing import Any
 
 import structlog
 
-from jobworker import policy
+from jobworker import file_stamp, policy
 from jobworker.errors import AgentUnavailable, JobWorkerError
+from jobworker.file_stamp import Stamp
 from jobworker.gateway.link import PATIENCE_SECONDS, SupervisorLink
 from jobworker.policy import Policy
 from jobworker.rulebook import Rulebook
@@ -22,8 +22,6 @@ from jobworker.settings.schema import Settings
 from jobworker.wire.messages import PolicyIs, ReadPolicy, Welcome
 
 _log = structlog.get_logger()
-
-Stamp = tuple[int, ...]
 
 
 class Policies:
@@ -68,7 +66,7 @@ class Policies:
         Raises:
             AgentUnavailable: the supervisor has not told of any.
         """
-        if self._path and (seen := _stamp(self._path)) != self._seen:
+        if self._path and (seen := file_stamp.of(self._path)) != self._seen:
             self._seen = seen
             # What is not known at the start comes by itself.
             if self._rulebook:
@@ -105,11 +103,3 @@ class Policies:
         """Have the supervisor look at the file."""
         if self._path:
             await self._read()
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -6,7 +6,6 @@ directories on the network while no job's output moves. Users that are nowhere b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -55,7 +54,7 @@ def _entries(path: str, size: int) -> Iterator[list[str]]:
         with open(path, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise HostFault("reading the host's users", os.strerror(error.errno or 0), path) from error
+        raise HostFault.of("reading the host's users", error) from error
     if len(data) > _MAX_BYTES:
         raise HostFault("reading the host's users", "EFBIG", path)
     for line in data.decode("utf-8", "surrogateescape").split("\n"):

@@ -17,6 +17,7 @@ from jobworker.supervisor.loop import Loop
 
 # Jobs that are looked at in one callback.
 _AT_ONCE = 16
+_CHANGED = "changed by others"
 
 
 class LimitGuard:
@@ -80,21 +81,26 @@ class LimitGuard:
     def _hold(self, job: Job) -> None:
         try:
             changed = different(job.group.limits(job.limits.io_device), job.limits)
+            if not changed:
+                return
+            problem = _restore(job)
+            actual = job.group.limits(job.limits.io_device)
         except OSError:
             # Its cgroup is being removed.
             return
-        if not changed:
-            return
-        problem = ""
-        try:
-            job.group.apply(job.limits)
-        except OSError as error:
-            problem = f"{error.strerror} ({error.filename})"
-        actual = job.group.limits(job.limits.io_device)
         off = different(actual, job.limits)
         self._log.warning("limits changed by others", job=job.record.job_id, limits=changed, not_restored=problem)
-        statuses = tuple(_told(status, actual, off, problem) for status in job.record.limits)
-        job.limits_restored(statuses)
+        statuses = tuple(_told(status, job.limits, actual, off, problem) for status in job.record.limits)
+        job.limits_changed(statuses, restored=not off)
+
+
+def _restore(job: Job) -> str:
+    """Set the limits again; why that failed, or nothing."""
+    try:
+        job.group.apply(job.limits)
+    except OSError as error:
+        return f"{error.strerror} ({error.filename})"
+    return ""
 
 
 def different(actual: Limits, given: Limits) -> list[str]:
@@ -111,11 +117,15 @@ def given(asked: Limits, actual: Limits) -> Limits:
     return Limits(io_device=asked.io_device, **{field: getattr(actual, field) for field in fields})
 
 
-def _told(status: LimitStatus, actual: Limits, off: list[str], problem: str) -> LimitStatus:
-    if status.name not in off:
-        return status
+def _told(status: LimitStatus, given: Limits, actual: Limits, off: list[str], problem: str) -> LimitStatus:
     kind = BY_NAME[status.name]
-    found = getattr(actual, kind.field)
-    value = "" if found is None else kind.show(found)
-    detail = f"changed by others, and not to be set again: {problem}"
-    return replace(status, value=value, enforcement=Enforcement.BEST_EFFORT, detail=detail)
+    if status.name in off:
+        found = getattr(actual, kind.field)
+        value = "" if found is None else kind.show(found)
+        detail = f"{_CHANGED}, and not to be set again: {problem}"
+        return replace(status, value=value, enforcement=Enforcement.BEST_EFFORT, detail=detail)
+    if status.detail.startswith(_CHANGED):
+        # It could not be set again before.
+        value = kind.show(getattr(given, kind.field))
+        return replace(status, value=value, enforcement=Enforcement.ENFORCED, detail="")
+    return status

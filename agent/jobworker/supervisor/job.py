@@ -25,7 +25,8 @@ from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
-from jobworker.supervisor.output import LONE_BYTES, ROUND_BYTES, OutputLog
+from jobworker.supervisor.output import OutputLog
+from jobworker.supervisor.pump import Pump
 from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.stand_in import Stream
 from jobworker.supervisor.stopping import Stopping
@@ -34,9 +35,8 @@ from jobworker.wire import keeping, sockets
 from jobworker.wire.handover import Held
 
 DEFAULT_GRACE = 10.0
-# A disk that is full may have room again; and it is said once in that time that it has or has not.
+# A disk that is full may have room again.
 _SAVE_AGAIN = 1.0
-_SAY_AGAIN = 1.0
 _LOOK_AGAIN = 0.01
 UNSURE = "the agent died while it was starting this job: it is not known whether the command was executed"
 _UNKNOWN_END = "how it ended is not known: the keeper died before, and a kernel older than 6.15 does not tell"
@@ -101,7 +101,16 @@ class Job:
         self._log = handles.log
         self._pidfd = handles.pidfd
         self._foreign = handles.foreign
-        self._pipes = {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR}
+        self._pump = Pump(
+            around.loop,
+            around.log,
+            record.job_id,
+            handles.log,
+            {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR},
+            grew=lambda: around.grew(self),
+            closed=self._advance,
+            losing=lambda: self._change(lost_bytes=self._log.lost),
+        )
         self._started = started
         self._idempotency = idempotency
         # An earlier life was still starting it.
@@ -109,11 +118,8 @@ class Job:
         self._stopping: Stopping | None = None
         self._end: End | None = None
         self._empty = False
-        self._draining = False
         self._timeout: Timer | None = None
         self._save_again: Timer | None = None
-        self._said_failing = ""
-        self._said_at = 0.0
         self._waiting: list[Callable[[JobRecord], None]] = []
         self.record = record
 
@@ -124,8 +130,7 @@ class Job:
     def begin(self, stop_reason: EndReason | None = None) -> None:
         """Watch over the job, newly started or adopted (`stop_reason` if an earlier life was stopping it)."""
         loop = self._around.loop
-        for pipe in self._pipes:
-            self._watch_pipe(pipe)
+        self._pump.begin()
         loop.watch(self._pidfd, select.EPOLLIN, self._on_foreign if self._foreign else self._on_main)
         loop.watch(self.group.events_fd, self.group.events_mask, self._on_group)
         if self.record.timeout_ms:
@@ -139,41 +144,6 @@ class Job:
             self.stop(signal.SIGTERM, DEFAULT_GRACE, stop_reason)
         # What happened before we watched makes no event.
         self._on_group()
-
-    def _watch_pipe(self, pipe: int) -> None:
-        self._around.loop.watch(pipe, select.EPOLLIN, lambda: self._on_output(pipe))
-
-    # The job's output.
-
-    def _on_output(self, pipe: int) -> None:
-        try:
-            limit = LONE_BYTES if self._around.loop.ready == 1 else ROUND_BYTES
-            more = self._log.pump(pipe, self._pipes[pipe], limit)
-        except BlockingIOError:
-            # Nothing there: with the group gone, nothing will come.
-            more = not self._empty
-        if not more:
-            self._close_pipe(pipe)
-            self._advance()
-        self._say_what_is_lost()
-        self._around.grew(self)
-
-    def _say_what_is_lost(self) -> None:
-        failing, now = self._log.failing, time.monotonic()
-        if failing == self._said_failing or now - self._said_at < _SAY_AGAIN or self.record.state is State.ENDED:
-            return
-        self._said_failing, self._said_at = failing, now
-        job_id, lost = self.record.job_id, self._log.lost
-        if failing:
-            self._around.log.error("output is being lost", job=job_id, error=failing)
-        else:
-            self._around.log.warning("output is written again", job=job_id, lost_bytes=lost)
-        self._change(lost_bytes=lost)
-
-    def _close_pipe(self, pipe: int) -> None:
-        self._around.loop.forget(pipe)
-        os.close(pipe)
-        del self._pipes[pipe]
 
     @property
     def log_bytes(self) -> int:
@@ -229,25 +199,17 @@ class Job:
         if not self._empty and not self.group.populated():
             # For good: what is not in the group can't get in.
             self._empty = True
+            self._pump.no_writer_is_left()
             self._around.loop.forget(self.group.events_fd)
             self._advance()
 
     def _advance(self) -> None:
         if self._end is None or not self._empty:
             return
-        if not self._pipes:
+        if self._pump.is_done:
             self._finish()
-        elif not self._draining:
-            # No writer is left that we know of, so what is in the pipes is the rest. One that was passed to a
-            # process elsewhere would keep the pipe open for ever: it is closed once it is empty.
-            self._draining = True
-            for pipe in tuple(self._pipes):
-                self._drain(pipe)
-
-    def _drain(self, pipe: int) -> None:
-        if pipe in self._pipes:
-            self._around.loop.call_after(0, lambda: self._drain(pipe))
-            self._on_output(pipe)
+        else:
+            self._pump.drain()
 
     # Ending it.
 
@@ -350,12 +312,12 @@ class Job:
 
     def streams(self) -> list[Stream]:
         """What output it may still have."""
-        return [(pipe, source, self._log) for pipe, source in self._pipes.items()]
+        return self._pump.streams()
 
     def held(self) -> Held:
         """What a keeper has to hold of it."""
-        pipes = {source: pipe for pipe, source in self._pipes.items()}
-        held = Held(*(pipes[source] if source in pipes else _closed_pipe() for source in Source))
+        pipes = (self._pump.pipe_of(source) for source in Source)
+        held = Held(*(_closed_pipe() if pipe is None else pipe for pipe in pipes))
         held.pidfd, held.pid = self._pidfd, self.record.pid
         held.end = self._end or (keeping.RUNNING if self._is_child() else keeping.FOREIGN)
         return held
@@ -384,9 +346,9 @@ class Job:
         detail = f"output is being lost: {failing}" if failing else self.record.detail
         return replace(self.record, usage=self._usage(), log_bytes=size, lost_bytes=lost, detail=detail)
 
-    def limits_restored(self, limits: tuple[LimitStatus, ...]) -> None:
-        """Limits that somebody else had changed were set again; these are what the kernel has now."""
-        self._change(limits=limits, limits_restored=self.record.limits_restored + 1)
+    def limits_changed(self, limits: tuple[LimitStatus, ...], *, restored: bool) -> None:
+        """Somebody else has changed limits; these are what the kernel has now, all of them `restored` or not."""
+        self._change(limits=limits, limits_restored=self.record.limits_restored + restored)
 
     def _usage(self) -> Usage:
         try:

@@ -102,8 +102,7 @@ class Launcher:
                 operation = "cloning the job's process"
                 handles, pid, report = self._clone(order, group, log, undo)
             except OSError as error:
-                detail = str(error.filename or error.strerror)
-                raise HostFault(operation, errno.errorcode.get(error.errno or 0, "?"), detail) from error
+                raise HostFault.of(operation, error) from error
             _Started(self._around, order, handles, pid, report, undo.pop_all(), answer)
 
     def _undo(self, step: Callable[..., None], *arguments: str) -> None:

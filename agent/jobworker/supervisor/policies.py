@@ -6,13 +6,13 @@ in the state directory: a supervisor that comes back need not wait for them, and
 
 from __future__ import annotations
 
-import os
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobworker import codec, policy
+from jobworker import codec, file_stamp, policy
 from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.file_stamp import Stamp
 from jobworker.policy import NOTHING, Decide, Policy
 from jobworker.rulebook import Rulebook
 from jobworker.settings.schema import Settings
@@ -21,8 +21,6 @@ from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.policy_process import PolicyProcess
 from jobworker.supervisor.store import Store
-
-Stamp = tuple[int, ...]
 
 _PATIENCE = 15.0
 
@@ -81,7 +79,7 @@ class Policies:
         self.decide: Decide = rulebook.decide
 
     def _begin(self, *, patient: bool) -> None:
-        self._seen, stored = _stamp(self._path), self._stored()
+        self._seen, stored = file_stamp.of(self._path), self._stored()
         last = stored if stored and stored.path == self._path else None
         try:
             if last and last.stamp == self._seen:
@@ -109,7 +107,7 @@ class Policies:
     def read(self, done: Callable[[], None] = lambda: None, *, anyway: bool = False) -> None:
         """Read the file if it looks as if it had changed, or `anyway`; `done` is called after that."""
         if self._process is None:
-            seen = _stamp(self._path) if self._path else self._seen
+            seen = file_stamp.of(self._path) if self._path else self._seen
             if seen == self._seen and not (anyway and self._path):
                 done()
                 return
@@ -166,11 +164,3 @@ class Policies:
         self.problem = problem
         self._log.error("the policy file cannot be used: what was good stays in force", problem=problem)
         self._changed()
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -132,7 +132,7 @@ class Recovery:
 
     def _take_over(self, stored: StoredJob) -> None:
         record = stored.record
-        self._registry.keys.remember(record, stored.idempotency)
+        self._registry.starts.keys.remember(record, stored.idempotency)
         if record.state is State.ENDED:
             self._around.audit.found_ended(record)
             # Those of another boot are before all of this one's.
@@ -142,7 +142,7 @@ class Recovery:
         held = self._held.get(record.job_id)
         if record.state is State.PENDING and held and held.pidfd is None:
             # A process makes itself known to the keeper before it executes the command: there was none.
-            self._registry.keys.forget(record.job_id)
+            self._registry.starts.keys.forget(record.job_id)
             self._undo(record.job_id)
             return
         if held is None or held.pidfd is None or not self._around.store.is_of_this_boot(stored):

@@ -153,7 +153,7 @@ class Server:
             raise ProtocolError(f"version {request.protocol} is spoken, {messages.PROTOCOL} is understood")
         connection.greeted = True
         connection.attending = request.attend
-        host, epoch = self._registry.host_info(), self._registry.revisions.epoch
+        host, epoch = self._registry.starts.host_info(), self._registry.revisions.epoch
         reply(messages.Welcome(messages.PROTOCOL, host, jobworker.__version__, self.policy(), epoch), ())
         if request.subscribe:
             records = sorted(self._registry.records(), key=lambda record: record.revision)
@@ -168,7 +168,7 @@ class Server:
                 reply(messages.JobReply(outcome), ())
 
         try:
-            self._registry.start(request, started)
+            self._registry.starts.start(request, started)
         except JobWorkerError as error:
             self.audit.start_refused(request, error)
             raise
@@ -207,7 +207,7 @@ class Server:
 
     def drain(self, _: Connection, request: messages.Drain, reply: Reply) -> None:
         with self._refusals("drain", request.caller):
-            self._registry.drain(request, lambda drained: reply(drained, ()))
+            self._registry.starts.drain(request, lambda drained: reply(drained, ()))
         self.audit.drained(request)
         self.log.info("new jobs are not taken" if request.draining else "new jobs are taken")
         for connection in self._connections:
@@ -306,7 +306,7 @@ class Server:
         return messages.Synced(revisions.newest, revisions.removed, revisions.began)
 
     def drain_state(self) -> messages.DrainChanged:
-        return messages.DrainChanged(self._registry.draining)
+        return messages.DrainChanged(self._registry.starts.draining)
 
     def log_state(self, job_id: str) -> messages.LogGrew:
         running = self._registry.running.get(job_id)

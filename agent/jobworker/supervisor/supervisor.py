@@ -145,7 +145,7 @@ class Supervisor:
             self._leave_jobs()
         else:
             self._log.error("the keeper is gone: becoming one")
-            self._registry.pause(self._become_keeper)
+            self._registry.starts.pause(self._become_keeper)
 
     def _leave(self) -> None:
         """The service manager starts another keeper, to which the jobs are left as they are."""
@@ -155,7 +155,7 @@ class Supervisor:
 
     def _leave_jobs(self) -> None:
         self._leaving = True
-        self._registry.pause(self._loop.stop)
+        self._registry.starts.pause(self._loop.stop)
 
     def _become_keeper(self) -> None:
         """Execute the keeper's program in this process, the jobs' parent, and have it start a supervisor."""
@@ -174,7 +174,7 @@ class Supervisor:
                 self._log.error("upgrade refused", problem=problem)
                 decided(problem)
             else:
-                self._registry.pause(execute)
+                self._registry.starts.pause(execute)
 
         def execute() -> None:
             decided(None)

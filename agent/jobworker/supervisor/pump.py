@@ -1,0 +1,122 @@
+"""From a job's pipes into its log, and what is told of it when the disk does not take that."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+
+from jobworker.jobs import Source
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.output import LONE_BYTES, ROUND_BYTES, OutputLog
+from jobworker.supervisor.stand_in import Stream
+
+# It is said once in that time that output is being lost, or is not any more.
+_SAY_AGAIN = 1.0
+
+
+class Pump:
+    """Owns the reading ends of a job's pipes until each is at its end.
+
+    Args:
+        job_id: for the agent's log.
+        output: where it goes; not owned.
+        pipes: by descriptor, whose output comes there.
+        grew: called after each piece.
+        closed: called when a pipe is at its end.
+        losing: called when output begins to be lost, and when it does not any more.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        log: Log,
+        job_id: str,
+        output: OutputLog,
+        pipes: dict[int, Source],
+        *,
+        grew: Callable[[], None],
+        closed: Callable[[], None],
+        losing: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._log = log
+        self._job_id = job_id
+        self._output = output
+        self._pipes = pipes
+        self._grew = grew
+        self._closed = closed
+        self._losing = losing
+        self._no_writer = False
+        self._draining = False
+        self._said_failing = ""
+        self._said_at = 0.0
+
+    def begin(self) -> None:
+        for pipe in self._pipes:
+            self._watch(pipe)
+
+    def _watch(self, pipe: int) -> None:
+        self._loop.watch(pipe, select.EPOLLIN, lambda: self._on_output(pipe))
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing more will come."""
+        return not self._pipes
+
+    def no_writer_is_left(self) -> None:
+        """As far as is known: one that a pipe was passed to elsewhere would keep it open for ever.
+
+        So from now on a pipe is at its end once it is empty.
+        """
+        self._no_writer = True
+
+    def drain(self) -> None:
+        """Take what is still in the pipes, whether or not anything comes."""
+        if not self._draining:
+            self._draining = True
+            for pipe in tuple(self._pipes):
+                self._drain(pipe)
+
+    def _drain(self, pipe: int) -> None:
+        if pipe in self._pipes:
+            self._loop.call_after(0, lambda: self._drain(pipe))
+            self._on_output(pipe)
+
+    def _on_output(self, pipe: int) -> None:
+        try:
+            limit = LONE_BYTES if self._loop.ready == 1 else ROUND_BYTES
+            more = self._output.pump(pipe, self._pipes[pipe], limit)
+        except BlockingIOError:
+            more = not self._no_writer
+        self._say_what_is_lost()
+        if not more:
+            self._close(pipe)
+            self._closed()
+        self._grew()
+
+    def _close(self, pipe: int) -> None:
+        self._loop.forget(pipe)
+        os.close(pipe)
+        del self._pipes[pipe]
+
+    def _say_what_is_lost(self) -> None:
+        failing, now = self._output.failing, time.monotonic()
+        if failing == self._said_failing or now - self._said_at < _SAY_AGAIN:
+            return
+        self._said_failing, self._said_at = failing, now
+        if failing:
+            self._log.error("output is being lost", job=self._job_id, error=failing)
+        else:
+            self._log.warning("output is written again", job=self._job_id, lost_bytes=self._output.lost)
+        self._losing()
+
+    def streams(self) -> list[Stream]:
+        """What may still come, from where, to where."""
+        return [(pipe, source, self._output) for pipe, source in self._pipes.items()]
+
+    def pipe_of(self, source: Source) -> int | None:
+        """The pipe's descriptor; None if it is at its end."""
+        return next((pipe for pipe, of in self._pipes.items() if of is source), None)

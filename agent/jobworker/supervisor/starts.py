@@ -1,0 +1,258 @@
+"""Where jobs come from: what is asked for is checked, decided, and launched, or refused."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from jobworker.errors import AgentDraining, AgentUnavailable, CapExceeded, HostFault, JobWorkerError
+from jobworker.jobs import JobRecord, JobSpec, State, new_job_id
+from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.spawn import User
+from jobworker.settings.schema import JobSettings
+from jobworker.supervisor.isolation import Isolation
+from jobworker.supervisor.job import Job, Surroundings
+from jobworker.supervisor.keys import Keys
+from jobworker.supervisor.launcher import Launcher, Order
+from jobworker.supervisor.limits import LimitRules, host_memory
+from jobworker.supervisor.permits import Permits
+from jobworker.supervisor.users import Users
+from jobworker.wire.messages import Caller, Drain, Drained, HostInfo, StartJob
+
+Started = Callable[[JobRecord | JobWorkerError], None]
+
+_RETRY_SECONDS = 5
+_MAX_EARLY = 256
+# What fits a message.
+_MAX_ACTIVE_TOLD = 10_000
+
+
+class Books(Protocol):
+    """What starting needs of who keeps the jobs."""
+
+    running: dict[str, Job]
+
+    def inspect(self, job_id: str) -> JobRecord:
+        """A job's record as of now."""
+
+    def add_running(self, job: Job) -> None:
+        """A job has been started."""
+
+    def tell_idle(self) -> None:
+        """One may have ended, or not have been started after all."""
+
+
+class Starts:
+    """Takes starts in, and sees each to a running job or an error.
+
+    Attributes:
+        keys: of the jobs that there are.
+        draining: none is taken, until somebody says so.
+    """
+
+    def __init__(
+        self,
+        books: Books,
+        settings: JobSettings,
+        around: Surroundings,
+        hierarchy: Hierarchy,
+        isolation: Isolation,
+        permits: Permits,
+        users: Users,
+        launcher: Launcher,
+    ) -> None:
+        self._books = books
+        self._settings = settings
+        self._store = around.store
+        self._audit = around.audit
+        self._hierarchy = hierarchy
+        self._isolation = isolation
+        self._permits = permits
+        self._users = users
+        self._launcher = launcher
+        self._limits = LimitRules(settings, hierarchy)
+        self._launching: dict[str, tuple[Order, list[Started]]] = {}
+        # Those that came before all jobs were known: until then nobody knows which user ids and keys are in use.
+        self._early: list[tuple[StartJob, Started]] | None = []
+        self._when_settled: list[Callable[[], None]] = []
+        self._closed = False
+        self.keys = Keys()
+        self.draining = self._store.draining
+
+    def begin(self) -> None:
+        """All jobs of earlier lives are known."""
+        early, self._early = self._early or [], None
+        for request, started in early:
+            try:
+                self.start(request, started)
+            except JobWorkerError as error:
+                self._audit.start_refused(request, error)
+                started(error)
+
+    @property
+    def pending(self) -> int:
+        """Starts that are under way, or wait until they can be."""
+        return len(self._launching) + len(self._early or ())
+
+    def is_launching(self, job_id: str) -> bool:
+        return job_id in self._launching
+
+    def start(self, request: StartJob, started: Started) -> None:
+        """Start a job; `started` gets its record once the command was executed.
+
+        Raises:
+            JobWorkerError: why it can't be started.
+        """
+        spec, idempotency = request.spec, request.idempotency
+        spec.check()
+        idempotency.check()
+        if self._early is not None:
+            if len(self._early) >= _MAX_EARLY:
+                raise AgentUnavailable("it has just started, and does not know all jobs yet")
+            self._early.append((request, started))
+            return
+        principal, permit = request.caller.principal, self._permits.start(request.caller, spec)
+        if known := self.keys.find(principal, idempotency):
+            self._audit.start_repeated(request, known)
+            self._started_before(known, started)
+            return
+        self._admit()
+        job_id = new_job_id()
+        directory = spec.workdir or self._store.jobs_path
+        plan = self._limits.plan(permit.spec, directory, permit.prescribed, permit.filled)
+        self._reserve(plan.settable.memory_bytes or 0)
+        confinement, applied = self._isolation.decide(spec, self._store.work_path(job_id))
+        self._audit.start_asked(request)
+        own_uid = None if permit.user else self._users.take()
+        user = permit.user if own_uid is None else User(own_uid, own_uid)
+        record = self._new_record(job_id, principal, spec, user.uid if user else os.geteuid())
+        order = Order(
+            record=replace(record, sandbox=applied),
+            spec=spec,
+            user=user,
+            own_uid=own_uid,
+            confinement=confinement,
+            limits=plan.settable,
+            idempotency=idempotency,
+            report=lambda actual: self._limits.status(plan, actual),
+        )
+        self._launching[order.record.job_id] = order, [started]
+        self.keys.remember(order.record, idempotency)
+        try:
+            self._launcher.launch(order, lambda outcome: self._launched(order, request.caller, outcome))
+        except JobWorkerError as error:
+            self._launched(order, request.caller, error)
+
+    def _started_before(self, job_id: str, started: Started) -> None:
+        if launching := self._launching.get(job_id):
+            launching[1].append(started)
+        else:
+            started(self._books.inspect(job_id))
+
+    def _launched(self, order: Order, caller: Caller, outcome: Job | JobWorkerError) -> None:
+        _, waiting = self._launching.pop(order.record.job_id)
+        answer: JobRecord | JobWorkerError
+        if isinstance(outcome, Job):
+            self._books.add_running(outcome)
+            self._audit.started(caller, outcome.record)
+            answer = outcome.record
+        else:
+            self.keys.forget(order.record.job_id)
+            self._users.give_back(order.own_uid)
+            self._audit.start_failed(caller, order.record, outcome)
+            answer = outcome
+        for started in waiting:
+            started(answer)
+        self._tell_settled()
+        self._books.tell_idle()
+
+    def _admit(self) -> None:
+        active = len(self._books.running) + len(self._launching)
+        if self._closed:
+            raise AgentUnavailable("it is ending, or starting anew, and takes no jobs")
+        if self.draining:
+            raise AgentDraining
+        if active >= self._settings.max_active:
+            raise CapExceeded("the number of active jobs", self._settings.max_active, _RETRY_SECONDS)
+
+    def _reserve(self, memory: int) -> None:
+        if most := self._settings.max_jobs_memory_bytes:
+            held = [order.limits for order, _ in self._launching.values()]
+            held += [job.limits for job in self._books.running.values()]
+            if memory + sum(limits.memory_bytes or 0 for limits in held) > most:
+                raise CapExceeded("the memory, in bytes, that jobs are limited to together,", most, _RETRY_SECONDS)
+
+    def _new_record(self, job_id: str, principal: str, spec: JobSpec, uid: int) -> JobRecord:
+        return JobRecord(
+            job_id=job_id,
+            principal=principal,
+            command=spec.command,
+            args=spec.args,
+            env_names=tuple(name for name, _ in spec.env),
+            labels=spec.labels,
+            workdir=spec.workdir or self._store.work_path(job_id),
+            timeout_ms=spec.timeout_ms,
+            uid=uid,
+            user=spec.user,
+            pid=0,
+            state=State.PENDING,
+            created_ns=time.time_ns(),
+            log_path=self._store.log_path(job_id),
+            segment_bytes=self._settings.segment_bytes,
+        )
+
+    # Taking none.
+
+    def close(self) -> None:
+        """Take no more, for good."""
+        self._closed = True
+
+    def pause(self, settled: Callable[[], None]) -> None:
+        """Take no more jobs, and call back once no job is being launched: each runs or is not there."""
+        self.close()
+        self._when_settled.append(settled)
+        self._tell_settled()
+
+    def _tell_settled(self) -> None:
+        if not self._launching:
+            callbacks, self._when_settled = self._when_settled, []
+            for settled in callbacks:
+                settled()
+
+    def drain(self, request: Drain, drained: Callable[[Drained], None]) -> None:
+        """Take no new jobs, or take them again; `drained` is called when none is being launched any more.
+
+        Raises:
+            PolicyDenied: not by this caller.
+            HostFault: that can't be written down, and is as it was.
+        """
+        draining = request.draining
+        self._permits.agent("Drain" if draining else "Undrain", request.caller)
+        try:
+            self._store.set_draining(draining)
+        except OSError as error:
+            raise HostFault.of("writing that the agent is draining", error) from error
+        self.draining = draining
+        if draining:
+            self._when_settled.append(
+                lambda: drained(Drained(True, tuple(self._books.running)[:_MAX_ACTIVE_TOLD]))
+            )
+            self._tell_settled()
+        else:
+            drained(Drained(False, ()))
+
+    def host_info(self) -> HostInfo:
+        return HostInfo(
+            cgroup_mode=self._hierarchy.mode,
+            limits=self._limits.support(),
+            cpus=os.cpu_count() or 1,
+            memory_bytes=host_memory(),
+            max_active_jobs=self._settings.max_active,
+            user_per_job=self._users.one_per_job,
+            sandbox=self._isolation.default,
+            isolation=self._isolation.support(),
+            draining=self.draining,
+        )
