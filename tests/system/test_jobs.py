@@ -269,6 +269,22 @@ def test_a_daemon_that_its_job_has_forked_is_still_the_job(link: Link) -> None:
     assert processes_of(record.uid) == []
 
 
+def test_a_writer_outside_of_it_does_not_keep_a_job_from_ending(link: Link) -> None:
+    record = link.start("/bin/sh", "-c", "echo mine; exec sleep 1000")
+    link.wait_output(record.job_id)
+    elsewhere = os.open(f"/proc/{record.pid}/fd/1", os.O_WRONLY)
+    try:
+        os.write(elsewhere, b"not its own\n")
+        ended = link.stop(record.job_id, force=True)
+        assert (ended.state, ended.output_ended) == (State.ENDED, True)
+        # What was there by then is in the log; from now on nobody reads.
+        assert link.read_log(ended) == b"mine\nnot its own\n"
+        with pytest.raises(BrokenPipeError):
+            os.write(elsewhere, b"too late\n")
+    finally:
+        os.close(elsewhere)
+
+
 def test_a_stopped_process_is_stopped_for_good(link: Link) -> None:
     record = link.start("/bin/sh", "-c", "echo ready; kill -STOP $$; sleep 1000")
     link.wait_output(record.job_id)
