@@ -240,10 +240,13 @@ class Campaign:
         socket.create_connection((host, int(port)), 1).close()
 
     def _pids(self) -> dict[str, int]:
-        found = {part_of(pid): pid for pid in processes_with(self._agent.directory)}
-        if missing := set(_PARTS) - found.keys():
+        found = [(part_of(pid), pid) for pid in processes_with(self._agent.directory)]
+        pids = {part: pid for part, pid in found if part in ("keeper", "gateway")}
+        # What the supervisor has just cloned bears its name until it executes a job's command.
+        pids |= {part: pid for part, pid in found if part == "supervisor" and parent_of(pid) == pids.get("keeper")}
+        if missing := set(_PARTS) - pids.keys():
             raise ConnectionError(f"not running: {missing}")
-        return {part: found[part] for part in _PARTS}
+        return pids
 
     def _check_whole(self) -> None:
         """No job beyond those started; nothing left of them once the agent has ended."""
@@ -287,6 +290,15 @@ def part_of(pid: int) -> str:
     if "keeper/__main__.py" in command:
         return "keeper"
     return "gateway" if "jobworker.gateway" in command else ""
+
+
+def parent_of(pid: int) -> int | None:
+    """The pid of its parent; None for a process that is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return int(stat.read().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def difference(got: bytes, expected: bytes) -> str:
