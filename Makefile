@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 PROTOS := $(wildcard proto/jobworker/api/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo server client certs proto lint format test bench faults lock clean
+.PHONY: help setup demo server client certs proto docs lint format test bench faults lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ lint: setup ## Check style, types, walls between folders, and the contract
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --diff --exit-code proto
 
+docs: setup ## Write the pages of docs/ that are made from the program: commands and configuration
+	PYTHONPATH=tests $(BIN)/python -m support.reference
+
 format: setup ## Put the code into its form
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -50,6 +53,10 @@ format: setup ## Put the code into its form
 
 test: setup ## Run everything that needs no VM; as root the cgroup tests too
 	$(BIN)/pytest
+
+.PHONY: fuzz
+fuzz: setup ## Throw arbitrary input at decoders, validators and parsers, for longer than the tests do: EXAMPLES=20000
+	JOBWORKER_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/pytest -m hypothesis --timeout 0
 
 .PHONY: faults-calls
 faults-calls: setup ## Let each system call of a start, an exit and a stop go wrong in turn; as root, with strace
@@ -64,9 +71,12 @@ faults: setup ## Kill parts of an agent at random, and look for what was lost: N
 
 FLEET := .venv-fleet
 COLLECTIONS := build/collections
-.PHONY: wheelhouse setup-fleet collection lint-ansible
+.PHONY: wheelhouse deb setup-fleet collection lint-ansible
 wheelhouse: setup ## Collect what hosts install from, locked by hash, in dist/wheelhouse: PYTHONS="3.11 3.13"
 	requirements/wheelhouse.sh dist/wheelhouse
+
+deb: wheelhouse ## Make Debian packages, one for each Python, in dist/
+	for archive in dist/wheelhouse/*.tar; do requirements/deb.sh $$archive dist || exit 1; done
 
 setup-fleet: $(FLEET)/.installed ## Make the environment that playbooks are run from
 

@@ -141,7 +141,7 @@ def _cgroup(field: str, value: Any) -> str:
 
 
 # Key in the file: field of the schema, and how its value is read.
-_TOP: dict[str, tuple[str, Parse]] = {
+TOP: dict[str, tuple[str, Parse]] = {
     "state_dir": ("state_dir", _path),
     "listen": ("listen", _listen),
     "log_level": ("log_level", _one_of("info", "debug", "warning", "error")),
@@ -193,7 +193,7 @@ _AUDIT: dict[str, tuple[str, Parse]] = {
     "keep": ("keep", _number(1, 10_000)),
     "required": ("required", _flag),
 }
-_SECTIONS = {"tls": _TLS, "jobs": _JOBS, "isolation": _ISOLATION, "metrics": _METRICS, "audit": _AUDIT}
+SECTIONS = {"tls": _TLS, "jobs": _JOBS, "isolation": _ISOLATION, "metrics": _METRICS, "audit": _AUDIT}
 
 
 def load(text: str, base: Settings | None = None) -> Settings:
@@ -207,9 +207,9 @@ def load(text: str, base: Settings | None = None) -> Settings:
         InvalidField: what is wrong, with the field's path.
     """
     tree = _mapping("the file", _parse(text))
-    top = _section("", {key: value for key, value in tree.items() if key not in _SECTIONS}, _TOP)
+    top = _section("", {key: value for key, value in tree.items() if key not in SECTIONS}, TOP)
     tls, jobs, isolation, metrics, audit = (
-        _section(f"{name}.", _mapping(name, tree.get(name, {})), table) for name, table in _SECTIONS.items()
+        _section(f"{name}.", _mapping(name, tree.get(name, {})), table) for name, table in SECTIONS.items()
     )
     if "stale_crl" in tls and not (tls.get("crl") or (base and base.tls.crl)):
         raise InvalidField("tls.stale_crl", "is nothing without tls.crl", "crl: /etc/jobworker/lists.pem")

@@ -21,9 +21,13 @@ MAX_SETTINGS_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """Files in PEM form: the CA bundle that clients are checked against, and the agent's own pair.
+    """Who clients and the agent are: files in PEM form, which are taken as they are with each handshake.
 
     Attributes:
+        ca: the CAs that clients are checked against.
+        cert: the agent's own certificate, and the intermediates behind it.
+        key: the key of that certificate.
+        role_oid: the object identifier of the extension that a client's role stands in.
         crl: revocation lists, signed by the CAs; empty for none. With any, each client's issuer must have one.
         stale_crl: `refuse` clients when their issuer's list has ended, or `allow` those that it did not name.
         revoked: a text file with a serial number in hexadecimal a line; empty for none.

@@ -1,0 +1,144 @@
+"""The pages of docs/ that are made from the program: `make docs` writes them, and a test holds them to it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+import click
+import yaml
+
+from jobworker import units
+from jobworker.cli import worker_agent, worker_client
+from jobworker.errors import InvalidField
+from jobworker.settings import load, schema
+from jobworker_pki import cli as worker_pki
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+_WIDTH = 100
+_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+
+_COMMANDS = """\
+# Commands
+
+Made from the programs' own `--help` by `make docs`.
+"""
+
+_CONFIGURATION = """\
+# Configuration
+
+The agent's settings, `/etc/jobworker/agent.yaml`: YAML, read by a process without privileges. Made from the
+program by `make docs`. `worker-agent config check FILE` says what is wrong with a file, and
+`worker-agent config show FILE` what it makes, defaults included. A key that is not here is refused.
+
+```yaml
+state_dir: /var/lib/jobworker
+listen: 0.0.0.0:7443
+tls:
+  ca: /etc/jobworker/tls/ca.pem
+  cert: /etc/jobworker/tls/server.pem
+  key: /etc/jobworker/tls/server.key
+jobs:
+  default_memory: 1G
+  max_jobs_memory: 24G
+```
+
+Sizes are written as `64M` or `1G`, in powers of 1024; times as `500ms`, `30s`, `10m`, `2h`, `7d`; shares of a CPU
+as `50%`, `250%`. Changes are taken with `systemctl reload jobworker-keeper` and a restart of the gateway; jobs go
+on.
+"""
+
+
+def commands() -> str:
+    """docs/commands.md."""
+    programs = {
+        "worker-client": worker_client.cli,
+        "worker-agent": worker_agent.main,
+        "worker-pki": worker_pki.main,
+    }
+    helps = (help_of(name, program, None) for name, program in programs.items())
+    return _COMMANDS + "".join(f"\n## {name}\n\n```text\n{text}\n```\n" for each in helps for name, text in each)
+
+
+def help_of(name: str, command: click.Command, parent: click.Context | None) -> Iterator[tuple[str, str]]:
+    """The help of a command and of those below it, by the words that call them."""
+    context = click.Context(
+        command, info_name=name, parent=parent, terminal_width=_WIDTH, max_content_width=_WIDTH
+    )
+    yield context.command_path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for each in command.list_commands(context):
+            below = command.get_command(context, each)
+            if below and not below.hidden:
+                yield from help_of(each, below, context)
+
+
+def configuration() -> str:
+    """docs/configuration.md."""
+    sections = {"": (load.TOP, schema.Settings)} | {
+        name: (table, type_of(schema.Settings, name)) for name, table in load.SECTIONS.items()
+    }
+    return _CONFIGURATION + "".join(section(name, *each) for name, each in sections.items())
+
+
+def type_of(cls: type[Any], name: str) -> type[Any]:
+    found: type[Any] = inspect.get_annotations(cls, eval_str=True)[name]
+    return found
+
+
+def section(name: str, table: Mapping[str, tuple[str, Any]], cls: type[Any]) -> str:
+    rows, told = "", meanings(cls)
+    # In the order of the schema, which its explanations follow.
+    for key, (field, parse) in sorted(table.items(), key=lambda item: list(told).index(item[1][0])):
+        rows += f"| `{key}` | {default(cls, field, parse)} | {told[field]} |\n"
+    title = f"## {name}\n\n{inspect.getdoc(cls).splitlines()[0]}" if name else "## At the top"  # type: ignore[union-attr]
+    return f"\n{title}\n\n| key | default | meaning |\n|---|---|---|\n{rows}"
+
+
+def meanings(cls: type[Any]) -> dict[str, str]:
+    """What the docstring tells of each attribute."""
+    _, _, attributes = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    found = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text) for name, text in found}
+
+
+def default(cls: type[Any], name: str, parse: load.Parse) -> str:
+    """As it would be written in the file, if it can be."""
+    (field,) = (field for field in fields(cls) if field.name == name)
+    if field.default is MISSING:
+        return "(has to be there)"
+    text = written(name, field.default)
+    try:
+        parse(name, yaml.safe_load(text))
+    except InvalidField:
+        return "(none)"
+    return f"`{text}`"
+
+
+def written(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
+    if value and (name.endswith("_bytes") or name.startswith("keep_log")):
+        return units.format_size(value)
+    if name.endswith("_ms"):
+        return next(f"{value // ms}{unit}" for unit, ms in _UNITS.items() if value % ms == 0)
+    return str(value)
+
+
+PAGES = {"commands.md": commands, "configuration.md": configuration}
+
+
+def main() -> None:
+    for name, make in PAGES.items():
+        with open(os.path.join(ROOT, "docs", name), "w", encoding="utf-8") as file:
+            file.write(make())
+
+
+if __name__ == "__main__":
+    main()
