@@ -83,8 +83,8 @@ class Guest:
             ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
         ).stdout
         names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
-        self._copy(f"{HOME}/tree", ROOT, [name for name in names if os.path.exists(os.path.join(ROOT, name))])
-        self._copy(f"{HOME}/wheels", self._wheels, os.listdir(self._wheels))
+        self.copy(f"{HOME}/tree", ROOT, [name for name in names if os.path.exists(os.path.join(ROOT, name))])
+        self.copy(f"{HOME}/wheels", self._wheels, os.listdir(self._wheels))
         self.root.check_output(
             f"set -e; cd {HOME}; pip() {{ python3 -m pip --python {BIN}/python install --quiet --no-compile "
             '--no-index --find-links wheels --disable-pip-version-check "$@"; }; '
@@ -94,7 +94,8 @@ class Guest:
             "pip --no-deps --force-reinstall jobworker"
         )
 
-    def _copy(self, target: str, source: str, names: list[str]) -> None:
+    def copy(self, target: str, source: str, names: list[str]) -> None:
+        """Copy files of a directory out here into one in there, as the ordinary user."""
         packed = subprocess.run(
             ["tar", "-C", source, "-c", "--null", "--files-from=-"],
             input=b"\0".join(os.fsencode(name) for name in names),

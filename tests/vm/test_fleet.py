@@ -14,6 +14,7 @@ import pytest
 
 from support.fleet import PASSPHRASE, Fleet
 from support.guest import ROOT, Guest
+from support.versions import make_version
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -186,6 +187,25 @@ def test_settings_that_are_wrong_are_not_put_in_place(fleet: Fleet) -> None:
     assert answers(fleet)
 
 
+def test_a_policy_is_put_in_place_and_taken_away(fleet: Fleet) -> None:
+    here = {"name": "ansible", "allow": "all", "principals": ["spiffe://fleet.test/user/ansible"]}
+    fleet.issue("ann")
+    play = fleet.play("site", agent_policy={"version": 1, "rules": [here]})
+    assert play.status == 0, play.tail()
+    refused = fleet.client("info", user="ann")
+    assert (refused.returncode != 0, "policy" in refused.stderr) == (True, True), refused.stderr
+    look = {"name": "look", "allow": ["GetAgentInfo"]}
+    play = fleet.play("site", agent_policy={"version": 1, "rules": [here, look]})
+    assert play.status == 0, play.tail()
+    assert fleet.client("info", user="ann").returncode == 0
+    play = fleet.play("site", agent_policy={"version": 1, "rules": [here, {"name": "wrong", "allow": "Query"}]})
+    assert play.status != 0
+    assert "rules[1].allow" in play.output
+    assert fleet.client("info", user="ann").returncode == 0
+    assert fleet.play("site").status == 0
+    assert fleet.client("run", "--", "true", user="ann").returncode == 0
+
+
 def test_a_gateway_that_hangs_is_started_again(fleet: Fleet) -> None:
     guest, before = fleet.guest, main_pid(fleet.guest, GATEWAY)
     guest.root.check_output(f"kill -STOP {before}")
@@ -208,24 +228,6 @@ def test_another_kind_of_host_is_refused_with_a_sentence(fleet: Fleet) -> None:
     play = fleet.play("site", "--check", agent_cgroup_modes=["hybrid"])
     assert play.status != 0
     assert f"its cgroups are of the kind {fleet.guest.kind.mode}" in play.output
-
-
-def make_version(version: str, directory: Path, **changes: str) -> str:
-    """Build archives of another version; `changes` replace a line of the package's `__init__`."""
-    source = directory / version
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    for name in filter(None, names.decode().split("\0")):
-        if name.startswith(("agent/", "pki/", "systemd/", "pyproject", "README", "LICENSE")):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(os.path.join(ROOT, name), source / name)
-    project = source / "pyproject.toml"
-    project.write_text(project.read_text().replace('version = "0.1.0"', f'version = "{version}"', 1))
-    init = source / "agent/jobworker/__init__.py"
-    init.write_text(init.read_text().replace('"0.1.0"', f'"{changes.get("says", version)}"'))
-    wheelhouse = str(directory / "wheelhouse")
-    script = os.path.join(ROOT, "requirements", "wheelhouse.sh")
-    subprocess.run([script, wheelhouse, str(source)], check=True, capture_output=True)
-    return wheelhouse
 
 
 def test_an_upgrade_ends_no_job_and_can_be_taken_back(fleet: Fleet, tmp_path: Path) -> None:
