@@ -17,7 +17,9 @@ from support.agent import Agent, running_agent  # noqa: E402
 from support.root_side import Link, RootSide, root_side  # noqa: E402
 
 # How long an example takes says something about the machine and nothing about the code.
-hypothesis.settings.register_profile("jobworker", deadline=None)
+hypothesis.settings.register_profile(
+    "jobworker", deadline=None, max_examples=int(os.environ.get("JOBWORKER_EXAMPLES", "100"))
+)
 hypothesis.settings.load_profile("jobworker")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for cgroups and users")
