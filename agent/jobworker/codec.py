@@ -3,11 +3,13 @@
 One codec serves every edge at which the agent reads what another process wrote: the socket between gateway
 and supervisor, the job records on disk, the canonical settings. Decoding accepts exactly what encoding
 produces: each field with its type, none missing without a default, none unknown, integers within 64 bits.
-Text may hold lone surrogates, as `os.fsdecode` makes of bytes that are not UTF-8, and keeps them.
+Text may hold lone surrogates, as `os.fsdecode` makes of bytes that are not UTF-8, and keeps them. Bytes go as
+base64.
 """
 
 from __future__ import annotations
 
+import binascii
 import enum
 import functools
 import itertools
@@ -62,15 +64,19 @@ def _refuse_constant(name: str) -> Any:
 
 def _to_plain(value: Any) -> Any:
     """What the encoder asks for when it meets a type that JSON does not have."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    cls: Any = type(value)
-    return {name: getattr(value, name) for name in _names(cls)}
+    if is_dataclass(value):
+        cls: Any = type(value)
+        return {name: getattr(value, name) for name in _names(cls)}
+    return _scalar_to_plain(value)
+
+
+def _scalar_to_plain(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else binascii.b2a_base64(value, newline=False).decode()
 
 
 def _to_sparse(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
+    if not is_dataclass(value):
+        return _scalar_to_plain(value)
     cls: Any = type(value)
     given = ((field, getattr(value, field.name)) for field in fields(cls))
     return {field.name: each for field, each in given if each != field.default}
@@ -215,26 +221,36 @@ def _enum_decoder(cls: type[enum.Enum]) -> _Decode:
 
 
 def _scalar_decoder(cls: Any) -> _Decode:
-    def misfit(plain: Any) -> _Misfit:
-        return _Misfit(f"{type(plain).__name__} instead of {cls.__name__}")
-
     # `type is`, not isinstance: a bool must not pass for an integer.
     def decode(plain: Any) -> Any:
         if type(plain) is not cls:
-            raise misfit(plain)
+            raise _Misfit(f"{type(plain).__name__} instead of {cls.__name__}")
         return plain
 
-    def decode_int(plain: Any) -> Any:
-        if type(plain) is not int:
-            raise misfit(plain)
-        if not _INT_MIN <= plain <= _INT_MAX:
-            raise _Misfit("beyond 64 bits")
-        return plain
+    return _SPECIAL.get(cls, decode)
 
-    def decode_float(plain: Any) -> Any:
-        if type(plain) not in (float, int):
-            raise misfit(plain)
-        return float(plain)
 
-    special: dict[Any, _Decode] = {int: decode_int, float: decode_float}
-    return special.get(cls, decode)
+def _decode_int(plain: Any) -> Any:
+    if type(plain) is not int:
+        raise _Misfit(f"{type(plain).__name__} instead of int")
+    if not _INT_MIN <= plain <= _INT_MAX:
+        raise _Misfit("beyond 64 bits")
+    return plain
+
+
+def _decode_float(plain: Any) -> Any:
+    if type(plain) not in (float, int):
+        raise _Misfit(f"{type(plain).__name__} instead of float")
+    return float(plain)
+
+
+def _decode_bytes(plain: Any) -> Any:
+    if type(plain) is not str:
+        raise _Misfit(f"{type(plain).__name__} instead of bytes")
+    try:
+        return binascii.a2b_base64(plain, strict_mode=True)
+    except ValueError:
+        raise _Misfit("not base64") from None
+
+
+_SPECIAL: dict[Any, _Decode] = {int: _decode_int, float: _decode_float, bytes: _decode_bytes}

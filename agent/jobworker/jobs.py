@@ -24,6 +24,8 @@ ID_EXAMPLE = "k7f3-9m2q-x4tz-b1cd"
 
 # execve(2): MAX_ARG_STRLEN, one string with its NUL.
 MAX_STRING_BYTES = 131_072 - 1
+# pipe(7): what every pipe takes without being read, so that a job's input is in its pipe before it is started.
+MAX_STDIN_BYTES = 65_536
 # All of a specification, as it is encoded, must fit one message between the agent's processes.
 MAX_SPEC_BYTES = 256 * 1024
 MAX_ARGS = 8_192
@@ -118,6 +120,7 @@ class JobSpec:
         best_effort: start even though a limit that was asked for cannot be enforced here.
         sandbox: the profile of its isolation; empty for the agent's default.
         user: the name of the host's user that it runs as; empty for one that it has for itself alone.
+        stdin: what it reads from its standard input, and nothing behind it.
     """
 
     command: str
@@ -130,6 +133,7 @@ class JobSpec:
     best_effort: bool = False
     sandbox: str = ""
     user: str = ""
+    stdin: bytes = b""
 
     def check(self) -> None:
         """Check everything that can be checked without the host.
@@ -147,6 +151,8 @@ class JobSpec:
         self.limits.check()
         check_profile(self.sandbox)
         check_user(self.user)
+        if len(self.stdin) > MAX_STDIN_BYTES:
+            raise InvalidField("stdin", f"has more than {MAX_STDIN_BYTES} bytes; put the data into a file")
         units.check_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), lambda ms: f"{ms}ms")
         size = len(codec.dumps(self))
         if size > MAX_SPEC_BYTES:

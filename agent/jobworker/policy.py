@@ -82,6 +82,7 @@ class Rule:
         env: patterns of the names of variables that a job may be given. Empty in a rule with commands: none.
         workdirs: patterns of directories that a job may be started in, besides its own. Empty in a rule with
             commands: none.
+        stdin: a rule with commands allows jobs that are given something to read. One without always does.
         limits: that it holds jobs to.
     """
 
@@ -98,6 +99,7 @@ class Rule:
     commands: tuple[tuple[str, ...], ...] = ()
     env: tuple[str, ...] = ()
     workdirs: tuple[str, ...] = ()
+    stdin: bool = False
     limits: tuple[Cap, ...] = ()
 
 

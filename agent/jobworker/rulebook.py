@@ -207,6 +207,8 @@ def _of_start(rule: Rule) -> Iterator[tuple[str, StartCondition]]:
     if rule.commands or rule.workdirs:
         workdirs = tuple(map(_path, rule.workdirs))
         yield "workdirs", lambda _, spec: not spec.workdir or any(matches(spec.workdir) for matches in workdirs)
+    if rule.commands and not rule.stdin:
+        yield "stdin", lambda _, spec: not spec.stdin
 
 
 def _of_denied_start(rule: Rule) -> Iterator[tuple[str, StartCondition]]:

@@ -133,9 +133,11 @@ def test_a_stream_is_told_when_it_begins(agent: Agent) -> None:
     agent.cli("stop", job_id, check=True)
 
 
-def test_values_of_the_environment_are_nowhere(agent: Agent) -> None:
-    job_id = agent.start_job("--env", f"TOKEN={SECRET}", "--", "true")
-    agent.cli("start", "--env", f"TOKEN={SECRET}", "--", "/no/such/program")
+def test_values_of_the_environment_and_input_are_nowhere(agent: Agent, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_text(SECRET)
+    job_id = agent.start_job("--env", f"TOKEN={SECRET}", "--stdin", str(given), "--", "true")
+    agent.cli("start", "--env", f"TOKEN={SECRET}", "--stdin", str(given), "--", "/no/such/program")
     agent.cli("start", "--env", f"TOKEN={SECRET}", "--memory", "1", "--", "true")
     wait_for_line(agent.state_dir, "calls", is_call("Start", job=job_id))
     for path in Path(agent.state_dir, "audit").iterdir():

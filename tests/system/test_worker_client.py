@@ -58,6 +58,19 @@ def test_run_brings_both_outputs_unchanged_and_apart(agent: Agent) -> None:
     assert done.stderr == written(1)
 
 
+def test_run_hands_on_what_it_is_to_read(agent: Agent) -> None:
+    data = bytes(range(256)) * 16
+    assert agent.cli("run", "--stdin", "-", "--", "cat", input=data).stdout == data
+    # And nothing that it was not told to.
+    assert agent.cli("run", "--", "cat", input=data).stdout == b""
+
+
+def test_endless_input_is_refused(agent: Agent) -> None:
+    done = agent.cli("run", "--stdin", "/dev/zero", "--", "cat")
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert b"stdin: has more than 65536 bytes; put the data into a file" in done.stderr
+
+
 def test_stream_brings_all_output_from_any_offset(agent: Agent) -> None:
     job_id = agent.start_job("--", "/usr/bin/python3", "-c", SCRIPT_OF_BYTES)
     both = agent.cli("stream", "-f", job_id, check=True).stdout

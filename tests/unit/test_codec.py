@@ -24,6 +24,7 @@ SPECS = st.builds(
     env=st.lists(st.tuples(TEXT, TEXT)).map(tuple),
     limits=st.builds(Limits, st.none() | st.integers(-(2**63), 2**63 - 1)),
     best_effort=st.booleans(),
+    stdin=st.binary(),
 )
 
 
@@ -91,6 +92,17 @@ def test_a_wrong_field_is_refused_by_its_path(path: tuple[Any, ...], value: Any,
     target[path[-1]] = value
     with pytest.raises(ProtocolError) as caught:
         codec.from_plain(JobRecord, plain)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(1, "stdin: int instead of bytes"), ("a", "stdin: not base64"), ("YQ==\n", "stdin: not base64")],
+)
+def test_bytes_are_base64_to_the_letter(value: Any, said: str) -> None:
+    assert codec.from_plain(JobSpec, {"command": "c", "stdin": "YQ=="}).stdin == b"a"
+    with pytest.raises(ProtocolError) as caught:
+        codec.from_plain(JobSpec, {"command": "c", "stdin": value})
     assert said in str(caught.value)
 
 

@@ -35,6 +35,7 @@ rules:
       - [/usr/bin/*, ...]
     env: [LANG, LC_*]
     workdirs: [/srv/build/**]
+    stdin: true
     limits:
       memory: 1G
       pids: 100
@@ -64,6 +65,7 @@ def test_a_full_file_sets_every_field() -> None:
         commands=(("/usr/bin/make", "-j*", ""), ("/usr/bin/*", "...")),
         env=("LANG", "LC_*"),
         workdirs=("/srv/build/**",),
+        stdin=True,
         limits=(
             Cap("memory", "1G"),
             Cap("pids", "100"),

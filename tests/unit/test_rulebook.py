@@ -77,6 +77,8 @@ CONDITIONS = {
     "commands, slash": (allow(commands=(("/usr/bin/*", "..."),)), start(), start(command="/usr/bin/")),
     "commands, env": (allow(commands=(("/**", "..."),)), start(), start(env=(("LD_PRELOAD", "/x"),))),
     "commands, workdir": (allow(commands=(("/**", "..."),)), start(), start(workdir="/srv")),
+    "commands, stdin": (allow(commands=(("/**", "..."),)), start(), start(stdin=b"x")),
+    "stdin": (allow(commands=(("/usr/**", "..."),), stdin=True), start(stdin=b"x"), start(command="/bin/sh")),
     "env": (allow(env=("LC_*",)), start(env=(("LC_ALL", "C"),)), start(env=(("LC_ALL", "C"), ("PATH", "/x")))),
     "workdirs": (allow(workdirs=("/srv/*",)), start(workdir="/srv/a"), start(workdir="/srv/a/b")),
     "workdirs, deep": (allow(workdirs=("/srv/**",)), start(workdir="/srv/a/b"), start(workdir="/srv/../etc")),
@@ -248,10 +250,19 @@ RULES = st.builds(
     commands=st.lists(st.tuples(ABSOLUTE, ODD), max_size=2).map(tuple),
     env=ODDS,
     workdirs=st.lists(ABSOLUTE, max_size=2).map(tuple),
+    stdin=st.booleans(),
     limits=CAPS,
 )
 SPECS = st.builds(
-    JobSpec, command=ODD | ABSOLUTE, args=ODDS, env=PAIRS, workdir=ODD, labels=PAIRS, user=ODD, sandbox=ODD
+    JobSpec,
+    command=ODD | ABSOLUTE,
+    args=ODDS,
+    env=PAIRS,
+    workdir=ODD,
+    labels=PAIRS,
+    user=ODD,
+    sandbox=ODD,
+    stdin=st.binary(max_size=1),
 )
 REQUESTS = st.builds(
     Request,

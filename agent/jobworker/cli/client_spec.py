@@ -56,6 +56,12 @@ _OPTIONS = (
     click.option(
         "--user", metavar="NAME", default="", help="Run as this user of the host; by default as one of its own."
     ),
+    click.option(
+        "--stdin",
+        metavar="FILE",
+        type=click.File("rb"),
+        help="What the job reads from its standard input, up to 64 KiB; `-` for yours. By default nothing.",
+    ),
     click.option("--best-effort", is_flag=True, help="Start even if a limit cannot be enforced there."),
     click.argument("words", metavar="[--] COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED),
 )
@@ -91,6 +97,8 @@ def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[s
         best_effort=options["best_effort"],
         sandbox=options["sandbox"] or "",
         user=options["user"],
+        # One byte more tells of a larger one, which may have no end.
+        stdin=options["stdin"].read(jobs.MAX_STDIN_BYTES + 1) if options["stdin"] else b"",
     )
 
 

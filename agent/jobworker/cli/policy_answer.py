@@ -70,6 +70,8 @@ def _spec(options: Mapping[str, Any]) -> JobSpec:
         labels=tuple(labels_of(options["label"]).items()),
         sandbox=options["sandbox"],
         user=options["user"],
+        # Any will do: what it holds decides nothing.
+        stdin=b"\n" if options["stdin"] else b"",
     )
     spec.check()
     return spec
@@ -135,6 +137,7 @@ _WHY: dict[str, Callable[[Rule, Request, JobSpec], str]] = {
     "commands": lambda _, __, spec: f"{shlex.join((spec.command, *spec.args))} is none of them{_hint(spec)}",
     "env": _not_the_environment,
     "workdirs": lambda rule, _, spec: f"{spec.workdir} is none of {', '.join(rule.workdirs) or _OWN_DIRECTORY}",
+    "stdin": lambda *_: "the job is given input, and the rule, which has commands, does not say stdin",
 }
 
 

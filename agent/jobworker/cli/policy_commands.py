@@ -66,6 +66,7 @@ def canonical() -> None:
 @click.option("--sandbox", type=click.Choice(PROFILES), default="standard", show_default=True)
 @click.option("--env", metavar="NAME", multiple=True, help="Of a start: a variable that it sets. Repeatable.")
 @click.option("--workdir", metavar="DIR", default="", help="Of a start: the directory to start in.")
+@click.option("--stdin", is_flag=True, help="Of a start: the job is given something to read.")
 @click.option("--label", metavar="KEY=VALUE", multiple=True, help="Of a start. Repeatable.")
 @click.option("--job-owner", metavar="URI", help="Who started the job that the call names, or `self`.")
 @click.option("--job-label", metavar="KEY=VALUE", multiple=True, help="Of that job. Repeatable.")

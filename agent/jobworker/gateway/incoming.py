@@ -72,6 +72,7 @@ def spec(request: pb.StartRequest) -> jobs.JobSpec:
         best_effort=request.best_effort,
         sandbox=request.sandbox,
         user=request.user,
+        stdin=request.stdin,
     )
     made.check()
     return made

@@ -40,12 +40,10 @@ _ALL, _OWN = "all", "own"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _SCHEME = "spiffe://"
 # What only a start has; a rule with any of these is about starts alone.
-_OF_STARTS = ("users", "allow_root", "sandboxes", "commands", "env", "workdirs", "limits")
-_ALLOWING = ("allow_root", "commands", "env", "workdirs", "limits")
-_WHY_ALLOWING = {
-    "allow_root": "means nothing where nothing is allowed",
-    "limits": "means nothing where nothing is allowed",
-}
+_OF_STARTS = ("users", "allow_root", "sandboxes", "commands", "env", "workdirs", "stdin", "limits")
+_ALLOWING = ("allow_root", "commands", "env", "workdirs", "stdin", "limits")
+_NOTHING_ALLOWED = "means nothing where nothing is allowed"
+_WHY_ALLOWING = dict.fromkeys(("allow_root", "stdin", "limits"), _NOTHING_ALLOWED)
 _MANY_NAMES = "can't be denied one by one: the same is had by another name; allow what may be, and nothing else"
 
 
@@ -386,6 +384,7 @@ _RULE: dict[str, Parse] = {
     "labels": _labels,
     "users": _list(_user),
     "allow_root": _Reader.flag,
+    "stdin": _Reader.flag,
     "sandboxes": _list(lambda reader, node, field: reader.one_of(node, field, PROFILES)),
     "commands": _list(_command),
     "env": _list(lambda reader, node, field: reader.text(node, field, "LANG")),

@@ -342,6 +342,7 @@ def _command(spec: JobSpec) -> dict[str, Any]:
         **_listed("args", spec.args),
         **_listed("env", names),
         "sandbox": _clip(spec.sandbox),
+        **({"stdin_bytes": len(spec.stdin)} if spec.stdin else {}),
     }
 
 

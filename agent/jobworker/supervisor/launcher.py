@@ -152,7 +152,7 @@ class Launcher:
             childs.callback(os.close, work)
             self._around.keeper.hold_pipes(order.record.job_id, stdout, stderr)
             undo.callback(self._around.keeper.release, order.record.job_id)
-            pipes = spawn.Pipes(self._dev_null, stdout_w, stderr_w, report_w)
+            pipes = spawn.Pipes(self._stdin(order, childs), stdout_w, stderr_w, report_w)
             self._promise(order, group)
             announce = self._announce(order.record.job_id)
             pid, pidfd = spawn.start(self._command(order, work), pipes, group, announce)
@@ -160,6 +160,24 @@ class Launcher:
             if isinstance(group, SubtreeGroup):
                 group.init_is(pid, pidfd)
         return Handles(group, log, pidfd, stdout, stderr, order.limits), pid, report
+
+    def _stdin(self, order: Order, childs: contextlib.ExitStack) -> int:
+        """What the job reads from: nothing, or a pipe that all of it is in already."""
+        if not (data := order.spec.stdin):
+            return self._dev_null
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        childs.callback(os.close, reading)
+        try:
+            if order.user is not None:
+                # So that the job may open /dev/stdin by name.
+                os.fchown(reading, order.user.uid, order.user.gid)
+            # An ordinary user's pipes may be smaller than pipe(7) says.
+            os.set_blocking(writing, False)
+            if os.write(writing, data) != len(data):
+                raise OSError(errno.ENOBUFS, "this host's pipes are too small for the job's standard input")
+        finally:
+            os.close(writing)
+        return reading
 
     def _command(self, order: Order, work_fd: int) -> spawn.Command:
         spec = order.spec

@@ -103,6 +103,7 @@ class StartRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
     command: _builtins.str
     """A path, or a name that is looked up in the PATH of `env`, or in the host's default path without one."""
     workdir: _builtins.str
@@ -120,6 +121,10 @@ class StartRequest(_message.Message):
     """
     user: _builtins.str
     """The host's user to run as, where the agent's policy says that the caller may. Empty: a user id of the job's own."""
+    stdin: _builtins.bytes
+    """What the job reads from its standard input, up to 65,536 bytes, and its end behind that. It is not kept: neither
+    records nor logs have it.
+    """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What follows the command's own name. Up to 8,192 arguments of up to 131,071 bytes."""
@@ -154,10 +159,11 @@ class StartRequest(_message.Message):
         idempotency_key: _builtins.str = ...,
         sandbox: _builtins.str = ...,
         user: _builtins.str = ...,
+        stdin: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "sandbox", b"sandbox", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "sandbox", b"sandbox", "stdin", b"stdin", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

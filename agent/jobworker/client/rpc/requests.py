@@ -35,6 +35,7 @@ def start(spec: jobs.JobSpec, idempotency_key: str = "") -> pb.StartRequest:
         timeout=_duration(spec.timeout_ms) if spec.timeout_ms else None,
         labels=dict(spec.labels),
         idempotency_key=_text("idempotency_key", idempotency_key),
+        stdin=spec.stdin,
     )
 
 
