@@ -8,7 +8,8 @@ archive=$1 out=$2
 here=$(dirname "$(readlink -f "$0")")
 root=$(dirname "$here")
 IFS=- read -r _ version python machine <<<"$(basename "$archive" .tar)"
-python=${python#py} next=3.$((${python#py3.} + 1))
+python=${python#py}
+next=3.$((${python#3.} + 1))
 case $machine in
     x86_64) architecture=amd64 ;;
     aarch64) architecture=arm64 ;;
