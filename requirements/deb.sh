@@ -40,6 +40,7 @@ mkdir -p "$work/tree/usr/bin"
 for name in worker-agent worker-client worker-pki; do
     # Behind the line that names the interpreter they are all Python.
     { echo "#!$home/venv/bin/python -I" && tail -n +2 "$packages/bin/$name"; } >"$venv/bin/$name"
+    chmod +x "$venv/bin/$name"
     ln -s "../../opt/jobworker/current/venv/bin/$name" "$work/tree/usr/bin/$name"
 done
 rm -r "$packages/bin"

@@ -29,8 +29,8 @@ mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
 mkdir "$work/made"
 cp -L "$work"/root/boot/vmlinuz-* "$work/made/vmlinuz"
 cp -L "$work"/root/boot/initrd.img-* "$work/made/initrd"
-# Neither a loop device nor a mount is needed for this.
-mke2fs -q -t ext4 -d "$work/root" "$work/disk" 6G
+# Neither a loop device nor a mount is needed for this. Standard output is for the box's directory alone.
+mke2fs -q -t ext4 -d "$work/root" "$work/disk" 6G >&2
 qemu-img convert -O qcow2 "$work/disk" "$work/box.img"
 echo '{"provider": "libvirt", "format": "qcow2", "virtual_size": 6}' >"$work/metadata.json"
 tar -C "$work" -cf "$work/made/box" metadata.json box.img
