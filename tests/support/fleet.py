@@ -64,6 +64,8 @@ class Fleet:
             "PATH": f"{_FLEET}:{_BIN}:{os.environ['PATH']}",
             "ANSIBLE_COLLECTIONS_PATH": os.path.join(self.directory, "collections"),
             "ANSIBLE_PIPELINING": "1",
+            # A slow machine answers late.
+            "ANSIBLE_TIMEOUT": "120",
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_LOCALHOST_WARNING": "0",
         }
