@@ -9,10 +9,25 @@ from pathlib import Path
 
 from support.guest import ROOT
 
+WHEELHOUSE = os.path.join(ROOT, "dist", "wheelhouse")
 
-def make_version(version: str, directory: Path, **changes: str) -> str:
-    """Build archives of another version; `changes` replace a line of the package's `__init__`."""
-    source = directory / version
+
+def make_version(version: str, python: str, directory: Path, *, says: str = "") -> str:
+    """Build the archive of another version for one Python, of the wheels that `make wheelhouse` has collected.
+
+    Args:
+        version: its number.
+        python: as `3.11`.
+        directory: of its own.
+        says: the number that it says itself, if that is to be another one.
+
+    Returns:
+        the directory with the archive.
+    """
+    source, wheels = directory / version, directory / "wheels"
+    wheels.mkdir()
+    archive = os.path.join(WHEELHOUSE, f"jobworker-0.1.0-py{python}-x86_64.tar")
+    subprocess.run(["tar", "-C", str(wheels), "-xf", archive], check=True)
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, names.decode().split("\0")):
         if name.startswith(("agent/", "pki/", "systemd/", "pyproject", "README", "LICENSE")):
@@ -21,8 +36,10 @@ def make_version(version: str, directory: Path, **changes: str) -> str:
     project = source / "pyproject.toml"
     project.write_text(project.read_text().replace('version = "0.1.0"', f'version = "{version}"', 1))
     init = source / "agent/jobworker/__init__.py"
-    init.write_text(init.read_text().replace('"0.1.0"', f'"{changes.get("says", version)}"'))
+    init.write_text(init.read_text().replace('"0.1.0"', f'"{says or version}"'))
     wheelhouse = str(directory / "wheelhouse")
     script = os.path.join(ROOT, "requirements", "wheelhouse.sh")
-    subprocess.run([script, wheelhouse, str(source)], check=True, capture_output=True)
+    # The machines' network leads nowhere.
+    offline = {"PYTHONS": python, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    subprocess.run([script, wheelhouse, str(source)], check=True, env=os.environ | offline)
     return wheelhouse

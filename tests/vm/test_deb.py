@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support.guest import ROOT, Guest
-from support.versions import make_version
+from support.versions import WHEELHOUSE, make_version
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -57,7 +57,7 @@ class Package:
 @pytest.fixture(scope="module")
 def package(machine: Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Package]:
     package = Package(machine, tmp_path_factory.mktemp("deb"))
-    package.install(package.build("0.1.0", os.path.join(ROOT, "dist", "wheelhouse")))
+    package.install(package.build("0.1.0", WHEELHOUSE))
     yield package
     package.run("dpkg --purge jobworker")
 
@@ -74,7 +74,7 @@ def serving(package: Package) -> Package:
 
 def test_it_does_not_run_before_it_is_set_up(package: Package) -> None:
     assert package.guest.root.run(f"systemctl is-active {UNITS}").stdout.split() == ["inactive", "inactive"]
-    assert package.run("worker-client --version").strip().endswith("0.1.0")
+    assert package.run("worker-client version").strip().endswith("0.1.0")
 
 
 def test_its_files_are_what_it_says(package: Package) -> None:
@@ -86,7 +86,7 @@ def test_the_agent_runs_a_job(serving: Package) -> None:
 
 
 def test_another_version_takes_over_and_back_again(serving: Package, tmp_path: Path) -> None:
-    newer = serving.build("0.1.1", make_version("0.1.1", tmp_path))
+    newer = serving.build("0.1.1", make_version("0.1.1", serving.guest.kind.python, tmp_path))
     job_id = serving.run(f"{CALL} start -- sh -c 'i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done'").strip()
     pid = serving.asked(f"query {job_id}")["pid"]
     serving.install(newer)

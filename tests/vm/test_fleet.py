@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from support.fleet import PASSPHRASE, Fleet
-from support.guest import ROOT, Guest
-from support.versions import make_version
+from support.guest import Guest
+from support.versions import WHEELHOUSE, make_version
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -231,7 +231,7 @@ def test_another_kind_of_host_is_refused_with_a_sentence(fleet: Fleet) -> None:
 
 
 def test_an_upgrade_ends_no_job_and_can_be_taken_back(fleet: Fleet, tmp_path: Path) -> None:
-    wheelhouse = make_version("0.1.1", tmp_path)
+    wheelhouse = make_version("0.1.1", fleet.guest.kind.python, tmp_path)
     job_id = fleet.cli("start", "--", "sh", "-c", COUNT.replace("200", "20000")).strip()
     pids = fleet.asked("query", job_id)["pid"], main_pid(fleet.guest, KEEPER)
     play = fleet.play("upgrade", agent_version="0.1.1", agent_wheelhouse=wheelhouse)
@@ -248,7 +248,7 @@ def test_an_upgrade_ends_no_job_and_can_be_taken_back(fleet: Fleet, tmp_path: Pa
 
 def test_a_version_that_does_not_pass_the_gate_is_taken_back(fleet: Fleet, tmp_path: Path) -> None:
     # It is another one than it should be.
-    wheelhouse = make_version("0.1.2", tmp_path, says="0.0.9")
+    wheelhouse = make_version("0.1.2", fleet.guest.kind.python, tmp_path, says="0.0.9")
     play = fleet.play("upgrade", agent_version="0.1.2", agent_wheelhouse=wheelhouse, agent_gate_retries=5)
     assert play.status != 0
     assert "is back at 0.1.0" in play.output
@@ -258,7 +258,7 @@ def test_a_version_that_does_not_pass_the_gate_is_taken_back(fleet: Fleet, tmp_p
 
 def test_a_wheel_that_was_changed_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     name = f"jobworker-0.1.0-py{fleet.guest.kind.python}-x86_64.tar"
-    shutil.copy(os.path.join(ROOT, "dist", "wheelhouse", name), tmp_path)
+    shutil.copy(os.path.join(WHEELHOUSE, name), tmp_path)
     subprocess.run(["tar", "-xf", name, "--wildcards", "./click-*.whl"], cwd=tmp_path, check=True)
     (wheel,) = tmp_path.glob("click-*.whl")
     with zipfile.ZipFile(wheel, "a") as archive:
