@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -343,7 +344,9 @@ def test_a_page_of_large_jobs_is_short_and_goes_on(stub: Stub) -> None:
 
 
 def test_what_the_agent_is(stub: Stub) -> None:
+    before = time.time_ns()
     info = stub.GetAgentInfo(pb.GetAgentInfoRequest())
+    assert before <= info.time.ToNanoseconds() <= time.time_ns()
     system = os.uname()
     assert (info.version, info.hostname, info.kernel) == (
         jobworker.__version__,
@@ -353,6 +356,9 @@ def test_what_the_agent_is(stub: Stub) -> None:
     assert {limit.name for limit in info.limits} >= {"cpu", "memory", "pids"}
     expires = certs.dev_pki().pair("server").certificate.not_valid_after_utc
     assert info.certificate_expires_at.seconds == int(expires.timestamp())
+    ca_ends = certs.dev_pki().pair("ca").certificate.not_valid_after_utc
+    assert info.ca_expires_at.seconds == int(ca_ends.timestamp())
+    assert not info.HasField("crl_expires_at")
     assert info.cpus == os.cpu_count()
 
 

@@ -389,6 +389,14 @@ def test_the_metrics_are_not_for_the_revoked_either(world: Running) -> None:
         assert b"jobworker_trust_stale 1.0" in scrape("other")
 
 
+def test_the_agent_tells_when_its_list_ends(world: Running) -> None:
+    ends = x509.load_pem_x509_crl(world.crl.read_bytes()).next_update_utc
+    with gateway.gateway(world.directory, world.settings()) as running, running.stub() as stub:
+        told = stub.GetAgentInfo(pb.GetAgentInfoRequest()).crl_expires_at
+    assert ends is not None
+    assert told.seconds == int(ends.timestamp())
+
+
 def test_a_hangup_reads_everything_again(world: Running) -> None:
     with gateway.gateway(world.directory, world.settings()) as running:
         before = running.log().count("read anew")

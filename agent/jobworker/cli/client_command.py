@@ -59,18 +59,21 @@ class ClientCommand(click.Command):
         return _CODES.get(error.code, FAILED) if isinstance(error, CallFailed) else FAILED
 
 
-def connect() -> Client:
+def connect(timeout: float = 30.0) -> Client:
     """The agent that options, environment and context file name.
+
+    Args:
+        timeout: for each call that is not a stream of answers, in seconds.
 
     Raises:
         JobWorkerError: they do not name one, or not in a way that works.
     """
     ctx = click.get_current_context()
-    flags = {name: client_options.value(ctx, name) for name in client_options.CONNECTION}
-    endpoint = context.endpoint(flags, os.environ, client_options.value(ctx, "context"))
+    flags, chosen = client_options.connection(ctx), client_options.value(ctx, "context")
+    endpoint = context.endpoint(flags, os.environ, chosen)
     # Errors are told once, by this program.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    return client.connect(endpoint)
+    return client.connect(endpoint, timeout)
 
 
 def as_json() -> bool:

@@ -68,6 +68,9 @@ def agent(message: GetAgentInfoResponse) -> dict[str, Any]:
         "draining": message.draining,
         "user_per_job": message.user_per_job,
         "certificate_expires_at": time(message, "certificate_expires_at"),
+        "ca_expires_at": time(message, "ca_expires_at"),
+        "crl_expires_at": time(message, "crl_expires_at"),
+        "time": time(message, "time"),
         "default_sandbox": message.default_sandbox,
         "sandbox_parts": {part.name: {"missing_because": part.missing_because} for part in message.sandbox_parts},
         "limits": {

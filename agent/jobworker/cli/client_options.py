@@ -32,6 +32,11 @@ def value(ctx: click.Context, name: str) -> str:
     return given
 
 
+def connection(ctx: click.Context) -> dict[str, str]:
+    """What was given for each setting of the connection; empty for nothing."""
+    return {name: value(ctx, name) for name in CONNECTION}
+
+
 def shared_options() -> list[click.Parameter]:
     return [
         SharedOption("--addr", metavar="HOST:PORT", help="The agent. [JOBWORKER_ADDR]"),

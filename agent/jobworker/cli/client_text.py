@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jobworker.cli import client_json
 from jobworker.cli.terminal import inline
+from jobworker.findings import by_reason
 
 if TYPE_CHECKING:
     from jobworker.api.v1.job_pb2 import Job, LimitStatus, Usage
@@ -45,11 +46,11 @@ def table(jobs: Iterable[Job], now: float) -> str:
             status(each),
             age(now - each.created_at.seconds),
             each.principal.rpartition("/")[2],
-            _cut(command(each)),
+            cut(command(each)),
         )
         for each in jobs
     ]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def agent(message: GetAgentInfoResponse) -> str:
@@ -65,17 +66,18 @@ def agent(message: GetAgentInfoResponse) -> str:
         ("users", users),
         ("cgroups", message.cgroup_mode),
         ("sandbox", message.default_sandbox),
-        *_under("no sandbox", _reasons((part.missing_because, part.name) for part in lacking)),
-        *_under("limits", [_support(limit) for limit in message.limits if not _lacks(limit)]),
-        *_under("no limits", _reasons((limit.detail, limit.name) for limit in message.limits if _lacks(limit))),
+        *_under("no sandbox", by_reason((part.missing_because, part.name) for part in lacking)),
+        *_under("limits", [_support(limit) for limit in message.limits if not lacks(limit)]),
+        *_under("no limits", by_reason((limit.detail, limit.name) for limit in message.limits if lacks(limit))),
         ("certificate", f"until {client_json.time(message, 'certificate_expires_at') or 'not told'}"),
+        ("revoked", f"list until {told}" if (told := client_json.time(message, "crl_expires_at")) else ""),
     )
     return labelled(lines)
 
 
 def event(message: Job) -> str:
     """A job that has changed, in a line of its own: columns without knowing the other lines."""
-    return event_of(message.id, status(message), message.principal.rpartition("/")[2], _cut(command(message)))
+    return event_of(message.id, status(message), message.principal.rpartition("/")[2], cut(command(message)))
 
 
 def event_of(job_id: str, state: str, by: str = "", words: str = "") -> str:
@@ -83,7 +85,7 @@ def event_of(job_id: str, state: str, by: str = "", words: str = "") -> str:
 
 
 def labelled(pairs: Pairs) -> str:
-    return _aligned([pair for pair in pairs if pair[1]])
+    return aligned([pair for pair in pairs if pair[1]])
 
 
 def status(message: Job) -> str:
@@ -202,16 +204,9 @@ def _support(limit: LimitSupport) -> str:
     return " ".join((limit.name, f"{default}, at most {limit.maximum}", *_enforced(limit)))
 
 
-def _lacks(limit: LimitSupport) -> bool:
+def lacks(limit: LimitSupport) -> bool:
+    """True for a limit that the host cannot set."""
     return client_json.enum_name(limit, "enforcement") == "UNSUPPORTED"
-
-
-def _reasons(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Names under what they have in common: `cpu, memory: no cgroup is delegated`."""
-    names: dict[str, list[str]] = {}
-    for reason, name in pairs:
-        names.setdefault(reason, []).append(name)
-    return [f"{', '.join(those)}: {reason}" for reason, those in names.items()]
 
 
 def _enforced(limit: LimitStatus | LimitSupport) -> tuple[str, ...]:
@@ -226,12 +221,13 @@ def _under(label: str, lines: Iterable[str]) -> Pairs:
         label = ""
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Others' text for the last column: printable, and not too long."""
     shown = inline(text)
     return shown if len(shown) <= _COMMAND_WIDTH else f"{shown[: _COMMAND_WIDTH - 1]}…"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows as columns; the last one is as wide as it likes."""
     cells = [[inline(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]

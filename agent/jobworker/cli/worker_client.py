@@ -41,6 +41,7 @@ COMMANDS = {
     "info": _Entry("client_info", "info", "Show what the agent is, and what it can enforce."),
     "drain": _Entry("client_drain", "drain", "Take no new jobs on the host, and wait for the others."),
     "undrain": _Entry("client_drain", "undrain", "Take new jobs on the host again."),
+    "doctor": _Entry("client_doctor", "doctor", "Find what is wrong between you and the agent."),
     "version": _Entry("client_info", "version", "Print the version of this client."),
 }
 _ALIASES = {"logs": "stream", "ps": "list"}

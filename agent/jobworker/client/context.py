@@ -18,8 +18,8 @@ something open:
 from __future__ import annotations
 
 import os
-from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jobworker.client.endpoint import Endpoint, check_addr
@@ -36,6 +36,20 @@ _MAX_FILE = 1024 * 1024
 _EXAMPLE = "`contexts: {lab: {addr: '127.0.0.1:7443', ca: ca.pem, cert: me.pem, key: me.key}}`"
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a setting is.
+
+    Attributes:
+        origin: who says so: an option, a variable, or a context of the file.
+        passed_over: others who say something, and do not count.
+    """
+
+    value: str
+    origin: str
+    passed_over: tuple[str, ...] = ()
+
+
 def endpoint(flags: Mapping[str, str | None], environ: Mapping[str, str], context: str = "") -> Endpoint:
     """The endpoint that these settings name together.
 
@@ -48,20 +62,67 @@ def endpoint(flags: Mapping[str, str | None], environ: Mapping[str, str], contex
         SettingsMissing: something is named nowhere.
         InvalidField: the context file or the address is not right.
     """
-    given = {name: value for name in NAMES if (value := flags.get(name))}
-    variables = {name: value for name in NAMES if (value := environ.get(f"JOBWORKER_{name.upper()}"))}
-    path = config_path(environ)
-    layers = [given, variables]
-    if context:
-        layers.insert(1, _context(path, context, must_exist=True))
-    elif not ChainMap(*layers).keys() >= set(REQUIRED):
-        layers.append(_context(path, "", must_exist=bool(environ.get("JOBWORKER_CONFIG"))))
-    found = ChainMap(*layers)
+    found = settings(flags, environ, context)
+    check_complete(found, environ, context)
+    return Endpoint(**{name: setting.value for name, setting in found.items()})
+
+
+def check_complete(found: Mapping[str, Setting], environ: Mapping[str, str], context: str = "") -> None:
+    """Check that settings name an endpoint.
+
+    Raises:
+        SettingsMissing: something is named nowhere.
+        InvalidField: the address is not right.
+    """
     missing = tuple(name for name in REQUIRED if name not in found)
     if missing:
-        raise SettingsMissing(missing, path, context)
-    check_addr(found["addr"])
-    return Endpoint(**found)
+        raise SettingsMissing(missing, config_path(environ), context)
+    check_addr(found["addr"].value)
+
+
+def settings(flags: Mapping[str, str | None], environ: Mapping[str, str], context: str = "") -> dict[str, Setting]:
+    """What each setting is, and who says so; those that nobody names are left out.
+
+    Raises:
+        InvalidField: the context file is not right.
+    """
+    found: dict[str, Setting] = {}
+    for name, value, origin in _said(flags, environ, context):
+        first = found.get(name)
+        found[name] = (
+            Setting(first.value, first.origin, (*first.passed_over, origin)) if first else Setting(value, origin)
+        )
+    return found
+
+
+def _said(
+    flags: Mapping[str, str | None], environ: Mapping[str, str], context: str
+) -> Iterator[tuple[str, str, str]]:
+    """Name, value and origin of all that is said, what counts before what it stands above."""
+    given = [(name, value, f"--{name.replace('_', '-')}") for name in NAMES if (value := flags.get(name))]
+    variables = [
+        (name, value, variable)
+        for name in NAMES
+        if (value := environ.get(variable := f"JOBWORKER_{name.upper()}"))
+    ]
+    yield from given
+    if context:
+        yield from _context(config_path(environ), context, must_exist=True)
+        yield from variables
+        return
+    yield from variables
+    if not {name for name, *_ in (*given, *variables)} >= set(REQUIRED):
+        yield from _context(config_path(environ), "", must_exist=bool(environ.get("JOBWORKER_CONFIG")))
+
+
+def names(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The contexts that there are.
+
+    Raises:
+        InvalidField: the context file is not right.
+    """
+    path = config_path(environ)
+    return tuple(_contexts(path, _mapping(f"{path}: ", _load(path, must_exist=False), _TOP)))
 
 
 def config_path(environ: Mapping[str, str]) -> str:
@@ -72,18 +133,23 @@ def config_path(environ: Mapping[str, str]) -> str:
     return environ.get("JOBWORKER_CONFIG") or os.path.join(base, "jobworker", "config.yaml")
 
 
-def _context(path: str, name: str, *, must_exist: bool) -> dict[str, str]:
-    """The settings of a context, the current one for no name; nothing where there is none."""
+def _context(path: str, name: str, *, must_exist: bool) -> Iterator[tuple[str, str, str]]:
+    """What a context says, the current one for no name; nothing where there is none."""
     file = _mapping(f"{path}: ", _load(path, must_exist=must_exist), _TOP)
-    contexts = {
-        str(key): _settings(path, f"contexts.{key}.", value)
-        for key, value in _mapping(f"{path}: contexts.", file.get("contexts")).items()
-    }
+    contexts = _contexts(path, file)
     chosen = name or _text(f"{path}: current", file.get("current"))
     if chosen and chosen not in contexts:
         known = ", ".join(contexts) or "none"
         raise InvalidField(f"{path}: contexts", f"{chosen!r:.80} is not among them; there are: {known:.200}")
-    return contexts.get(chosen, {})
+    for key, value in contexts.get(chosen, {}).items():
+        yield key, value, f"context {chosen!r} of {path}"
+
+
+def _contexts(path: str, file: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    return {
+        str(key): _settings(path, f"contexts.{key}.", value)
+        for key, value in _mapping(f"{path}: contexts.", file.get("contexts")).items()
+    }
 
 
 def _settings(path: str, where: str, value: Any) -> dict[str, str]:

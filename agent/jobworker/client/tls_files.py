@@ -6,6 +6,7 @@ be in the server's, and the extension that holds the role may have any OID.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -29,25 +30,68 @@ E = TypeVar("E", bound=x509.ExtensionType)
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """What a client's certificate says of it.
+
+    Attributes:
+        uri: its identity.
+        certificate: itself.
+    """
+
+    uri: str
+    role: identity.Role
+    certificate: x509.Certificate
+
+
 def check(endpoint: Endpoint) -> None:
     """Check CA bundle, certificate and key.
 
     Raises:
         TlsProblem: the first fault.
     """
-    now = datetime.now(UTC)
-    _check_bundle(ca_bundle(endpoint), endpoint, now)
-    leaf, key = client_chain(endpoint)[0], _private_key(endpoint)
-    subject = f"the client certificate {endpoint.cert}"
+    check_ca(endpoint)
+    check_certificate(endpoint)
+    check_key(endpoint)
+
+
+def check_ca(endpoint: Endpoint) -> list[x509.Certificate]:
+    """The CA bundle. Raises TlsProblem if the server can't be checked with it."""
+    bundle, now = ca_bundle(endpoint), datetime.now(UTC)
+    # One good CA is enough: bundles overlap when a CA is replaced.
+    if not any(ca.not_valid_before_utc <= now < ca.not_valid_after_utc for ca in bundle):
+        check_dates(bundle[0], f"the CA certificate {endpoint.ca}", now, "get the CA's new one")
+    return bundle
+
+
+def check_certificate(endpoint: Endpoint) -> Bearer:
+    """What the client's certificate says. Raises TlsProblem if no agent takes it."""
+    leaf, subject = client_chain(endpoint)[0], f"the client certificate {endpoint.cert}"
     try:
-        _check_fit(leaf, key, endpoint)
-        check_dates(leaf, subject, now, _ISSUE_ANEW)
+        check_dates(leaf, subject, datetime.now(UTC), _ISSUE_ANEW)
         _check_strength(leaf, subject)
         _check_usage(leaf, subject)
-        _check_identity(leaf, subject)
-        _check_role(leaf, subject)
+        return Bearer(_identity(leaf, subject), _role(leaf, subject), leaf)
     except UNREADABLE:
         raise TlsProblem(f"{subject} holds something that cannot be read", _ISSUE_ANEW) from None
+
+
+def check_key(endpoint: Endpoint) -> None:
+    """Check that the private key is that of the certificate.
+
+    Raises:
+        TlsProblem: it is not, or cannot be used.
+    """
+    key, leaf = _private_key(endpoint), client_chain(endpoint)[0]
+    try:
+        fits = key.public_key() == leaf.public_key()
+    except UNREADABLE:
+        problem = f"the client certificate {endpoint.cert} has a key that cannot be read"
+        raise TlsProblem(problem, _ISSUE_ANEW) from None
+    if not fits:
+        problem = f"the private key {endpoint.key} does not belong to the certificate {endpoint.cert}"
+        fix = "name the key that was made for it; in a chain the client's own certificate comes first"
+        raise TlsProblem(problem, fix)
 
 
 def ca_bundle(endpoint: Endpoint) -> list[x509.Certificate]:
@@ -110,19 +154,6 @@ def _private_key(endpoint: Endpoint) -> PrivateKey:
     return key
 
 
-def _check_fit(leaf: x509.Certificate, key: PrivateKey, endpoint: Endpoint) -> None:
-    if key.public_key() != leaf.public_key():
-        problem = f"the private key {endpoint.key} does not belong to the certificate {endpoint.cert}"
-        fix = "name the key that was made for it; in a chain the client's own certificate comes first"
-        raise TlsProblem(problem, fix)
-
-
-def _check_bundle(bundle: list[x509.Certificate], endpoint: Endpoint, now: datetime) -> None:
-    """One good CA is enough: bundles overlap when a CA is replaced."""
-    if not any(ca.not_valid_before_utc <= now < ca.not_valid_after_utc for ca in bundle):
-        check_dates(bundle[0], f"the CA certificate {endpoint.ca}", now, "get the CA's new one")
-
-
 def _check_strength(leaf: x509.Certificate, subject: str) -> None:
     public_key = leaf.public_key()
     if isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size < _MIN_RSA_BITS:
@@ -136,30 +167,32 @@ def _check_usage(leaf: x509.Certificate, subject: str) -> None:
         raise TlsProblem(problem, "name a client's certificate with --cert")
 
 
-def _check_identity(leaf: x509.Certificate, subject: str) -> None:
+def _identity(leaf: x509.Certificate, subject: str) -> str:
     names = _extension(leaf, x509.SubjectAlternativeName)
     uris = names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
     if len(uris) != 1:
         raise TlsProblem(f"{subject} names {len(uris)} URIs where one identity must stand", _ISSUE_ANEW)
     try:
-        identity.check_user_uri(uris[0])
+        return identity.check_user_uri(uris[0])
     except Unauthenticated as error:
         raise TlsProblem(f"{subject} names no user: {error.reason}", _ISSUE_ANEW) from None
 
 
-def _check_role(leaf: x509.Certificate, subject: str) -> None:
-    carriers = [extension for extension in leaf.extensions if _is_role(extension.value)]
-    if not carriers:
-        raise TlsProblem(f"{subject} carries no role, READER or WRITER", _ISSUE_ANEW)
-    if carriers[0].critical:
-        raise TlsProblem(f"{subject} has its role in a critical extension, which TLS refuses", _ISSUE_ANEW)
+def _role(leaf: x509.Certificate, subject: str) -> identity.Role:
+    for extension in leaf.extensions:
+        if (role := _role_of(extension.value)) is not None:
+            if extension.critical:
+                problem = f"{subject} has its role in a critical extension, which TLS refuses"
+                raise TlsProblem(problem, _ISSUE_ANEW)
+            return role
+    raise TlsProblem(f"{subject} carries no role, READER or WRITER", _ISSUE_ANEW)
 
 
-def _is_role(value: x509.ExtensionType) -> bool:
+def _role_of(value: x509.ExtensionType) -> identity.Role | None:
     try:
-        return isinstance(value, x509.UnrecognizedExtension) and identity.decode_role(value.value) in identity.Role
+        return identity.decode_role(value.value) if isinstance(value, x509.UnrecognizedExtension) else None
     except Unauthenticated:
-        return False
+        return None
 
 
 def _extension(leaf: x509.Certificate, kind: type[E]) -> E | None:

@@ -45,26 +45,31 @@ _DATES = {9, 10}
 _NAMES = {62, 64}
 
 
-def probe(endpoint: Endpoint, seconds: float) -> None:
+def probe(endpoint: Endpoint, seconds: float) -> x509.Certificate:
     """Connect, shake hands, wait for the server's first byte.
 
     Args:
         endpoint: with an address that is HOST:PORT.
         seconds: how long to wait for each of the three.
 
+    Returns:
+        The server's certificate, verified.
+
     Raises:
         TlsProblem: what stands in the way.
     """
     if not _SERVER_NAME.fullmatch(_name(endpoint)):
         raise TlsProblem(f"{_name(endpoint)!r:.80} is not a server's name", "correct --server-name")
-    with _connected(endpoint, seconds) as plain, _handshaken(endpoint, plain, seconds) as tls:
+    with connected(endpoint, seconds) as plain, _handshaken(endpoint, plain, seconds) as tls:
         if tls.selected_alpn_protocol() != _ALPN:
             problem = f"{endpoint.addr} speaks TLS, but not gRPC: it offers no HTTP/2"
             raise TlsProblem(problem, "check host and port")
         _await_first_byte(endpoint, tls)
+        return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
 
 
-def _connected(endpoint: Endpoint, seconds: float) -> socket.socket:
+def connected(endpoint: Endpoint, seconds: float) -> socket.socket:
+    """A connection without TLS. Raises TlsProblem if there is none to be had."""
     try:
         return socket.create_connection((endpoint.host, endpoint.port), seconds)
     except (socket.gaierror, UnicodeError):
@@ -130,7 +135,7 @@ def _explain_break(endpoint: Endpoint, reason: str) -> NoReturn:
 def _explain_distrust(endpoint: Endpoint, error: ssl.SSLCertVerificationError, seconds: float) -> NoReturn:
     certificate, subject = _certificate(endpoint, seconds), f"the server certificate of {endpoint.addr}"
     if error.verify_code in _NAMES:
-        problem = f"{subject} is for {_hosts(certificate)}, not for {_name(endpoint)}"
+        problem = f"{subject} is for {hosts(certificate)}, not for {_name(endpoint)}"
         raise TlsProblem(problem, "connect by one of these names, or give one with --server-name")
     if error.verify_code in _UNTRUSTED:
         problem = f"{subject} was issued by {_issuer(certificate)}, which is not the CA in {endpoint.ca}"
@@ -147,7 +152,7 @@ def _certificate(endpoint: Endpoint, seconds: float) -> x509.Certificate:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         with (
-            _connected(endpoint, seconds) as plain,
+            connected(endpoint, seconds) as plain,
             context.wrap_socket(plain, server_hostname=_name(endpoint)) as tls,
         ):
             return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
@@ -156,7 +161,8 @@ def _certificate(endpoint: Endpoint, seconds: float) -> x509.Certificate:
         raise TlsProblem(problem, "look at the server's log") from None
 
 
-def _hosts(certificate: x509.Certificate) -> str:
+def hosts(certificate: x509.Certificate) -> str:
+    """The names that a server's certificate is for, in words."""
     try:
         san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         addresses = map(str, san.get_values_for_type(x509.IPAddress))

@@ -129,7 +129,7 @@ def _assemble(trust: Trust, gate: Gate, link: SupervisorLink, mirror: Mirror, po
     link.listen(policies.apply, mirror.apply, feeds.apply, health.apply)
     files_per_segment = 2
     output = Output(Segments(link, min(_raise_file_limit() // 2 // files_per_segment, _MAX_SEGMENTS)))
-    jobs = JobWorker(link, mirror, feeds, output, gate.permits, trust.credentials)
+    jobs = JobWorker(link, mirror, feeds, output, gate.permits, trust)
     return server.make(gate, jobs, health)
 
 

@@ -16,16 +16,15 @@ from jobworker.api.v1 import job_worker_service_pb2_grpc as api
 from jobworker.errors import JobAlreadyEnded, JobNotFound
 from jobworker.gateway import incoming, outgoing
 from jobworker.gateway.access import CALLER, PRINCIPAL
-from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.gate import Context
-from jobworker.gateway.kept import Kept
 from jobworker.gateway.known import Known
 from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Extent, Fixed, Output, beginning
 from jobworker.gateway.permits import Permits
 from jobworker.gateway.seek import Log, View
+from jobworker.gateway.trust import Trust
 from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
 from jobworker.wire.messages import DeleteJob, Done, Drain, Drained, InspectJob, JobReply
@@ -47,14 +46,14 @@ class JobWorker(api.JobWorkerServiceServicer):
         feeds: Feeds,
         output: Output,
         permits: Permits,
-        own: Kept[Credentials],
+        trust: Trust,
     ) -> None:
         self._link = link
         self._mirror = mirror
         self._feeds = feeds
         self._output = output
         self._permits = permits
-        self._own = own
+        self._trust = trust
 
     async def Start(self, request: pb.StartRequest, _context: Context) -> pb.StartResponse:
         message = incoming.start(CALLER.get(), request)
@@ -131,6 +130,7 @@ class JobWorker(api.JobWorkerServiceServicer):
 
     async def GetAgentInfo(self, _request: pb.GetAgentInfoRequest, _context: Context) -> pb.GetAgentInfoResponse:
         host, system = await self._mirror.host(), os.uname()
+        own, crl_ends = self._trust.credentials.get(), self._trust.revocations.get().ends
         return pb.GetAgentInfoResponse(
             version=__version__,
             hostname=system.nodename,
@@ -141,11 +141,14 @@ class JobWorker(api.JobWorkerServiceServicer):
             memory_bytes=host.memory_bytes,
             active_jobs=self._mirror.active(),
             max_active_jobs=host.max_active_jobs,
-            certificate_expires_at=outgoing.timestamp(self._own.get().expires_ns),
+            certificate_expires_at=outgoing.timestamp(own.expires_ns),
+            ca_expires_at=outgoing.timestamp(own.ca_expires_ns),
+            crl_expires_at=outgoing.timestamp(int((crl_ends or 0) * 1e9)),
             user_per_job=host.user_per_job,
             default_sandbox=host.sandbox,
             sandbox_parts=[outgoing.sandbox_part(part) for part in host.isolation],
             draining=host.draining,
+            time=outgoing.timestamp(time.time_ns()),
         )
 
     async def Drain(self, _request: pb.DrainRequest, _context: Context) -> pb.DrainResponse:

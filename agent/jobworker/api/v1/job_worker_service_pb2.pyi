@@ -925,6 +925,9 @@ class GetAgentInfoResponse(_message.Message):
     DEFAULT_SANDBOX_FIELD_NUMBER: _builtins.int
     SANDBOX_PARTS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    CA_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    CRL_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The agent's version."""
     hostname: _builtins.str
@@ -959,6 +962,20 @@ class GetAgentInfoResponse(_message.Message):
     def sandbox_parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SandboxPart]:
         """What jobs can be isolated by here."""
 
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """The agent's clock when it answered."""
+
+    @_builtins.property
+    def ca_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the first of the CAs that it checks clients with ends."""
+
+    @_builtins.property
+    def crl_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the first of its revocation lists ends; unset where it has none. Then clients are refused, unless the agent
+        is set up to go on with it.
+        """
+
     def __init__(
         self,
         *,
@@ -976,10 +993,13 @@ class GetAgentInfoResponse(_message.Message):
         default_sandbox: _builtins.str = ...,
         sandbox_parts: _abc.Iterable[Global___SandboxPart] | None = ...,
         draining: _builtins.bool = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        ca_expires_at: _timestamp_pb2.Timestamp | None = ...,
+        crl_expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_at", b"certificate_expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "crl_expires_at", b"crl_expires_at", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "default_sandbox", b"default_sandbox", "draining", b"draining", "hostname", b"hostname", "kernel", b"kernel", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "crl_expires_at", b"crl_expires_at", "default_sandbox", b"default_sandbox", "draining", b"draining", "hostname", b"hostname", "kernel", b"kernel", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "time", b"time", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

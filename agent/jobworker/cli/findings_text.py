@@ -1,0 +1,38 @@
+"""Findings as `doctor` commands print them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import click
+
+from jobworker.cli.terminal import inline
+from jobworker.findings import Finding, Level
+
+# As wide as the longest.
+_CHECK_WIDTH = 11
+
+
+def show(findings: Iterable[Finding], *, as_json: bool) -> int:
+    """Print each finding as it is made, a line each; the exit code: 1 if one says that something does not work."""
+    failed = False
+    for finding in findings:
+        failed = failed or finding.level is Level.FAIL
+        click.echo(_json(finding) if as_json else _text(finding))
+    return int(failed)
+
+
+def _text(finding: Finding) -> str:
+    hint = f"; {finding.hint}" if finding.hint else ""
+    return inline(f"{finding.level.value:<4}  {finding.check:<{_CHECK_WIDTH}}  {finding.told}{hint}")
+
+
+def _json(finding: Finding) -> str:
+    plain = {
+        "check": finding.check,
+        "level": finding.level.value.lower(),
+        "told": finding.told,
+        "hint": finding.hint,
+    }
+    return json.dumps(plain, separators=(",", ":"))
