@@ -90,6 +90,10 @@ class State(enum.Enum):
     ENDED = "ENDED"
 
 
+# Of a job that has not ended.
+ACTIVE = (State.PENDING, State.RUNNING, State.STOPPING)
+
+
 class EndReason(enum.Enum):
     EXITED = "EXITED"
     SIGNALED = "SIGNALED"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from jobworker.cli import client_json, client_text
+from jobworker import jobs
+from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
 from jobworker.errors import JobWorkerError
 
@@ -35,8 +36,8 @@ Exit codes: as of every command; of several that could not be removed, that of t
 
 @click.command("signal", cls=ClientCommand, help=_SIGNAL_HELP)
 @click.option("--all", "everyone", is_flag=True, help="To each process of the job.")
-@click.argument("job_id", metavar="ID")
-@click.argument("name", metavar="SIGNAL")
+@click.argument("job_id", metavar="ID", shell_complete=client_offers.jobs(*jobs.ACTIVE))
+@click.argument("name", metavar="SIGNAL", shell_complete=client_offers.signals)
 def signal(job_id: str, name: str, *, everyone: bool) -> None:
     with connect() as client:
         job = client.signal(client.resolve(job_id), name, everyone=everyone)
@@ -45,7 +46,9 @@ def signal(job_id: str, name: str, *, everyone: bool) -> None:
 
 
 @click.command("delete", cls=ClientCommand, help=_DELETE_HELP)
-@click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument(
+    "job_ids", metavar="ID...", nargs=-1, required=True, shell_complete=client_offers.jobs(jobs.State.ENDED)
+)
 def delete(job_ids: tuple[str, ...]) -> None:
     failure: JobWorkerError | None = None
     with connect() as client:

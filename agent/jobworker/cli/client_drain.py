@@ -11,7 +11,7 @@ from jobworker.cli import client_json, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_exit import TIMED_OUT
 from jobworker.client.failures import WaitTimedOut
-from jobworker.jobs import State
+from jobworker.jobs import ACTIVE
 
 _DRAIN_HELP = """Have the host take no new jobs, and show those that have not ended.
 
@@ -29,8 +29,6 @@ _UNDRAIN_HELP = """Have the host take new jobs again.
 \b
 worker-client undrain
 """
-
-_ACTIVE = (State.PENDING, State.RUNNING, State.STOPPING)
 
 
 class _DrainCommand(ClientCommand):
@@ -50,7 +48,7 @@ def drain(*, wait: bool, timeout: str | None) -> None:
         if as_json():
             click.echo(client_json.line({"draining": True, "active_job_ids": list(active)}))
         elif active:
-            click.echo(client_text.table(client.list_jobs(states=_ACTIVE), time.time()))
+            click.echo(client_text.table(client.list_jobs(states=ACTIVE), time.time()))
         if wait:
             client.wait_idle(timeout=seconds)
     if not as_json() and (wait or not active):

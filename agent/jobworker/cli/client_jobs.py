@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobworker import jobs, units
-from jobworker.cli import client_json, client_text
+from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_spec import labels_of
 
@@ -49,10 +49,16 @@ STATES = click.Choice([state.value for state in jobs.State], case_sensitive=Fals
 
 @click.command("stop", cls=ClientCommand, help=_STOP_HELP)
 @click.option("--grace", metavar="TIME", default="10s", help="Time to end by itself: 10s by default.")
-@click.option("--signal", metavar="NAME", default="", help="The first signal: TERM by default.")
+@click.option(
+    "--signal",
+    metavar="NAME",
+    default="",
+    shell_complete=client_offers.signals,
+    help="The first signal: TERM by default.",
+)
 @click.option("--force", is_flag=True, help="Kill at once, without a signal before.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the stop is under way.")
-@click.argument("job_id", metavar="ID")
+@click.argument("job_id", metavar="ID", shell_complete=client_offers.jobs(*jobs.ACTIVE))
 def stop(job_id: str, grace: str, signal: str, *, force: bool, no_wait: bool) -> None:
     grace_ms = units.parse_duration(grace, "--grace")
     with connect() as client:
@@ -62,7 +68,7 @@ def stop(job_id: str, grace: str, signal: str, *, force: bool, no_wait: bool) ->
 
 
 @click.command("query", cls=ClientCommand, help=_QUERY_HELP)
-@click.argument("job_id", metavar="ID")
+@click.argument("job_id", metavar="ID", shell_complete=client_offers.jobs())
 def query(job_id: str) -> None:
     with connect() as client:
         job = client.query(client.resolve(job_id))
@@ -71,7 +77,13 @@ def query(job_id: str) -> None:
 
 @click.command("list", cls=ClientCommand, help=_LIST_HELP)
 @click.option("--state", multiple=True, type=STATES, help="Only jobs in this state. Repeatable.")
-@click.option("--label", metavar="KEY=VALUE", multiple=True, help="Only jobs with this label. Repeatable.")
+@click.option(
+    "--label",
+    metavar="KEY=VALUE",
+    multiple=True,
+    shell_complete=client_offers.labels,
+    help="Only jobs with this label. Repeatable.",
+)
 @click.option("--principal", metavar="URI", default="", help="Only jobs that this client started.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the newest N.")
 def list_jobs(state: tuple[str, ...], label: tuple[str, ...], principal: str, limit: int | None) -> None:

@@ -10,8 +10,12 @@ from typing import Any
 
 import click
 
+from jobworker.cli import client_offers
+
 CONNECTION = ("addr", "ca", "cert", "key", "server_name")
 _META = "jobworker."
+# Whether it is there is told with all else that can be wrong with it.
+_FILE = click.Path()
 
 
 class SharedOption(click.Option):
@@ -40,9 +44,11 @@ def connection(ctx: click.Context) -> dict[str, str]:
 def shared_options() -> list[click.Parameter]:
     return [
         SharedOption("--addr", metavar="HOST:PORT", help="The agent. [JOBWORKER_ADDR]"),
-        SharedOption("--ca", metavar="FILE", help="CA certificates to check the agent with. [JOBWORKER_CA]"),
-        SharedOption("--cert", metavar="FILE", help="Your certificate. [JOBWORKER_CERT]"),
-        SharedOption("--key", metavar="FILE", help="Its private key. [JOBWORKER_KEY]"),
+        SharedOption(
+            "--ca", type=_FILE, metavar="FILE", help="CA certificates to check the agent with. [JOBWORKER_CA]"
+        ),
+        SharedOption("--cert", type=_FILE, metavar="FILE", help="Your certificate. [JOBWORKER_CERT]"),
+        SharedOption("--key", type=_FILE, metavar="FILE", help="Its private key. [JOBWORKER_KEY]"),
         SharedOption(
             "--server-name",
             metavar="NAME",
@@ -51,6 +57,7 @@ def shared_options() -> list[click.Parameter]:
         SharedOption(
             "--context",
             metavar="NAME",
+            shell_complete=client_offers.contexts,
             help="A context of ~/.config/jobworker/config.yaml. [JOBWORKER_CONFIG]",
         ),
         SharedOption("--format", type=click.Choice(["text", "json"]), help="What to print; text by default."),

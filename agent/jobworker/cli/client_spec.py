@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from jobworker import jobs, units
+from jobworker.cli import client_offers
 from jobworker.errors import InvalidField
 from jobworker.limits import KINDS, Limits
 from jobworker.sandbox import PROFILES
@@ -46,7 +47,13 @@ _OPTIONS = (
         "The job gets these and no others.",
     ),
     click.option("--workdir", metavar="DIR", help="Start there; by default in a fresh directory of its own."),
-    click.option("--label", metavar="KEY=VALUE", multiple=True, help="A label to find the job by. Repeatable."),
+    click.option(
+        "--label",
+        metavar="KEY=VALUE",
+        multiple=True,
+        shell_complete=client_offers.labels,
+        help="A label to find the job by. Repeatable.",
+    ),
     click.option("--idempotency-key", metavar="KEY", default="", help="Asked again with this, get the same job."),
     click.option(
         "--sandbox",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from jobworker.cli import client_json
+from jobworker.cli import client_json, client_offers
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_output import Sink, stamped
 from jobworker.cli.client_time import moment, shown
@@ -44,7 +44,7 @@ With `--format json` each line is an object: `type` is chunk, gap or end, and `d
 @click.option("--stdout", is_flag=True, help="Only what the job wrote to its standard output.")
 @click.option("--stderr", is_flag=True, help="Only what it wrote to its standard error.")
 @click.option("--timestamps", "-t", is_flag=True, help="Put before each line when it was written.")
-@click.argument("job_id", metavar="ID")
+@click.argument("job_id", metavar="ID", shell_complete=client_offers.jobs())
 def stream(
     job_id: str,
     *,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from jobworker import jobs, units
-from jobworker.cli import client_json, client_text
+from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
 from jobworker.cli.client_exit import ExitsAsJob, exit_status
 from jobworker.cli.client_jobs import STATES
@@ -49,10 +49,16 @@ your order that was not. 124 after --timeout, 125 when jobworker failed.
 @click.command("watch", cls=ClientCommand, help=_WATCH_HELP)
 @click.option("--snapshot", is_flag=True, help="Begin with the jobs that there are.")
 @click.option("--state", multiple=True, type=STATES, help="Only changes into this state. Repeatable.")
-@click.option("--label", metavar="KEY=VALUE", multiple=True, help="Only jobs with this label. Repeatable.")
+@click.option(
+    "--label",
+    metavar="KEY=VALUE",
+    multiple=True,
+    shell_complete=client_offers.labels,
+    help="Only jobs with this label. Repeatable.",
+)
 @click.option("--principal", metavar="URI", default="", help="Only jobs that this client started.")
 @click.option("--resume", metavar="TOKEN", default="", help="Begin where an earlier watch left off.")
-@click.argument("job_ids", metavar="[ID]...", nargs=-1)
+@click.argument("job_ids", metavar="[ID]...", nargs=-1, shell_complete=client_offers.jobs())
 def watch(
     job_ids: tuple[str, ...],
     *,
@@ -105,7 +111,7 @@ def _plain(event: Event) -> dict[str, Any]:
 @click.command("wait", cls=ExitsAsJob, help=_WAIT_HELP)
 @click.option("--any", "first", is_flag=True, help="Wait for the first one that ends.")
 @click.option("--timeout", metavar="TIME", help="Wait no longer than this: 30s, 10m. The jobs go on.")
-@click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("job_ids", metavar="ID...", nargs=-1, required=True, shell_complete=client_offers.jobs())
 def wait(job_ids: tuple[str, ...], *, first: bool, timeout: str | None) -> int:
     seconds = None if timeout is None else units.parse_duration(timeout, "--timeout") / 1000
     codes = dict[str, int]()

@@ -19,6 +19,8 @@ from jobworker.cli.client_options import shared_options, write_options
 # A shell's exit codes for what a signal has ended.
 BY_SIGNAL = 128
 INTERRUPTED = BY_SIGNAL + signal.SIGINT
+# By this variable a shell asks what can follow: click's name for it.
+COMPLETE = "_WORKER_CLIENT_COMPLETE"
 
 
 class _Entry(NamedTuple):
@@ -42,6 +44,7 @@ COMMANDS = {
     "drain": _Entry("client_drain", "drain", "Take no new jobs on the host, and wait for the others."),
     "undrain": _Entry("client_drain", "undrain", "Take new jobs on the host again."),
     "doctor": _Entry("client_doctor", "doctor", "Find what is wrong between you and the agent."),
+    "completion": _Entry("client_completion", "completion", "Have your shell complete what you type."),
     "version": _Entry("client_info", "version", "Print the version of this client."),
 }
 _ALIASES = {"logs": "stream", "ps": "list"}
@@ -87,6 +90,8 @@ def cli() -> None:
 
 def main() -> None:
     _open_standard_streams()
+    if COMPLETE in os.environ:
+        importlib.import_module("jobworker.cli.client_completion")
     sys.exit(run(sys.argv[1:]))
 
 

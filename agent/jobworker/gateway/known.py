@@ -12,7 +12,6 @@ from jobworker.gateway.order import Position
 from jobworker.jobs import EndReason, JobRecord, State
 
 _ALL = "all"
-ACTIVE = (State.PENDING, State.RUNNING, State.STOPPING)
 
 
 @dataclass(frozen=True, slots=True)

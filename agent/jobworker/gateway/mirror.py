@@ -19,10 +19,10 @@ import structlog
 
 from jobworker.errors import AgentUnavailable, JobNotFound
 from jobworker.gateway.changes import Changes
-from jobworker.gateway.known import ACTIVE, Known, Wanted, known
+from jobworker.gateway.known import Known, Wanted, known
 from jobworker.gateway.link import PATIENCE_SECONDS, Lost
 from jobworker.gateway.order import Position, Timelines
-from jobworker.jobs import EndReason, JobRecord, State
+from jobworker.jobs import ACTIVE, EndReason, JobRecord, State
 from jobworker.wire.messages import (
     DrainChanged,
     Drained,
