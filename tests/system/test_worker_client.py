@@ -222,6 +222,16 @@ def test_a_reader_may_look_and_no_more(agent: Agent) -> None:
         assert b"needs the role WRITER" in done.stderr
 
 
+@pytest.mark.root
+def test_top_shows_what_a_busy_job_uses(agent: Agent) -> None:
+    job_id = agent.start_job("--", "sh", "-c", "while :; do :; done")
+    done = agent.cli("top", "--once", "--interval", "500ms", "--format", "json", check=True)
+    uses = {use["id"]: use for use in map(json.loads, done.stdout.splitlines())}
+    agent.cli("stop", job_id, "--force", check=True)
+    assert uses[job_id]["cpu_percent"] > 0
+    assert (uses[job_id]["host"], uses[job_id]["processes"]) == (os.uname().nodename, 1)
+
+
 def test_an_id_that_is_not_there(agent: Agent) -> None:
     for args in (("query", "0000-0000-0000-0000"), ("stream", "0000-0000-0000-0000"), ("query", "00000")):
         done = agent.cli(*args)

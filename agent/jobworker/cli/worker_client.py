@@ -39,6 +39,7 @@ COMMANDS = {
     "stream": _Entry("client_stream", "stream", "Write a job's output; also called logs."),
     "list": _Entry("client_jobs", "list_jobs", "List the jobs of the host; also called ps."),
     "watch": _Entry("client_watch", "watch", "Show changes of jobs as they happen."),
+    "top": _Entry("client_top", "top", "Show what jobs use, again and again."),
     "wait": _Entry("client_watch", "wait", "Wait until jobs have ended, and exit as they did."),
     "info": _Entry("client_info", "info", "Show what the agent is, and what it can enforce."),
     "drain": _Entry("client_drain", "drain", "Take no new jobs on the host, and wait for the others."),

@@ -1,0 +1,164 @@
+"""`worker-client top`."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from jobworker import units
+from jobworker.cli import client_json, top_table
+from jobworker.cli.client_command import ClientCommand, as_json, connect
+from jobworker.cli.terminal import inline
+from jobworker.cli.top_sample import Picture, Sampler
+from jobworker.cli.worker_client import BY_SIGNAL
+from jobworker.errors import InvalidField, JobWorkerError
+
+if TYPE_CHECKING:
+    from jobworker.cli.top_screen import Screen
+
+_HELP = """Show what the host's jobs use, again and again; once where the output is no terminal.
+
+CPU is in percent of one CPU; what is read and written is from and to disks, in bytes a second. Of all active jobs
+the newest are looked at, each by a call of its own.
+
+\b
+worker-client top
+worker-client top --sort memory --interval 5s
+worker-client top --once --format json | jq -r 'select(.cpu_percent > 90) | .id'
+
+\b
+Keys: c, m, i, p sort by CPU, memory, disk, processes; q leaves. NO_COLOR leaves colours out.
+"""
+
+_KEYS = {b"c": "cpu", b"m": "memory", b"i": "io", b"p": "pids"}
+_LEAVE = b"q"
+_SHORTEST_MS = 200
+_SIGNALS = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGTERM)
+
+
+@click.command("top", cls=ClientCommand, help=_HELP)
+@click.option("--interval", metavar="TIME", default="2s", help="Time between two looks: 2s by default.")
+@click.option("--sort", type=click.Choice(list(top_table.SORTS)), default="cpu", help="What decides on the order.")
+@click.option("--limit", metavar="N", type=click.IntRange(1, 2000), default=100, help="Only the newest N: 100.")
+@click.option("--once", is_flag=True, help="Print one plain table, from two looks, and end.")
+def top(interval: str, sort: str, limit: int, *, once: bool) -> int:
+    millis = units.parse_duration(interval, "--interval")
+    if millis < _SHORTEST_MS:
+        raise InvalidField("--interval", f"is shorter than {_SHORTEST_MS}ms", "2s")
+    with connect() as client:
+        sampler = Sampler(client, limit)
+        if once or as_json() or not _on_a_terminal():
+            _print(sampler, millis / 1000, sort)
+            return 0
+        return _Live(sampler, millis / 1000, sort).run()
+
+
+def _on_a_terminal() -> bool:
+    return os.environ.get("TERM") != "dumb" and all(os.isatty(fd) for fd in (0, 1))
+
+
+def _print(sampler: Sampler, interval: float, sort: str) -> None:
+    sampler.sample()
+    time.sleep(interval)
+    picture = sampler.sample()
+    if as_json():
+        for use in sorted(picture.uses, key=top_table.SORTS[sort], reverse=True):
+            click.echo(client_json.line(top_table.plain(picture, use)))
+    else:
+        for line in top_table.rows(picture, sort, time.time()):
+            click.echo(line.rstrip())
+
+
+class _Live:
+    """The view that stays. Looks are made by a thread, so that keys count also while an agent does not answer.
+
+    Raises:
+        JobWorkerError: already the first look failed.
+    """
+
+    def __init__(self, sampler: Sampler, interval: float, sort: str) -> None:
+        self._sampler = sampler
+        self._interval = interval
+        self._sort = sort
+        self._picture = sampler.sample()
+        self._problem = ""
+        self._left = threading.Event()
+
+    def run(self) -> int:
+        """Until a key, or a signal, ends it; the exit code."""
+        from jobworker.cli.top_screen import Screen  # noqa: PLC0415 - needs a terminal
+
+        with _wakeups() as (wakeup, wake):
+            thread = threading.Thread(target=self._look, args=(wake,), daemon=True)
+            with Screen(0, 1, coloured=not os.environ.get("NO_COLOR")) as screen:
+                thread.start()
+                try:
+                    while (ended := self._once(screen, wakeup)) is None:
+                        pass
+                finally:
+                    self._left.set()
+        return ended
+
+    def _look(self, wake: int) -> None:
+        while not self._left.wait(self._interval):
+            try:
+                self._picture = self._sampler.sample()
+                self._problem = ""
+            except JobWorkerError as error:
+                self._problem = str(error)
+            # Of a pipe that is full somebody is told enough.
+            with suppress(BlockingIOError):
+                os.write(wake, b"\0")
+
+    def _once(self, screen: Screen, wakeup: int) -> int | None:
+        """Draw, and wait for what happens next; the exit code if that is the end."""
+        self._draw(screen)
+        ready, _, _ = select.select([0, wakeup], [], [])
+        if wakeup in ready:
+            for number in os.read(wakeup, 1024):
+                if number == signal.SIGTERM:
+                    return BY_SIGNAL + number
+                if number == signal.SIGTSTP:
+                    screen.suspend()
+        if 0 in ready:
+            keys = os.read(0, 1024)
+            if not keys or _LEAVE in keys:
+                return 0
+            for key in (keys[i : i + 1] for i in range(len(keys))):
+                self._sort = _KEYS.get(key, self._sort)
+        return None
+
+    def _draw(self, screen: Screen) -> None:
+        picture = self._picture
+        screen.draw(self._top(picture), top_table.rows(picture, self._sort, time.time()))
+
+    def _top(self, picture: Picture) -> str:
+        if self._problem:
+            return f"what follows is not fresh: {inline(self._problem)}"
+        number = f"the newest {len(picture.uses)} jobs" if picture.more else f"{len(picture.uses)} jobs"
+        return f"{inline(picture.host)}: {number}, by {self._sort}; c m i p sort, q leaves"
+
+
+@contextmanager
+def _wakeups() -> Iterator[tuple[int, int]]:
+    """A pipe's two ends: what comes out is the number of each signal, and what else is written into it.
+
+    It is never closed: who writes may not have noticed yet that nobody reads any more.
+    """
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = {number: signal.signal(number, lambda _number, _frame: None) for number in _SIGNALS}
+    old = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield reading, writing
+    finally:
+        signal.set_wakeup_fd(old)
+        for number, handler in before.items():
+            signal.signal(number, handler)
