@@ -62,7 +62,7 @@ def keeper(config: str, gateway_user: str, settings_path: str) -> NoReturn:
         JobWorkerError: the configuration is wrong, or there is no such user.
         OSError: a file cannot be read or written.
     """
-    schema.write(_with_user(canonical(config), gateway_user), settings_path)
+    schema.write(with_user(canonical(config), gateway_user), settings_path)
     command = [sys.executable, "-I", "-S", "-E", _KEEPER, "--settings", settings_path]
     os.execv(command[0], command)
 
@@ -93,7 +93,7 @@ def upgrade(config: str, gateway_user: str, settings_path: str) -> tuple[str, st
         JobWorkerError: the configuration is wrong, or the code refuses; all goes on as it was.
         OSError: no agent runs, or it does not come back.
     """
-    settings = _with_user(canonical(config), gateway_user)
+    settings = with_user(canonical(config), gateway_user)
     with open(settings_path, "rb") as file:
         before = file.read()
     schema.write(settings, settings_path)
@@ -122,7 +122,8 @@ def _put_back(path: str, content: bytes) -> None:
         os.rename(beside, path)
 
 
-def _with_user(settings: Settings, name: str) -> Settings:
+def with_user(settings: Settings, name: str) -> Settings:
+    """The settings with this user for the gateway, if one is named. Raises InvalidField: there is no such user."""
     if not name:
         return settings
     try:

@@ -66,6 +66,23 @@ Example:
   worker-agent gateway --config /etc/jobworker/agent.yaml
 """
 
+_DOCTOR = """\
+Look for what is wrong with this host, or with an agent's configuration on it, and say how to mend it.
+
+A line for each check: settings, kernel, cgroups and limits, sandboxes, clock, state directory, free space, policy,
+certificates and revocation lists. Nothing is changed, but that a cgroup is made and removed, as by an agent that
+starts. An agent that runs is not disturbed.
+
+\b
+Examples:
+  worker-agent doctor
+  worker-agent doctor --config /etc/jobworker/agent.yaml --gateway-user jobworker --format json
+
+\b
+Each line begins with `ok`, with `warn` for what works and lacks something, or with `FAIL`.
+Exit codes: 1 if a line says FAIL, else 0.
+"""
+
 _CONFIG = click.option(
     "--config",
     required=True,
@@ -165,6 +182,21 @@ def upgrade(config: str | None, state_dir: str | None, gateway_user: str, settin
     except (JobWorkerError, OSError) as error:
         _fail(str(error))
     click.echo(f"upgraded from {old} to {new}")
+
+
+@main.command(help=_DOCTOR, short_help="look for what is wrong with this host, or with a configuration")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="The agent's configuration: by default /etc/jobworker/agent.yaml.",
+)
+@_GATEWAY_USER
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What to print.")
+def doctor(config: str | None, gateway_user: str, form: str) -> None:
+    from jobworker.cli import agent_doctor, findings_text  # noqa: PLC0415 - `--help` need not wait for it
+
+    sys.exit(findings_text.show(agent_doctor.findings(config, gateway_user), as_json=form == "json"))
 
 
 @main.group()

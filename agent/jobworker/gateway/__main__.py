@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import sys
 
+from jobworker import codec
 from jobworker.errors import JobWorkerError
-from jobworker.gateway import app, log
+from jobworker.findings import Findings
+from jobworker.gateway import app, check, log
 from jobworker.settings import schema
 
 
@@ -16,10 +18,20 @@ def main() -> int:
     parser.add_argument("--settings", required=True, metavar="PATH", help="canonical settings")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="gets HOST:PORT once calls are served")
     parser.add_argument("--while-stdin", action="store_true", help="end when standard input does")
+    parser.add_argument(
+        "--check-as",
+        type=int,
+        metavar="UID",
+        help="don't serve: say, as canonical JSON, what is wrong with the files",
+    )
     arguments = parser.parse_args()
     try:
         settings = schema.read(arguments.settings)
         log.configure(settings.log_level)
+        if arguments.check_as is not None:
+            check.become(arguments.check_as)
+            sys.stdout.buffer.write(codec.dumps(Findings(tuple(check.findings(settings)))))
+            return 0
         asyncio.run(app.serve(settings, arguments.ready_fd, while_stdin=arguments.while_stdin))
     except OSError as error:
         return _refuse(str(error))

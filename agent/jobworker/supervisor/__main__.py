@@ -1,6 +1,7 @@
 """The supervisor's program, started by the keeper: `--settings FILE --link-fd N [--ready-fd N] [--parked yes]`.
 
-With `--check yes` in place of the link it reads settings and state as a start would, and ends.
+With `--check yes` in place of the link it reads settings and state as a start would, and ends; with `--survey yes`
+it tells what it finds of the host, as canonical JSON.
 """
 
 import os
@@ -9,7 +10,9 @@ import sys
 # -I and -S leave the package out of the path; at its end, nothing there can stand in for the standard library.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from jobworker import codec
 from jobworker.errors import JobWorkerError
+from jobworker.findings import Findings
 from jobworker.settings import schema
 from jobworker.supervisor import store
 from jobworker.supervisor.supervisor import Supervisor
@@ -23,6 +26,12 @@ def main(arguments: list[str]) -> int:
         settings = schema.read(path)
         if "--check" in options:
             store.check(settings.state_dir)
+            return 0
+        if "--survey" in options:
+            # Not before, since no other start has a use for it.
+            from jobworker.supervisor import survey  # noqa: PLC0415
+
+            sys.stdout.buffer.write(codec.dumps(Findings(tuple(survey.findings(settings)))))
             return 0
         link_fd, stand_in = int(options["--link-fd"]), options.get("--stand-in-fd")
         supervisor = Supervisor(
