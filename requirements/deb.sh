@@ -49,6 +49,10 @@ ln -s "$version" "$work/tree/opt/jobworker/current"
 install -Dm 644 -t "$work/tree/usr/lib/systemd/system" "$venv"/share/jobworker/systemd/*.service
 install -Dm 644 "$here/deb/sysusers.conf" "$work/tree/usr/lib/sysusers.d/jobworker.conf"
 install -Dm 644 "$root/LICENSE" "$work/tree/usr/share/doc/jobworker/copyright"
+completion() { install -Dm 644 <("$root/.venv/bin/worker-client" completion "$1") "$work/tree/usr/share/$2"; }
+completion bash bash-completion/completions/worker-client
+completion zsh zsh/vendor-completions/_worker-client
+completion fish fish/vendor_completions.d/worker-client.fish
 chmod -R u=rwX,go=rX "$work/tree"
 
 control=$work/tree/DEBIAN

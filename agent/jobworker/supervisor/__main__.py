@@ -10,9 +10,7 @@ import sys
 # -I and -S leave the package out of the path; at its end, nothing there can stand in for the standard library.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from jobworker import codec
 from jobworker.errors import JobWorkerError
-from jobworker.findings import Findings
 from jobworker.settings import schema
 from jobworker.supervisor import store
 from jobworker.supervisor.supervisor import Supervisor
@@ -31,7 +29,7 @@ def main(arguments: list[str]) -> int:
             # Not before, since no other start has a use for it.
             from jobworker.supervisor import survey  # noqa: PLC0415
 
-            sys.stdout.buffer.write(codec.dumps(Findings(tuple(survey.findings(settings)))))
+            sys.stdout.buffer.write(survey.told(settings))
             return 0
         link_fd, stand_in = int(options["--link-fd"]), options.get("--stand-in-fd")
         supervisor = Supervisor(

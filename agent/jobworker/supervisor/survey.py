@@ -9,8 +9,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+from jobworker import codec
 from jobworker.errors import JobWorkerError
-from jobworker.findings import Finding, Level, by_reason, failure, of_limits, warning
+from jobworker.findings import Finding, Findings, Level, by_reason, failure, of_limits, warning
 from jobworker.kernel import clock, disk, features
 from jobworker.kernel.cgroup import detect
 from jobworker.kernel.cgroup.base import Hierarchy
@@ -29,8 +30,13 @@ _LITTLE_SPACE = 1024**3
 _MIB = 1024**2
 
 
+def told(settings: Settings) -> bytes:
+    """All that was found, as canonical JSON."""
+    return codec.dumps(Findings(tuple(findings(settings))))
+
+
 def findings(settings: Settings) -> Iterator[Finding]:
-    """All of them.
+    """What is found, check by check.
 
     Args:
         settings: of the agent; without a state directory of one that is yet to be set up.
