@@ -269,3 +269,24 @@ def test_an_address_is_host_and_port(addr: str) -> None:
     files = certs.dev_pki().files("writer")
     with pytest.raises(InvalidField, match="HOST:PORT"):
         connect(Endpoint(addr, files.ca, files.cert, files.key))
+
+
+def test_an_agent_is_reached_when_it_answers_whatever_it_says(
+    agent: scripted.ScriptedAgent, client: Client
+) -> None:
+    agent.handlers["GetAgentInfo"] = lambda _request, context: scripted.fail(
+        context, "PERMISSION_DENIED", "NO", "no"
+    )
+    client.reach()
+    agent.close()
+    with connect(agent.endpoint()) as other, pytest.raises(TlsProblem, match="nobody listens"):
+        other.reach()
+
+
+def test_an_agent_that_says_nothing_is_not_reached_in_time(agent: scripted.ScriptedAgent) -> None:
+    go_on = threading.Event()
+    agent.handlers["GetAgentInfo"] = lambda _request, _context: go_on.wait(60) and pb.GetAgentInfoResponse()
+    with connect(agent.endpoint(), connect_timeout=0.5) as client, pytest.raises(CallFailed) as raised:
+        client.reach()
+    go_on.set()
+    assert (raised.value.code, "did not answer in time" in str(raised.value)) == ("DEADLINE_EXCEEDED", True)

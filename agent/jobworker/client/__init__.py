@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "connect"]
 
 
-def connect(endpoint: Endpoint, timeout: float = 30.0) -> Client:
+def connect(endpoint: Endpoint, timeout: float = 30.0, connect_timeout: float = 5.0) -> Client:
     """A client of the agent at this endpoint; the connection comes about with the first call.
 
     Args:
         endpoint: the agent, and the files for mutual TLS with it.
         timeout: for each call but `stream`, in seconds.
+        connect_timeout: for a connection to come about, in seconds.
 
     Raises:
         InvalidField: the address is not HOST:PORT.
@@ -36,4 +37,4 @@ def connect(endpoint: Endpoint, timeout: float = 30.0) -> Client:
     """
     from jobworker.client.rpc.client import Client  # noqa: PLC0415 - grpc takes 100 ms to import
 
-    return Client(endpoint, timeout)
+    return Client(endpoint, timeout, connect_timeout)

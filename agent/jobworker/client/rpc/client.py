@@ -42,14 +42,15 @@ class Client:
     through.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout: float = 30.0) -> None:
+    def __init__(self, endpoint: Endpoint, timeout: float = 30.0, connect_timeout: float = 5.0) -> None:
         """Prepare the connection; it comes about with the first call.
 
         Args:
             endpoint: the agent, and the files for mutual TLS with it.
             timeout: for each call that is not a stream of answers, in seconds; `stop` has the grace on top.
+            connect_timeout: for a connection to come about, in seconds.
         """
-        self._connection = Connection(endpoint)
+        self._connection = Connection(endpoint, connect_timeout)
         self._stub = self._connection.stub
         self._timeout = timeout
 
@@ -62,6 +63,10 @@ class Client:
     def close(self) -> None:
         """End the connection, and with it the calls that are under way."""
         self._connection.close()
+
+    def reach(self) -> None:
+        """Have the connection come about now, rather than with the first call."""
+        self._connection.reach()
 
     def start(self, spec: jobs.JobSpec, *, idempotency_key: str = "") -> job_pb2.Job:
         """Start a job; answers after its command was executed.

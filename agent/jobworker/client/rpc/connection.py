@@ -10,6 +10,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.client import tls
 from jobworker.client.endpoint import Endpoint, check_addr
@@ -27,6 +28,8 @@ _ONCE = Backoff(attempts=0)
 
 # A page of 100 jobs whose arguments are as long as they may be.
 _MAX_RECEIVE = 32 * 1024 * 1024
+# Despite its name also the time that a connection has to come about; by default 20 s.
+_ATTEMPT = "grpc.min_reconnect_backoff_ms"
 # With the bandwidth probe on, fifty stalled streams let a client grow to 1.6 GB.
 _LOOKAHEAD = 1024 * 1024
 
@@ -39,8 +42,6 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # Despite its name also the time that a connection has to come about; by default 20 s.
-    ("grpc.min_reconnect_backoff_ms", 5_000),
     # The agent is named by its address alone: no proxy, and no call policy from a TXT record.
     ("grpc.enable_http_proxy", 0),
     ("grpc.service_config_disable_resolution", 1),
@@ -50,17 +51,21 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 class Connection:
     """A channel to one agent; several threads may use it."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, connect_timeout: float) -> None:
         """Prepare the channel; nothing is sent before the first call.
+
+        Args:
+            endpoint: the agent, and the files for mutual TLS with it.
+            connect_timeout: for a connection to come about, in seconds.
 
         Raises:
             InvalidField: the address is not HOST:PORT.
             TlsProblem: with these files no connection can come about.
         """
-        options: list[tuple[str, int | str]] = list(_OPTIONS)
+        options: list[tuple[str, int | str]] = [*_OPTIONS, (_ATTEMPT, round(connect_timeout * 1000))]
         if endpoint.server_name:
             options.append(("grpc.ssl_target_name_override", endpoint.server_name))
-        self._endpoint = endpoint
+        self._endpoint, self._connect_timeout = endpoint, connect_timeout
         self._channel = grpc.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), options)
         self.stub = JobWorkerServiceStub(self._channel)
         self._answered = False
@@ -68,6 +73,20 @@ class Connection:
     def close(self) -> None:
         """End the connection, and with it the calls that are under way."""
         self._channel.close()
+
+    def reach(self) -> None:
+        """Have the connection come about now, rather than with the first call.
+
+        Raises:
+            JobWorkerError: it does not: TlsProblem, or CallFailed where the cause cannot be seen from here.
+        """
+        deadline = time.monotonic() + self._connect_timeout
+        try:
+            self._once(self.stub.GetAgentInfo, pb.GetAgentInfoRequest(), deadline)
+        except CallFailed:
+            # Who refuses to tell has been reached.
+            if not self._answered:
+                raise
 
     def call(
         self,
