@@ -86,6 +86,8 @@ def test_the_environment_is_the_one_asked_for(agent: scripted.ScriptedAgent) -> 
         (("start", "ls", b"a", b"\xff"), b"args[1]: argument 2 holds bytes that are not UTF-8"),
         (("start", b"\xff"), b"command: holds bytes that are not UTF-8"),
         (("query", "../x"), b"job_id: '../x' is not the beginning of a job id"),
+        (("stop",), b"give the ID of a job, or --label"),
+        (("stop", ID, "--label", "a=b"), b"give the ID of a job, or --label"),
         (("stop", ID, "--grace", "9h"), b"grace: is not between 0 and 3600 s"),
         (("stream", ID, "--offset", "-1"), b"--offset"),
         (("stream", ID, "--tail", "-1"), b"--tail"),
@@ -222,6 +224,18 @@ def test_stop_passes_its_options_on(agent: scripted.ScriptedAgent) -> None:
         False,
         True,
     )
+
+
+def test_stop_takes_all_active_jobs_with_a_label(agent: scripted.ScriptedAgent) -> None:
+    agent.handlers["Stop"] = lambda _request, _context: pb.StopResponse(job=RUNNING)
+    assert agent.cli("stop", "--label", "a=b").stdout == f"{ID}  RUNNING\n".encode()
+    listed, stopped = agent.requests
+    assert dict(listed.labels) == {"a": "b"}
+    assert job_pb2.JOB_STATE_ENDED not in listed.states
+    assert stopped.job_id == ID
+    agent.handlers["List"] = lambda _request, _context: pb.ListResponse()
+    none = agent.cli("stop", "--label", "a=b")
+    assert (none.returncode, b"no active job has the labels a=b" in none.stderr) == (1, True)
 
 
 def test_list_passes_its_filters_on_and_prints_a_job_a_line(agent: scripted.ScriptedAgent) -> None:

@@ -40,9 +40,7 @@ class _DrainCommand(ClientCommand):
 @click.option("--wait", is_flag=True, help="Return when no job is active any more.")
 @click.option("--timeout", metavar="TIME", help="With --wait, no longer than this: 30s, 10m.")
 def drain(*, wait: bool, timeout: str | None) -> None:
-    if timeout is not None and not wait:
-        raise click.UsageError("--timeout is for --wait")
-    seconds = None if timeout is None else units.parse_duration(timeout, "--timeout") / 1000
+    seconds = wait_seconds(timeout, wait=wait)
     with connect() as client:
         active = client.drain()
         if as_json():
@@ -53,6 +51,18 @@ def drain(*, wait: bool, timeout: str | None) -> None:
             client.wait_idle(timeout=seconds)
     if not as_json() and (wait or not active):
         click.echo("drained: no job is active")
+
+
+def wait_seconds(timeout: str | None, *, wait: bool) -> float | None:
+    """The time-out of a drain's wait; `None` for none.
+
+    Raises:
+        click.UsageError: there is one, and no wait.
+        InvalidField: it is no duration.
+    """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is for --wait")
+    return None if timeout is None else units.parse_duration(timeout, "--timeout") / 1000
 
 
 @click.command("undrain", cls=ClientCommand, help=_UNDRAIN_HELP)

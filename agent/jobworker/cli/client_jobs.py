@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,18 +13,22 @@ from jobworker import jobs, units
 from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_spec import labels_of
+from jobworker.client.failures import CallFailed, NothingMatches
 
 if TYPE_CHECKING:
     from jobworker.api.v1.job_pb2 import Job
+    from jobworker.client.rpc.client import Client
 
 _STOP_HELP = """Stop a job and all of its processes.
 
 The job gets a signal and time to end by itself; then all that is left of it is killed. This command returns
-when no process of the job is left. ID is a job's id, or the beginning of it: four characters or more.
+when no process of the job is left. ID is a job's id, or the beginning of it: four characters or more. With
+--label instead, all jobs that have not ended and have it are stopped, one after the other.
 
 \b
 worker-client stop k7f3
 worker-client stop k7f3 --signal INT --grace 1m
+worker-client stop --label team=build
 worker-client stop k7f3 --force
 """
 
@@ -58,13 +63,50 @@ STATES = click.Choice([state.value for state in jobs.State], case_sensitive=Fals
 )
 @click.option("--force", is_flag=True, help="Kill at once, without a signal before.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the stop is under way.")
-@click.argument("job_id", metavar="ID", shell_complete=client_offers.jobs(*jobs.ACTIVE))
-def stop(job_id: str, grace: str, signal: str, *, force: bool, no_wait: bool) -> None:
-    grace_ms = units.parse_duration(grace, "--grace")
+@click.option("--label", metavar="KEY=VALUE", multiple=True, help="Jobs with this label. Repeatable.")
+@click.argument("job_id", metavar="ID", required=False, shell_complete=client_offers.jobs(*jobs.ACTIVE))
+def stop(**options: Any) -> None:
+    stopped = stopping(**options)
     with connect() as client:
-        whole = client.resolve(job_id)
-        job = client.stop(whole, signal=signal, grace_ms=grace_ms, force=force, wait=not no_wait)
-    click.echo(_json(job) if as_json() else f"{job.id}  {client_text.status(job)}")
+        for job in stopped(client):
+            click.echo(_json(job) if as_json() else f"{job.id}  {client_text.status(job)}")
+
+
+def stopping(
+    *, job_id: str | None, label: tuple[str, ...], grace: str, signal: str, force: bool, no_wait: bool
+) -> Callable[[Client], Iterator[Job]]:
+    """What stops the jobs that the options of `stop` name, and tells how each is then.
+
+    Raises:
+        click.UsageError: no jobs are named, or in two ways.
+        InvalidField: an option's value is wrong.
+    """
+    if bool(job_id) == bool(label):
+        raise click.UsageError("give the ID of a job, or --label")
+    labels, grace_ms = labels_of(label), units.parse_duration(grace, "--grace")
+
+    def stopped(client: Client) -> Iterator[Job]:
+        for whole in [client.resolve(job_id)] if job_id else _active(client, labels):
+            try:
+                yield client.stop(whole, signal=signal, grace_ms=grace_ms, force=force, wait=not no_wait)
+            except CallFailed as error:
+                # Of those with a label, one may end while others are stopped.
+                if job_id or error.reason != "JOB_ALREADY_ENDED":
+                    raise
+
+    return stopped
+
+
+def _active(client: Client, labels: Mapping[str, str]) -> list[str]:
+    """The ids of the jobs that have not ended and have these labels.
+
+    Raises:
+        NothingMatches: there is none.
+    """
+    ids = [job.id for job in client.list_jobs(states=jobs.ACTIVE, labels=labels)]
+    if not ids:
+        raise NothingMatches(labels)
+    return ids
 
 
 @click.command("query", cls=ClientCommand, help=_QUERY_HELP)

@@ -55,6 +55,17 @@ class AmbiguousId(JobWorkerError):
 
 
 @dataclass(eq=False)
+class NothingMatches(JobWorkerError):
+    """No active job has these labels."""
+
+    labels: Mapping[str, str]
+
+    def __str__(self) -> str:
+        wanted = " ".join(f"{key}={value}" for key, value in self.labels.items())
+        return f"no active job has the labels {wanted}; `worker-client list` shows the jobs there are"
+
+
+@dataclass(eq=False)
 class WaitTimedOut(JobWorkerError):
     """Jobs that were waited for have not ended in time.
 
