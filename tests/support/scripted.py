@@ -37,14 +37,15 @@ def program() -> str:
 class ScriptedAgent:
     """Answers each method by the handler that a test gives it; keeps what was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: certs.Pair | None = None) -> None:
+        """Start it, with the certificate of the development PKI's server or another one."""
         self.handlers: dict[str, Handler] = {}
         self.requests: list[Any] = []
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(_SERVICE.full_name, dict(self._methods()))]
         )
-        self.port = self._server.add_secure_port("127.0.0.1:0", _credentials())
+        self.port = self._server.add_secure_port("127.0.0.1:0", _credentials(server))
         self._server.start()
 
     def endpoint(self, port: int | None = None, name: str = "writer") -> Endpoint:
@@ -80,8 +81,8 @@ class ScriptedAgent:
 
 
 @contextlib.contextmanager
-def scripted_agent() -> Iterator[ScriptedAgent]:
-    agent = ScriptedAgent()
+def scripted_agent(server: certs.Pair | None = None) -> Iterator[ScriptedAgent]:
+    agent = ScriptedAgent(server)
     try:
         yield agent
     finally:
@@ -183,11 +184,11 @@ def breaking_wire(port: int, budgets: Iterator[int]) -> Iterator[Wire]:
         wire.close()
 
 
-def _credentials() -> grpc.ServerCredentials:
+def _credentials(server: certs.Pair | None) -> grpc.ServerCredentials:
     pki = certs.dev_pki()
-    pair = pki.pair("server")
+    pair = server or pki.pair("server")
     with open(pki.path("ca.pem"), "rb") as file:
         ca = file.read()
     with open(pki.path("server.pem"), "rb") as file:
-        chain = file.read()
+        chain = server.cert_pem if server else file.read()
     return grpc.ssl_server_credentials([(pair.key_pem, chain)], ca, require_client_auth=True)

@@ -34,13 +34,18 @@ class ClientCommand(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(client_options.shared_options())
+        if self.name in client_options.ON_MANY_HOSTS:
+            # Behind `list`, --limit is its own.
+            own = {param.name for param in self.params}
+            self.params.extend(each for each in client_options.fleet_options() if each.name not in own)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         client_options.write_options(self, ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> int:
         try:
-            status = super().invoke(ctx)
+            many = client_options.for_many_hosts(ctx)
+            status = _invoke_on_many_hosts(ctx) if many else super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
             return NOBODY_READS
@@ -59,6 +64,12 @@ class ClientCommand(click.Command):
         return _CODES.get(error.code, FAILED) if isinstance(error, CallFailed) else FAILED
 
 
+def _invoke_on_many_hosts(ctx: click.Context) -> int:
+    from jobworker.cli.fleet import command  # noqa: PLC0415 - no command for one host has need of it
+
+    return command.invoke(ctx)
+
+
 def connect(timeout: float = 30.0) -> Client:
     """The agent that options, environment and context file name.
 
@@ -70,10 +81,13 @@ def connect(timeout: float = 30.0) -> Client:
     """
     ctx = click.get_current_context()
     flags, chosen = client_options.connection(ctx), client_options.value(ctx, "context")
-    endpoint = context.endpoint(flags, os.environ, chosen)
-    # Errors are told once, by this program.
+    return connect_to(context.endpoint(flags, os.environ, chosen), timeout=timeout)
+
+
+def connect_to(endpoint: client.Endpoint, **options: float) -> Client:
+    """A client as `client.connect` makes it, whose errors are told once, by this program."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    return client.connect(endpoint, timeout)
+    return client.connect(endpoint, **options)
 
 
 def as_json() -> bool:

@@ -6,13 +6,17 @@ Imports click and nothing else, because `worker-client --help` does.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from jobworker.cli import client_offers
 
+T = TypeVar("T")
+
 CONNECTION = ("addr", "ca", "cert", "key", "server_name")
+# The commands that can be for many hosts.
+ON_MANY_HOSTS = ("run", "start", "stop", "query", "list", "info", "drain", "undrain")
 _META = "jobworker."
 # Whether it is there is told with all else that can be wrong with it.
 _FILE = click.Path()
@@ -25,20 +29,35 @@ class SharedOption(click.Option):
         super().__init__([flag], expose_value=False, callback=_remember, **attributes)
 
 
-def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    if value is not None:
+class FleetOption(SharedOption):
+    """One that is about many hosts at once."""
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    # One that is repeatable has no values where it was not given.
+    if value not in (None, ()):
         ctx.meta[f"{_META}{param.name}"] = value
 
 
 def value(ctx: click.Context, name: str) -> str:
     """What was given for an option; empty for nothing."""
-    given: str = ctx.meta.get(f"{_META}{name}", "")
+    return value_or(ctx, name, "")
+
+
+def value_or(ctx: click.Context, name: str, default: T) -> T:
+    """What was given for an option that is no text, or has a default."""
+    given: T = ctx.meta.get(f"{_META}{name}", default)
     return given
 
 
 def connection(ctx: click.Context) -> dict[str, str]:
     """What was given for each setting of the connection; empty for nothing."""
     return {name: value(ctx, name) for name in CONNECTION}
+
+
+def for_many_hosts(ctx: click.Context) -> bool:
+    """Whether any option about many hosts was given."""
+    return any(value(ctx, option.name or "") for option in fleet_options())
 
 
 def shared_options() -> list[click.Parameter]:
@@ -64,12 +83,37 @@ def shared_options() -> list[click.Parameter]:
     ]
 
 
+def fleet_options() -> list[click.Parameter]:
+    return [
+        FleetOption(
+            "--inventory",
+            metavar="FILE",
+            help="Ansible's inventory, or what `ansible-inventory --list` printed. [JOBWORKER_INVENTORY]",
+        ),
+        FleetOption("--group", metavar="NAME", multiple=True, help="The hosts of this group. Repeatable."),
+        FleetOption("--host", metavar="NAME", multiple=True, help="This host. Repeatable."),
+        FleetOption(
+            "--limit", metavar="PATTERN", help="Only hosts that match, in Ansible's language: 'web*:!web7'."
+        ),
+        FleetOption(
+            "--forks", metavar="N", type=click.IntRange(1, 1000), help="So many hosts at a time: 20 by default."
+        ),
+        FleetOption(
+            "--max-fail", metavar="N|N%", help="Begin no other host when more than so many have failed: 3, 10%."
+        ),
+        FleetOption("--connect-timeout", metavar="TIME", help="To reach a host: 5s by default."),
+    ]
+
+
 def write_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
     """A command's options for its help text, its own first."""
     params = command.get_params(ctx)
     shared = [param for param in params if isinstance(param, SharedOption)]
     own = [param for param in params if isinstance(param, click.Option) and param not in shared]
-    for title, options in (("Options", own), ("Options of every command", shared)):
+    fleet = [param for param in shared if isinstance(param, FleetOption)]
+    every = [param for param in shared if param not in fleet]
+    sections = (("Options", own), ("Options of every command", every), ("Many hosts at once", fleet))
+    for title, options in sections:
         records = [record for option in options if (record := option.get_help_record(ctx))]
         if records:
             with formatter.section(title):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from jobworker.cli.client_command import complain
 from jobworker.cli.client_time import shown
@@ -26,7 +28,7 @@ class Sink:
     def __init__(self, fd: int, *, tell: bool = True) -> None:
         self._fd = fd
         self._filter = TerminalFilter() if os.isatty(fd) else None
-        self._gaps = _Gaps(tell=tell)
+        self._gaps = Gaps(complain if tell else None)
 
     def copy(self, items: Iterable[Item]) -> None:
         """Write the chunks, and tell of gaps.
@@ -55,10 +57,10 @@ class Sink:
             rest = rest[os.write(self._fd, rest) :]
 
 
-class _Gaps:
-    """Gaps as they are told: one line each, in however many pieces it comes."""
+class Gaps:
+    """Gaps as they are told: one sentence each, in however many pieces it comes."""
 
-    def __init__(self, *, tell: bool) -> None:
+    def __init__(self, tell: Callable[[str], None] | None) -> None:
         self._tell = tell
         self._open: Gap | None = None
 
@@ -74,7 +76,20 @@ class _Gaps:
         """What comes next is no part of the gap."""
         gap, self._open = self._open, None
         if gap and self._tell:
-            complain(f"output bytes {gap.offset} to {gap.stop - 1} are missing: {gap.reason}")
+            self._tell(f"output bytes {gap.offset} to {gap.stop - 1} are missing: {gap.reason}")
+
+
+def plain(item: Item) -> dict[str, Any]:
+    """An item as plain data, for `--format json`."""
+    match item:
+        case Chunk(offset, data, source, time_ns):
+            text = base64.b64encode(data).decode()
+            time = {"time": shown(time_ns)} if time_ns else {}
+            return {"type": "chunk", "offset": offset, "source": source and source.name, **time, "data": text}
+        case Gap(offset, length, reason):
+            return {"type": "gap", "offset": offset, "length": length, "reason": reason}
+        case _:
+            return {"type": "end", "offset": item.offset, "output_ended": item.output_ended}
 
 
 def stamped(items: Iterable[Item]) -> Iterator[Item]:

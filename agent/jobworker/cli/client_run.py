@@ -25,15 +25,18 @@ _HELP = """Start a job, follow its output, and exit with its exit code.
 
 What the job writes to its standard output and standard error comes out of those of this command. The first
 Ctrl-C stops the job, the second one leaves it at that. From the command on, everything is the job's own.
-`--format` changes nothing here.
+`--format` changes nothing here, except on many hosts.
 
 \b
 worker-client run --cpu 50% --memory 256M -- make all
 worker-client run --env TERM --timeout 10m ./report.sh --full
+worker-client run --inventory hosts.yml --group web --max-fail 10% -- uptime
 
 \b
 Exit codes: the job's own; 128 + N when signal N ended it; 125 when jobworker failed,
 126 when the command cannot be executed, 127 when it was not found, 130 after Ctrl-C.
+Of many hosts: 0 when all jobs exited with 0, 1 when one did not, 3 when one host was
+not reached and no job failed.
 """
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import sys
-from typing import Any
 
 import click
 
 from jobworker.cli import client_json, client_offers
 from jobworker.cli.client_command import ClientCommand, as_json, connect
-from jobworker.cli.client_output import Sink, stamped
-from jobworker.cli.client_time import moment, shown
-from jobworker.client.output import Chunk, Gap, Item
+from jobworker.cli.client_output import Sink, plain, stamped
+from jobworker.cli.client_time import moment
 from jobworker.jobs import Source
 
 _HELP = """Write a job's output. Also called `logs`.
@@ -72,18 +69,6 @@ def stream(
         )
         if as_json():
             for item in items:
-                click.echo(client_json.line(_plain(item)))
+                click.echo(client_json.line(plain(item)))
         else:
             Sink(sys.stdout.fileno()).copy(stamped(items) if timestamps else items)
-
-
-def _plain(item: Item) -> dict[str, Any]:
-    match item:
-        case Chunk(offset, data, source, time_ns):
-            text = base64.b64encode(data).decode()
-            time = {"time": shown(time_ns)} if time_ns else {}
-            return {"type": "chunk", "offset": offset, "source": source and source.name, **time, "data": text}
-        case Gap(offset, length, reason):
-            return {"type": "gap", "offset": offset, "length": length, "reason": reason}
-        case _:
-            return {"type": "end", "offset": item.offset, "output_ended": item.output_ended}

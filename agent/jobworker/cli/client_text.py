@@ -75,6 +75,13 @@ def agent(message: GetAgentInfoResponse) -> str:
     return labelled(lines)
 
 
+def agent_line(message: GetAgentInfoResponse) -> str:
+    """The same in a line, to compare agents by."""
+    jobs = f"{message.active_jobs} of {message.max_active_jobs} jobs"
+    words = (message.version, f"Linux {message.kernel}", f"cgroups {message.cgroup_mode}", jobs)
+    return "  ".join(inline(word) for word in words) + ("  draining" if message.draining else "")
+
+
 def event(message: Job) -> str:
     """A job that has changed, in a line of its own: columns without knowing the other lines."""
     return event_of(message.id, status(message), message.principal.rpartition("/")[2], cut(command(message)))

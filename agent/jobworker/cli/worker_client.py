@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 
 import click
 
-from jobworker.cli.client_options import shared_options, write_options
+from jobworker.cli.client_options import fleet_options, shared_options, write_options
 
 # A shell's exit codes for what a signal has ended.
 BY_SIGNAL = 128
@@ -79,12 +79,18 @@ Where the agent is, and who you are, comes from the options below, from the envi
 them, or from a context file. Every command has a --help of its own.
 
 \b
+worker-client --inventory hosts.yml --group web run -- uptime
+
+So run, start, stop, query, list, info, drain and undrain go to many hosts at once.
+
+\b
 Exit codes: 0 done, 1 failed, 2 not understood, 4 not allowed, 130 interrupted.
-`run`, `wait` and `drain` have more; their help tells them.
+`run`, `wait` and `drain` have more; their help tells them. Of many hosts: 0 all
+done, 1 some failed, 3 some not reached and none failed, 130 interrupted.
 """
 
 
-@click.group(cls=_Commands, params=shared_options(), no_args_is_help=False, help=_HELP)
+@click.group(cls=_Commands, params=[*shared_options(), *fleet_options()], no_args_is_help=False, help=_HELP)
 def cli() -> None:
     pass
 

@@ -1,0 +1,110 @@
+"""What Ctrl-C does to a command on many hosts."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+from jobworker.cli.client_command import complain
+from jobworker.cli.client_interrupt import stop_unless_ended
+from jobworker.client.failures import CallFailed
+
+if TYPE_CHECKING:
+    from jobworker.client.rpc.client import Client
+
+
+_INTERRUPT = {signal.SIGINT}
+
+
+class Interrupts:
+    """The first Ctrl-C begins no other host, and stops the jobs that are followed; the second one leaves at once.
+
+    With `detach` the first one leaves at once. A thread takes the signal, which is blocked in all others: one of
+    those that grpc has may be given it, and then nothing wakes the one that waits.
+
+    Attributes:
+        count: how often Ctrl-C was pressed.
+    """
+
+    def __init__(self, close: Callable[[], None], leave: Callable[[], None], *, detach: bool) -> None:
+        """Prepare. To be entered before there are other threads, which inherit what is blocked.
+
+        Args:
+            close: has no other host begun.
+            leave: has nothing waited for any more.
+            detach: let jobs go on.
+        """
+        self.count = 0
+        self._close, self._leave = close, leave
+        self._detach = detach
+        self._lock = threading.Lock()
+        self._followed: dict[str, tuple[Client, str]] = {}
+        self._stopping = False
+        # Who starts this in the background has the signal ignored, and means it.
+        self._ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+    def __enter__(self) -> Self:
+        if not self._ignored:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
+            threading.Thread(target=self._obey, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
+
+    def started(self, host: str, client: Client, job_id: str) -> None:
+        """From now on there is a job to stop on this host."""
+        with self._lock:
+            self._followed[host] = (client, job_id)
+            stopping = self._stopping
+        if stopping:
+            _stop(host, client, job_id)
+
+    def ended(self, host: str) -> None:
+        """There is none any more."""
+        with self._lock:
+            self._followed.pop(host, None)
+
+    def stop_all(self) -> None:
+        """Begin no other host, and have all jobs stopped that are followed now, or are started yet.
+
+        Returns when the agents have answered.
+        """
+        self._close()
+        with self._lock:
+            self._stopping = True
+            followed = dict(self._followed)
+        threads = [
+            threading.Thread(target=_stop, args=(host, *job), daemon=True) for host, job in followed.items()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def followed(self) -> dict[str, str]:
+        """The ids of the jobs that are followed, by host."""
+        with self._lock:
+            return {host: job_id for host, (_, job_id) in self._followed.items()}
+
+    def _obey(self) -> None:
+        signal.sigwait(_INTERRUPT)
+        self.count += 1
+        if not self._detach:
+            complain("no other host is begun, and jobs are stopped; Ctrl-C again leaves without waiting")
+            # Apart, since an agent may take its time to answer.
+            threading.Thread(target=self.stop_all, daemon=True).start()
+            signal.sigwait(_INTERRUPT)
+            self.count += 1
+        self._leave()
+
+
+def _stop(host: str, client: Client, job_id: str) -> None:
+    try:
+        stop_unless_ended(client, job_id)
+    except CallFailed as error:
+        # Its visit may have ended meanwhile, or this command.
+        if error.code != "CANCELLED":
+            complain(f"{host}: job {job_id} could not be stopped: {error}")
