@@ -110,6 +110,14 @@ class Source(enum.IntEnum):
     STDERR = 2
 
 
+class OutputFormat(enum.IntEnum):
+    """How a job's output is told: its bytes as they came, whole lines, or an object for each line."""
+
+    BINARY = 1
+    TEXT = 2
+    JSON = 3
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """What a client wants to be run.

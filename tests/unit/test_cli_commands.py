@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -334,47 +333,49 @@ def test_output_goes_nowhere_rather_than_into_the_connection(agent: scripted.Scr
         assert (done.returncode, done.stdout) == (0, b"")
 
 
+def lines(offset: int, data: bytes, stop: int) -> pb.StreamResponse:
+    return pb.StreamResponse(chunk=pb.OutputChunk(offset=offset, data=data, resume_offset=stop))
+
+
 def test_json_of_a_stream(agent: scripted.ScriptedAgent) -> None:
+    end = pb.OutputEnd(offset=6, output_ended=True, data=b'{"type":"line","text":"3"}\n')
     agent.handlers["Stream"] = lambda _request, _context: iter(
         [
-            scripted.chunk(0, b"\xff\n", pb.OUTPUT_SOURCE_STDERR),
+            lines(0, b'{"type":"line","text":"1"}\n{"type":"line","text":"2"}\n', 2),
             pb.StreamResponse(gap=pb.OutputGap(offset=2, length=3, reason="expired")),
-            scripted.chunk(5, b"x"),
-            scripted.end(6),
+            pb.StreamResponse(end=end),
         ]
     )
-    lines = [json.loads(line) for line in agent.cli("logs", ID, "--format", "json").stdout.splitlines()]
-    assert lines == [
-        {"type": "chunk", "offset": 0, "source": "STDERR", "data": base64.b64encode(b"\xff\n").decode()},
+    told = [json.loads(line) for line in agent.cli("logs", ID, "--format", "json", "-t").stdout.splitlines()]
+    assert told == [
+        {"type": "line", "text": "1"},
+        {"type": "line", "text": "2"},
         {"type": "gap", "offset": 2, "length": 3, "reason": "expired"},
-        {"type": "chunk", "offset": 5, "source": None, "data": "eA=="},
+        {"type": "line", "text": "3"},
         {"type": "end", "offset": 6, "output_ended": True},
     ]
+    assert agent.requests[0].format == pb.OUTPUT_FORMAT_JSON
 
 
-def test_a_part_of_a_stream_with_times(agent: scripted.ScriptedAgent) -> None:
-    def chunk(offset: int, data: bytes, nanos: int) -> pb.StreamResponse:
-        return pb.StreamResponse(
-            chunk=pb.OutputChunk(
-                offset=offset, data=data, time=Timestamp(seconds=1, nanos=nanos) if nanos else None
-            )
-        )
+@pytest.mark.parametrize("flags", [("--lines",), ("--timestamps",), ("--lines", "-t")])
+def test_whole_lines(agent: scripted.ScriptedAgent, flags: tuple[str, ...]) -> None:
+    agent.handlers["Stream"] = lambda _request, _context: iter([lines(0, b"a\\xff\n", 3), scripted.end(3)])
+    done = agent.cli("stream", ID, *flags)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"a\\xff\n", b"")
+    (request,) = agent.requests
+    assert (request.format, request.timestamps) == (
+        pb.OUTPUT_FORMAT_TEXT,
+        len({"--timestamps", "-t"} & {*flags}) > 0,
+    )
 
-    responses = [scripted.chunk(5, b""), chunk(5, b"a\n\nb", 2_999_999), chunk(9, b"c\n", 9), chunk(11, b"d\n", 0)]
-    agent.handlers["Stream"] = lambda _request, _context: iter([*responses, scripted.end(13)])
+
+def test_a_part_of_a_stream(agent: scripted.ScriptedAgent) -> None:
+    agent.handlers["Stream"] = lambda _request, _context: iter([scripted.chunk(5, b"ab\n"), scripted.end(8)])
     times = ("--since", "1970-01-01T01:00:01.5+01:00", "--until", "1970-01-01T00:00:02Z")
-    done = agent.cli("stream", ID, "--tail", "3", *times, "--timestamps")
-    assert done.stdout.decode().splitlines() == [
-        "1970-01-01T00:00:01.002Z a",
-        "1970-01-01T00:00:01.002Z ",
-        "1970-01-01T00:00:01.002Z bc",
-        "-                        d",
-    ]
+    done = agent.cli("stream", ID, "--tail", "3", *times)
     since, until = Timestamp(seconds=1, nanos=500_000_000), Timestamp(seconds=2)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert agent.requests == [pb.StreamRequest(job_id=ID, tail_lines=3, since=since, until=until, timestamps=True)]
-    lines = agent.cli("stream", ID, "--tail", "3", "-t", "--format", "json").stdout.splitlines()
-    assert json.loads(lines[0])["time"] == "1970-01-01T00:00:01.002Z"
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"ab\n", b"")
+    assert agent.requests == [pb.StreamRequest(job_id=ID, tail_lines=3, since=since, until=until)]
 
 
 def test_a_duration_back_is_from_now(agent: scripted.ScriptedAgent) -> None:

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client import connect
 from jobworker.client.failures import CallFailed
-from jobworker.client.output import Chunk, End, Gap, Item
+from jobworker.client.output import Chunk, End, Gap, Item, Lines
 from jobworker.client.rpc.backoff import Backoff
 from jobworker.client.rpc.stream import Position, resumed
-from jobworker.jobs import Source
+from jobworker.jobs import OutputFormat, Source
 from support import scripted
 
 ID = "k7f3-9m2q-x4tz-b1cd"
@@ -175,6 +175,53 @@ def test_the_last_lines_are_asked_for_until_it_is_known_where_they_begin() -> No
         first = pb.StreamRequest(job_id=ID, tail_lines=5, since=Timestamp(nanos=7), follow=True, timestamps=True)
         later = [pb.StreamRequest(job_id=ID, offset=at, follow=True, timestamps=True) for at in (100, 102)]
         assert agent.requests == [first, first, *later]
+
+
+def lines(offset: int, data: bytes, stop: int) -> pb.StreamResponse:
+    return pb.StreamResponse(chunk=pb.OutputChunk(offset=offset, data=data, resume_offset=stop))
+
+
+def test_lines_are_resumed_where_the_last_of_them_ended() -> None:
+    # What they say is longer or shorter than what the job wrote.
+    ended = pb.OutputEnd(offset=25, output_ended=True, data=b"rest\n")
+    responses = {
+        0: [lines(0, b"\\xff\\xfe\n", 3)],
+        3: [lines(3, b"a\nb\n", 9), pb.StreamResponse(gap=pb.OutputGap(offset=12, length=8, data=b"cut\n"))],
+        20: [lines(20, b"x", 21), pb.StreamResponse(end=ended)],
+    }
+
+    def stream(request: pb.StreamRequest, context: grpc.ServicerContext) -> Iterator[pb.StreamResponse]:
+        yield from responses[request.offset]
+        if request.offset < 20:
+            scripted.fail(context, "UNAVAILABLE", "AGENT_UNAVAILABLE", "draining")
+
+    with scripted.scripted_agent() as agent, connect(agent.endpoint()) as client:
+        agent.handlers["Stream"] = stream
+        items = list(client.stream(ID, follow=True, output_format=OutputFormat.TEXT))
+        assert [request.format for request in agent.requests] == [pb.OUTPUT_FORMAT_TEXT] * 3
+    assert items == [
+        Lines(0, b"\\xff\\xfe\n", 3),
+        Lines(3, b"a\nb\n", 9),
+        Lines(9, b"cut\n", 12),
+        Gap(12, 8, ""),
+        Lines(20, b"x", 21),
+        Lines(21, b"rest\n", 25),
+        End(25, output_ended=True),
+    ]
+
+
+def test_what_is_cut_where_a_line_of_the_other_source_has_ended_is_not_lost() -> None:
+    ended = pb.OutputEnd(offset=9, output_ended=True, data=b"rest\n")
+    calls = [[lines(0, b"err\n", 9), pb.StreamResponse(end=ended)]]
+    items = list(resumed(lambda _offset: calls.pop(0), Position(0, filtered=False), QUICK))
+    assert items == [Lines(0, b"err\n", 9), Lines(9, b"rest\n", 9), End(9, output_ended=True)]
+
+
+def test_lines_that_are_told_again_or_left_out() -> None:
+    position = Position(0, filtered=False)
+    items = [*position.accept(Lines(0, b"a\n", 2)), *position.accept(Lines(0, b"a\n", 2))]
+    assert items == [Lines(0, b"a\n", 2)]
+    assert list(position.accept(Lines(5, b"b\n", 7))) == [Gap(2, 3, "the agent left it out"), Lines(5, b"b\n", 7)]
 
 
 PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=30)

@@ -16,7 +16,7 @@ from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField
 from jobworker.gateway import incoming
-from jobworker.jobs import JobSpec, Source, State
+from jobworker.jobs import JobSpec, OutputFormat, Source, State
 from jobworker.limits import Limits
 from jobworker.wire.messages import StopJob
 from support.callers import caller
@@ -186,6 +186,14 @@ def test_a_bad_token_is_named(token: str) -> None:
     with pytest.raises(InvalidField) as caught:
         incoming.position(token)
     assert caught.value.field == "page_token"
+
+
+def test_formats() -> None:
+    asked = [incoming.output_format(pb.StreamRequest(format=number)) for number in pb.OutputFormat.values()]
+    assert asked == [OutputFormat.BINARY, *OutputFormat]
+    with pytest.raises(InvalidField) as caught:
+        incoming.output_format(pb.StreamRequest(format=9))  # type: ignore[arg-type] # as a newer client may
+    assert str(caught.value) == "format: 9 is not a format that this agent knows; for example TEXT"
 
 
 def test_sources() -> None:

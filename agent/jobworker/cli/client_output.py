@@ -11,7 +11,7 @@ from typing import Any
 from jobworker.cli.client_command import complain
 from jobworker.cli.client_time import shown
 from jobworker.cli.terminal import TerminalFilter
-from jobworker.client.output import Chunk, Gap, Item
+from jobworker.client.output import Chunk, Gap, Item, Lines
 
 # As wide as a time.
 _NO_TIME = f"{'-':24}"
@@ -40,7 +40,7 @@ class Sink:
         try:
             for item in items:
                 match item:
-                    case Chunk(data=data):
+                    case Chunk(data=data) | Lines(data=data):
                         self._gaps.close()
                         self._write(self._filter.feed(data) if self._filter else data)
                     case Gap():

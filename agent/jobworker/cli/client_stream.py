@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import click
 
 from jobworker.cli import client_json, client_offers
 from jobworker.cli.client_command import ClientCommand, as_json, connect
-from jobworker.cli.client_output import Sink, plain, stamped
+from jobworker.cli.client_output import Sink
 from jobworker.cli.client_time import moment
-from jobworker.jobs import Source
+from jobworker.client.output import End, Gap, Item, Lines
+from jobworker.jobs import OutputFormat, Source
 
 _HELP = """Write a job's output. Also called `logs`.
 
@@ -23,10 +26,17 @@ worker-client stream k7f3 --tail 20 --follow
 worker-client stream k7f3 --since 10m --timestamps
 worker-client stream k7f3 --since 2026-01-31T08:00:00Z --until 2026-01-31T09:00:00Z
 worker-client stream k7f3 --stdout > build.log
-worker-client stream k7f3 --format json
+worker-client stream k7f3 --follow --lines | grep --line-buffered error
+worker-client stream k7f3 --format json | jq -r 'select(.source == "STDERR").text'
 
 T is a time with its zone, or a duration back from now. The job's host notes times, exact to 10 ms.
-With `--format json` each line is an object: `type` is chunk, gap or end, and `data` is in base 64.
+
+With `--lines` or `--timestamps` standard output and standard error never share a line: one that is not complete
+yet is waited for, and without `--follow` left out. Bytes that are not UTF-8 are written out, as in \\xff.
+
+With `--format json` each line is an object, and so are gaps and the end: that is its `type`. A line has `source`,
+`time` and `text`, or `base64` if it is not UTF-8, and `partial` if it was cut or has no newline. Its `end` is the
+--offset to go on at.
 """
 
 
@@ -41,6 +51,7 @@ With `--format json` each line is an object: `type` is chunk, gap or end, and `d
 @click.option("--stdout", is_flag=True, help="Only what the job wrote to its standard output.")
 @click.option("--stderr", is_flag=True, help="Only what it wrote to its standard error.")
 @click.option("--timestamps", "-t", is_flag=True, help="Put before each line when it was written.")
+@click.option("--lines", is_flag=True, help="Whole lines rather than bytes as they come.")
 @click.argument("job_id", metavar="ID", shell_complete=client_offers.jobs())
 def stream(
     job_id: str,
@@ -53,6 +64,7 @@ def stream(
     stdout: bool,
     stderr: bool,
     timestamps: bool,
+    lines: bool,
 ) -> None:
     since_ns = None if since is None else moment(since, "--since")
     until_ns = None if until is None else moment(until, "--until")
@@ -66,9 +78,30 @@ def stream(
             follow=follow,
             source=None if stdout == stderr else Source.STDOUT if stdout else Source.STDERR,
             timestamps=timestamps,
+            output_format=_format(lines=lines or timestamps),
         )
         if as_json():
-            for item in items:
-                click.echo(client_json.line(plain(item)))
+            _print_objects(items)
         else:
-            Sink(sys.stdout.fileno()).copy(stamped(items) if timestamps else items)
+            Sink(sys.stdout.fileno()).copy(items)
+
+
+def _format(*, lines: bool) -> OutputFormat:
+    if as_json():
+        return OutputFormat.JSON
+    return OutputFormat.TEXT if lines else OutputFormat.BINARY
+
+
+def _print_objects(items: Iterable[Item]) -> None:
+    for item in items:
+        match item:
+            case Lines(data=data):
+                click.echo(data, nl=False)
+            case Gap(offset, length, reason):
+                _print_object({"type": "gap", "offset": offset, "length": length, "reason": reason})
+            case End(offset, output_ended):
+                _print_object({"type": "end", "offset": offset, "output_ended": output_ended})
+
+
+def _print_object(value: dict[str, Any]) -> None:
+    click.echo(client_json.line(value))

@@ -31,6 +31,20 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Lines:
+    """Whole lines, as text or as JSON objects.
+
+    Attributes:
+        offset: all lines that end up to here came before.
+        stop: these are all that end up to here; where a stream of lines would go on.
+    """
+
+    offset: int
+    data: bytes
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """A range of output that cannot be had any more, and why."""
 
@@ -56,4 +70,4 @@ class End:
     output_ended: bool
 
 
-Item: TypeAlias = Chunk | Gap | End
+Item: TypeAlias = Chunk | Lines | Gap | End

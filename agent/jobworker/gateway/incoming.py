@@ -34,6 +34,12 @@ _SOURCES = {
     pb.OUTPUT_SOURCE_STDOUT: jobs.Source.STDOUT,
     pb.OUTPUT_SOURCE_STDERR: jobs.Source.STDERR,
 }
+_FORMATS = {
+    pb.OUTPUT_FORMAT_UNSPECIFIED: jobs.OutputFormat.BINARY,
+    pb.OUTPUT_FORMAT_BINARY: jobs.OutputFormat.BINARY,
+    pb.OUTPUT_FORMAT_TEXT: jobs.OutputFormat.TEXT,
+    pb.OUTPUT_FORMAT_JSON: jobs.OutputFormat.JSON,
+}
 # timestamp.proto: 9999-12-31T23:59:59Z.
 _MAX_SECONDS = 253_402_300_799
 _MAX_PRINCIPAL = 400
@@ -148,6 +154,17 @@ def source(request: pb.StreamRequest) -> jobs.Source | None:
     if request.source not in _SOURCES:
         raise InvalidField("source", f"{request.source} is not a source that this agent knows", "STDOUT")
     return _SOURCES[request.source]
+
+
+def output_format(request: pb.StreamRequest) -> jobs.OutputFormat:
+    """In what form to tell it.
+
+    Raises:
+        InvalidField: this agent knows no such format.
+    """
+    if request.format not in _FORMATS:
+        raise InvalidField("format", f"{request.format} is not a format that this agent knows", "TEXT")
+    return _FORMATS[request.format]
 
 
 def view(request: pb.StreamRequest) -> View:

@@ -65,10 +65,10 @@ class Index:
         runs, limit = self._look(offset, end, source, timed=timed)
         return next(runs, Span(limit, limit, UNKNOWN, 0))
 
-    def runs(self, offset: int, end: int, source: int | None) -> Iterator[Span]:
+    def runs(self, offset: int, end: int, source: int | None, *, timed: bool = False) -> Iterator[Span]:
         """All that `run` would find one after the other."""
         while offset < end:
-            runs, offset = self._look(offset, end, source)
+            runs, offset = self._look(offset, end, source, timed=timed)
             yield from runs
 
     def _look(

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import errno
-from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Iterator
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import HostFault, InvalidField, OutputDropped
+from jobworker.gateway import line_pieces, pieces
 from jobworker.gateway.index import UNKNOWN, Span
+from jobworker.gateway.line_pieces import Step
+from jobworker.gateway.lines import Standing
+from jobworker.gateway.pieces import SOURCES, Part, Piece, Shared
 from jobworker.gateway.seek import Log, View, locate
 from jobworker.gateway.segments import Segment, Segments
-from jobworker.jobs import Source
+from jobworker.jobs import OutputFormat
 from jobworker.wire.output_index import LOST, NOT_WRITTEN
 
 # Larger chunks gain little speed and make a stalled follower hold more.
 CHUNK_BYTES = 256 * 1024
-_CACHED_PIECES = 64
 
-
-_SOURCES: dict[int, pb.OutputSource.ValueType] = {
-    UNKNOWN: pb.OUTPUT_SOURCE_UNSPECIFIED,
-    Source.STDOUT: pb.OUTPUT_SOURCE_STDOUT,
-    Source.STDERR: pb.OUTPUT_SOURCE_STDERR,
-}
+T = TypeVar("T")
 
 
 class Extent(Protocol):
@@ -55,67 +53,47 @@ class Fixed:
         return self.log_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One message of a stream, encoded; empty where there is nothing to send.
-
-    Attributes:
-        stop: the offset to go on at.
-    """
-
-    message: bytes
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What a message is to be made of: some of what is between two absolute offsets.
-
-    Attributes:
-        lossy: bytes of this log could not be written; the index tells which.
-    """
-
-    log: Log
-    offset: int
-    end: int
-    lossy: bool
-
-    @property
-    def indexed(self) -> bool:
-        """The index has to be looked at; mostly it need not be."""
-        return self.lossy or self.log.timed or self.log.source is not None
-
-    def cut(self, end: int) -> _Part:
-        return self if self.end <= end else replace(self, end=end)
-
-
 class Output:
     """Reads logs for all streams."""
 
     def __init__(self, segments: Segments) -> None:
         self._segments = segments
         self._readers: Counter[str] = Counter()
-        # Followers of one job are mostly at the same place.
-        self._pieces: OrderedDict[_Part, Piece] = OrderedDict()
+        self._pieces = Shared[Piece]()
+        self._steps = Shared[Step]()
 
-    async def pieces(self, log: Log, offset: int, extent: Extent) -> AsyncGenerator[Piece, None]:
+    def pieces(self, log: Log, offset: int, extent: Extent) -> AsyncGenerator[Piece, None]:
         """The messages of a stream from an offset on, the last of which is its `OutputEnd`.
 
         Raises:
             InvalidField: the output ends before the offset.
             JobWorkerError: the log can't be read.
         """
+        read = self._bytes if log.format is OutputFormat.BINARY else self._lines
+        return read(log, offset, extent)
+
+    async def _bytes(self, log: Log, offset: int, extent: Extent) -> AsyncGenerator[Piece, None]:
         with self._reading(log.job_id):
             while (end := await extent.beyond(offset)) > offset:
-                piece = await self._piece(_Part(log, offset, end, lossy=extent.lost_bytes > 0))
+                part = Part(log, offset, end, lossy=extent.lost_bytes > 0)
+                piece = await self._read(part, self._piece, _dropped)
                 offset = piece.stop
                 yield piece
-        if end < offset:
-            raise InvalidField(
-                "offset", f"{offset} is beyond the end of the output; there is 0 to {end}", str(end)
-            )
-        ending = pb.OutputEnd(offset=offset, output_ended=extent.output_ended)
-        yield Piece(pb.StreamResponse(end=ending).SerializeToString(), offset)
+        _check_within(offset, end)
+        yield pieces.ending(offset, output_ended=extent.output_ended)
+
+    async def _lines(self, log: Log, offset: int, extent: Extent) -> AsyncGenerator[Piece, None]:
+        at = Standing.at(offset)
+        with self._reading(log.job_id):
+            while (end := await extent.beyond(max(offset, at.read))) > at.read:
+                _check_within(offset, end)
+                part = Part(log, at.read, end, lossy=extent.lost_bytes > 0)
+                step = await self._step(part, at)
+                at = step.standing
+                for piece in step.pieces or (Piece(b"", at.told),):
+                    yield piece
+        _check_within(offset, end)
+        yield line_pieces.ending(log, at, output_ended=extent.output_ended)
 
     async def locate(self, log: Log, view: View, now: Fixed) -> tuple[int, Fixed]:
         """Where a part of a log begins, and how much of what is there now is before its end.
@@ -141,28 +119,30 @@ class Output:
 
     def _forget(self, job_id: str) -> None:
         self._segments.forget(job_id)
-        for part in [part for part in self._pieces if part.log.job_id == job_id]:
-            del self._pieces[part]
+        self._pieces.forget(job_id)
+        self._steps.forget(job_id)
 
-    async def _piece(self, part: _Part) -> Piece:
+    async def _read(self, part: Part, make: Callable[[Segment, Part], T], dropped: Callable[[Part, str], T]) -> T:
+        """What is made of a part, as far as it goes in its segment, or of the news that this is not there."""
         number = part.offset // part.log.segment_bytes
         part = part.cut((number + 1) * part.log.segment_bytes)
         try:
             with _reading_disk():
-                return self._read(await self._segments.get(part.log.job_id, number), part)
+                return make(await self._segments.get(part.log.job_id, number), part)
         except OutputDropped as error:
-            return _gap(part.offset, part.end, error.reason)
+            return dropped(part, error.reason)
 
-    def _read(self, segment: Segment, part: _Part) -> Piece:
+    def _piece(self, segment: Segment, part: Part) -> Piece:
         if not part.indexed:
             # Chunks end on a grid, so that followers who started apart come to share them.
             part = part.cut((part.offset // CHUNK_BYTES + 1) * CHUNK_BYTES)
-        piece = self._pieces.get(part)
-        if piece is None:
-            piece = self._pieces[part] = _chunk(segment, part)
-            if len(self._pieces) > _CACHED_PIECES:
-                self._pieces.popitem(last=False)
-        return piece
+        return self._pieces.get(part, part.offset, lambda: _chunk(segment, part))
+
+    def _step(self, part: Part, at: Standing) -> Awaitable[Step]:
+        def make(segment: Segment, part: Part) -> Step:
+            return self._steps.get(part, at.told, lambda: line_pieces.step(segment, part, at))
+
+        return self._read(part, make, lambda part, reason: line_pieces.over(part, at, reason))
 
 
 @contextmanager
@@ -174,7 +154,16 @@ def _reading_disk() -> Iterator[None]:
         raise HostFault("reading a log", name, error.strerror or "") from None
 
 
-def _chunk(segment: Segment, part: _Part) -> Piece:
+def _check_within(offset: int, end: int) -> None:
+    if end < offset:
+        raise InvalidField("offset", f"{offset} is beyond the end of the output; there is 0 to {end}", str(end))
+
+
+def _dropped(part: Part, reason: str) -> Piece:
+    return pieces.gap(part.log, part.offset, part.end, reason)
+
+
+def _chunk(segment: Segment, part: Part) -> Piece:
     log = part.log
     run = Span(part.offset, part.end, log.source or UNKNOWN, 0)
     if part.indexed:
@@ -182,25 +171,13 @@ def _chunk(segment: Segment, part: _Part) -> Piece:
     if run.start == run.stop:
         return Piece(b"", run.stop)
     if run.source == LOST:
-        return _gap(run.start, run.stop, NOT_WRITTEN)
+        return pieces.gap(log, run.start, run.stop, NOT_WRITTEN)
     data = segment.read(run.start, min(run.stop - run.start, CHUNK_BYTES))
     if not data:
-        # The index may be late to tell, since it is on the same disk.
-        reason = NOT_WRITTEN if part.lossy else "the log is shorter than it was"
-        return _gap(run.start, run.stop, reason)
-    chunk = pb.OutputChunk(offset=run.start, data=data, source=_SOURCES[log.source or UNKNOWN])
+        return pieces.gap(log, run.start, run.stop, part.why_short)
+    chunk = pb.OutputChunk(offset=run.start, data=data, source=SOURCES[log.source or UNKNOWN])
     if log.timed:
-        chunk.source = _SOURCES.get(run.source, pb.OUTPUT_SOURCE_UNSPECIFIED)
+        chunk.source = SOURCES.get(run.source, pb.OUTPUT_SOURCE_UNSPECIFIED)
         if run.time_ns:
             chunk.time.FromNanoseconds(run.time_ns)
     return Piece(pb.StreamResponse(chunk=chunk).SerializeToString(), run.start + len(data))
-
-
-def beginning(offset: int) -> bytes:
-    """The message that tells where a stream begins."""
-    return pb.StreamResponse(chunk=pb.OutputChunk(offset=offset)).SerializeToString()
-
-
-def _gap(offset: int, end: int, reason: str) -> Piece:
-    gap = pb.OutputGap(offset=offset, length=end - offset, reason=reason)
-    return Piece(pb.StreamResponse(gap=gap).SerializeToString(), end)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from jobworker.errors import OutputDropped
 from jobworker.gateway.segments import Segment, Segments
-from jobworker.jobs import Source
+from jobworker.jobs import OutputFormat, Source
 from jobworker.wire.output_index import DROPPED
 
 MAX_TAIL_LINES = 1_000_000
@@ -25,12 +25,13 @@ _MISSING = 8
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Which log to read, whose output of it (None: all), and whether to tell who wrote it when."""
+    """Which log to read, whose output of it (None: all), whether to tell who wrote it when, and in what form."""
 
     job_id: str
     segment_bytes: int
     source: Source | None
     timed: bool = False
+    format: OutputFormat = OutputFormat.BINARY
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from jobworker.gateway.gate import Context
 from jobworker.gateway.known import Known
 from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.mirror import Mirror
-from jobworker.gateway.output import Extent, Fixed, Output, beginning
+from jobworker.gateway.output import Extent, Fixed, Output
 from jobworker.gateway.permits import Permits
+from jobworker.gateway.pieces import beginning
 from jobworker.gateway.seek import Log, View
 from jobworker.gateway.trust import Trust
 from jobworker.gateway.watch import Watch
@@ -162,14 +163,14 @@ class JobWorker(api.JobWorkerServiceServicer):
         return pb.UndrainResponse()
 
     async def Stream(self, request: pb.StreamRequest, context: Context) -> None:  # type: ignore[override] # writes
-        source, view = incoming.source(request), incoming.view(request)
+        source, form, view = incoming.source(request), incoming.output_format(request), incoming.view(request)
         job = await self._mirror.find(jobs.check_job_id(request.job_id))
-        log, offset = Log(job.job_id, job.segment_bytes, source, request.timestamps), view.offset
+        log, offset = Log(job.job_id, job.segment_bytes, source, request.timestamps, form), view.offset
         try:
             async with self._extent(job, log, view, follow=request.follow) as (start, extent):
                 if view.relative:
                     offset = start
-                    await context.write(beginning(offset))
+                    await context.write(beginning(log, offset))
                 async with aclosing(self._output.pieces(log, offset, extent)) as pieces:
                     async for piece in pieces:
                         # Before the write: a piece that is under way when the stream is ended still arrives.

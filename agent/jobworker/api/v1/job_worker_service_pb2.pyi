@@ -46,6 +46,70 @@ OUTPUT_SOURCE_STDERR: OutputSource.ValueType  # 2
 """Standard error."""
 Global___OutputSource: _TypeAlias = OutputSource  # noqa: Y015
 
+class _OutputFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OutputFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OUTPUT_FORMAT_UNSPECIFIED: _OutputFormat.ValueType  # 0
+    """BINARY."""
+    OUTPUT_FORMAT_BINARY: _OutputFormat.ValueType  # 1
+    """Bytes as the job wrote them, as soon as they come."""
+    OUTPUT_FORMAT_TEXT: _OutputFormat.ValueType  # 2
+    """Whole lines, each of one source; a line of the other one, or a chunk's end, is never in the midst of it.
+
+    A line is told when its newline has come, so lines are in the order of their ends. What has no newline yet waits
+    for it: a stream that does not follow leaves it to a later one. Only the end of all output tells it without.
+    Bytes that are not UTF-8 are written out, as in `\\xff`. Lines whose bytes are further apart than 64 KiB may be
+    cut, beyond 128 KiB they are; a piece that goes on ends with `\\u2026`, and a newline.
+
+    With `offset` the stream begins with the first line that ends behind it, which is sent whole, so that the offset to
+    resume at is that of the last line's end. `tail_lines`, `since` and `until` find offsets as in BINARY: a line
+    belongs to where, and when, it ends.
+    """
+    OUTPUT_FORMAT_JSON: _OutputFormat.ValueType  # 3
+    """The same lines, each as a JSON object on one line of ASCII, from which the job's bytes can be had back:
+
+        {"type":"line","offset":0,"end":6,"source":"STDOUT","time":"2026-01-31T08:00:00.123456789Z","text":"hello"}
+
+    `offset` is that of the line's first byte, `end` the one to resume at behind the line. `time` is when the agent
+    received its last byte. `source` and `time` are null where they are not known. A line that is not UTF-8 has
+    `base64` in place of `text`. Both are without the newline; where there was none, since this is a piece of a line
+    that was cut, or all output has ended with it, there is `"partial":true`.
+    """
+
+class OutputFormat(_OutputFormat, metaclass=_OutputFormatEnumTypeWrapper):
+    """How output is told."""
+
+OUTPUT_FORMAT_UNSPECIFIED: OutputFormat.ValueType  # 0
+"""BINARY."""
+OUTPUT_FORMAT_BINARY: OutputFormat.ValueType  # 1
+"""Bytes as the job wrote them, as soon as they come."""
+OUTPUT_FORMAT_TEXT: OutputFormat.ValueType  # 2
+"""Whole lines, each of one source; a line of the other one, or a chunk's end, is never in the midst of it.
+
+A line is told when its newline has come, so lines are in the order of their ends. What has no newline yet waits
+for it: a stream that does not follow leaves it to a later one. Only the end of all output tells it without.
+Bytes that are not UTF-8 are written out, as in `\\xff`. Lines whose bytes are further apart than 64 KiB may be
+cut, beyond 128 KiB they are; a piece that goes on ends with `\\u2026`, and a newline.
+
+With `offset` the stream begins with the first line that ends behind it, which is sent whole, so that the offset to
+resume at is that of the last line's end. `tail_lines`, `since` and `until` find offsets as in BINARY: a line
+belongs to where, and when, it ends.
+"""
+OUTPUT_FORMAT_JSON: OutputFormat.ValueType  # 3
+"""The same lines, each as a JSON object on one line of ASCII, from which the job's bytes can be had back:
+
+    {"type":"line","offset":0,"end":6,"source":"STDOUT","time":"2026-01-31T08:00:00.123456789Z","text":"hello"}
+
+`offset` is that of the line's first byte, `end` the one to resume at behind the line. `time` is when the agent
+received its last byte. `source` and `time` are null where they are not known. A line that is not UTF-8 has
+`base64` in place of `text`. Both are without the newline; where there was none, since this is a piece of a line
+that was cut, or all output has ended with it, there is `"partial":true`.
+"""
+Global___OutputFormat: _TypeAlias = OutputFormat  # noqa: Y015
+
 @_typing.final
 class StartRequest(_message.Message):
     """What to run, and how."""
@@ -410,6 +474,7 @@ class StreamRequest(_message.Message):
     SINCE_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
     TIMESTAMPS_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's id."""
     offset: _builtins.int
@@ -424,7 +489,11 @@ class StreamRequest(_message.Message):
     hold fewer lines, the stream begins there. Not together with `offset`; with `since` at what comes later.
     """
     timestamps: _builtins.bool
-    """Tell of each chunk who wrote it and when, which makes for smaller chunks."""
+    """Tell of each chunk who wrote it and when, which makes for smaller chunks. With TEXT: begin each line with its time,
+    as in `2026-01-31T08:00:00.123Z `, and with as wide a `-` where that is not known. JSON has both in any case.
+    """
+    format: Global___OutputFormat.ValueType
+    """How to tell it."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """Begin with the output that the agent received at this time or later; without any, at the end of what is there
@@ -452,10 +521,11 @@ class StreamRequest(_message.Message):
         since: _timestamp_pb2.Timestamp | None = ...,
         until: _timestamp_pb2.Timestamp | None = ...,
         timestamps: _builtins.bool = ...,
+        format: Global___OutputFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "since", b"since", "tail_lines", b"tail_lines", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "follow", b"follow", "job_id", b"job_id", "offset", b"offset", "since", b"since", "source", b"source", "tail_lines", b"tail_lines", "timestamps", b"timestamps", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "follow", b"follow", "format", b"format", "job_id", b"job_id", "offset", b"offset", "since", b"since", "source", b"source", "tail_lines", b"tail_lines", "timestamps", b"timestamps", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tail_lines: _TypeAlias = _typing.Literal["tail_lines"]  # noqa: Y015
     _WhichOneofArgType__tail_lines: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines"]  # noqa: Y015
@@ -513,15 +583,20 @@ class OutputChunk(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    RESUME_OFFSET_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
-    """The absolute offset of its first byte."""
+    """The absolute offset of its first byte. With TEXT and JSON: of the lines that end up to here, none is in it."""
     data: _builtins.bytes
-    """The bytes."""
+    """The bytes; with TEXT and JSON, whole lines."""
     source: Global___OutputSource.ValueType
     """Who wrote them; unspecified where a chunk holds both."""
+    resume_offset: _builtins.int
+    """With TEXT and JSON: the offset to resume at, where its last line ends. With BINARY it is `offset` and the length of
+    `data`, and this is 0.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """With `timestamps`: when the agent received the first of them; unset where that is not known."""
+        """With `timestamps` and BINARY: when the agent received the first of them; unset where that is not known."""
 
     def __init__(
         self,
@@ -530,10 +605,11 @@ class OutputChunk(_message.Message):
         data: _builtins.bytes = ...,
         source: Global___OutputSource.ValueType = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        resume_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "source", b"source", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "resume_offset", b"resume_offset", "source", b"source", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -551,22 +627,26 @@ class OutputGap(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The absolute offset of the first byte that is missing."""
     length: _builtins.int
     """How many are missing."""
     reason: _builtins.str
     """Why."""
+    data: _builtins.bytes
+    """With TEXT and JSON: what of lines was written before the gap, which cuts them."""
     def __init__(
         self,
         *,
         offset: _builtins.int = ...,
         length: _builtins.int = ...,
         reason: _builtins.str = ...,
+        data: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["length", b"length", "offset", b"offset", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "length", b"length", "offset", b"offset", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -580,19 +660,23 @@ class OutputEnd(_message.Message):
 
     OFFSET_FIELD_NUMBER: _builtins.int
     OUTPUT_ENDED_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The offset to resume at."""
     output_ended: _builtins.bool
     """The job's output has ended as well: there is nothing to resume."""
+    data: _builtins.bytes
+    """With TEXT and JSON, and `output_ended`: the last lines, if they have no newline."""
     def __init__(
         self,
         *,
         offset: _builtins.int = ...,
         output_ended: _builtins.bool = ...,
+        data: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "output_ended", b"output_ended"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "output_ended", b"output_ended"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -171,10 +171,12 @@ class JobWorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Stream(self, request, context):
-        """A job's output as bytes, from any offset, line from the end or time, and live if asked for. Role: READER.
+        """A job's output as bytes, lines or JSON, from any offset, line from the end or time, and live if asked for. Role:
+        READER.
 
         The answers are in the order of their offsets; with `follow` the stream ends when the job's output has.
-        Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received, or with
+        the last `resume_offset` or gap's end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -80,10 +80,12 @@ class JobWorkerServiceStub:
     Errors: INVALID_ARGUMENT, NOT_FOUND.
     """
     Stream: _grpc.UnaryStreamMultiCallable[_job_worker_service_pb2.StreamRequest, _job_worker_service_pb2.StreamResponse]
-    """A job's output as bytes, from any offset, line from the end or time, and live if asked for. Role: READER.
+    """A job's output as bytes, lines or JSON, from any offset, line from the end or time, and live if asked for. Role:
+    READER.
 
     The answers are in the order of their offsets; with `follow` the stream ends when the job's output has.
-    Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received, or with
+    the last `resume_offset` or gap's end.
     """
     List: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.ListRequest, _job_worker_service_pb2.ListResponse]
     """Jobs of this host, newest first. Role: READER.
@@ -174,10 +176,12 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     Errors: INVALID_ARGUMENT, NOT_FOUND.
     """
     Stream: _aio.UnaryStreamMultiCallable[_job_worker_service_pb2.StreamRequest, _job_worker_service_pb2.StreamResponse]  # type: ignore[assignment]
-    """A job's output as bytes, from any offset, line from the end or time, and live if asked for. Role: READER.
+    """A job's output as bytes, lines or JSON, from any offset, line from the end or time, and live if asked for. Role:
+    READER.
 
     The answers are in the order of their offsets; with `follow` the stream ends when the job's output has.
-    Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received, or with
+    the last `resume_offset` or gap's end.
     """
     List: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.ListRequest, _job_worker_service_pb2.ListResponse]  # type: ignore[assignment]
     """Jobs of this host, newest first. Role: READER.
@@ -301,10 +305,12 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_worker_service_pb2.StreamRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_worker_service_pb2.StreamResponse], _abc.AsyncIterator[_job_worker_service_pb2.StreamResponse]]:
-        """A job's output as bytes, from any offset, line from the end or time, and live if asked for. Role: READER.
+        """A job's output as bytes, lines or JSON, from any offset, line from the end or time, and live if asked for. Role:
+        READER.
 
         The answers are in the order of their offsets; with `follow` the stream ends when the job's output has.
-        Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE: resume with the offset behind the last byte received, or with
+        the last `resume_offset` or gap's end.
         """
 
     @_abc_1.abstractmethod

@@ -137,6 +137,7 @@ class Client:
         follow: bool = False,
         source: jobs.Source | None = None,
         timestamps: bool = False,
+        output_format: jobs.OutputFormat = jobs.OutputFormat.BINARY,
     ) -> Generator[Item, None, None]:
         """A job's output, resumed by itself after every broken connection.
 
@@ -150,10 +151,18 @@ class Client:
             until_ns: end before what was written at this time or later.
             follow: go on with new output until it has ended.
             source: only what this descriptor wrote.
-            timestamps: tell of each chunk who wrote it and when.
+            timestamps: tell of each chunk who wrote it and when, or put that time before each line of TEXT.
+            output_format: TEXT and JSON come as `Lines`. A line that is not complete yet is waited for, or comes
+                with a later stream.
         """
         ask = partial(
-            requests.stream, job_id, until_ns=until_ns, follow=follow, source=source, timestamps=timestamps
+            requests.stream,
+            job_id,
+            until_ns=until_ns,
+            follow=follow,
+            source=source,
+            timestamps=timestamps,
+            output_format=output_format,
         )
         first = ask(offset=offset, tail_lines=tail_lines, since_ns=since_ns)
         relative = tail_lines is not None or since_ns is not None

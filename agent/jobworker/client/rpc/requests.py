@@ -82,6 +82,7 @@ def stream(
     follow: bool,
     source: jobs.Source | None,
     timestamps: bool,
+    output_format: jobs.OutputFormat,
 ) -> pb.StreamRequest:
     """Ask for this output.
 
@@ -97,6 +98,8 @@ def stream(
         follow=follow,
         source=pb.OutputSource.ValueType(source.value if source else 0),
         timestamps=timestamps,
+        # Left out for what was there before the field was: an older agent takes no field that it does not know.
+        format=pb.OutputFormat.ValueType(0 if output_format is jobs.OutputFormat.BINARY else output_format.value),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.failures import CallFailed
-from jobworker.client.output import Chunk, End, Gap, Item
+from jobworker.client.output import Chunk, End, Gap, Item, Lines
 from jobworker.client.rpc.backoff import Backoff
 from jobworker.jobs import Source
 
@@ -29,6 +29,11 @@ class Position:
         # With one source only, the offsets that are skipped are the other one's.
         self._may_skip = filtered
 
+    def cut(self, data: bytes, offset: int) -> Lines:
+        """The lines that a gap cuts, or the output's end, at an offset."""
+        before, self.offset = self.offset, offset
+        return Lines(before, data, offset)
+
     def accept(self, item: Item) -> Iterator[Item]:
         """What is new of this item, behind a gap for what is missing before it."""
         if self.unknown:
@@ -46,12 +51,16 @@ class Position:
             yield new
 
 
-def _behind(item: Chunk | Gap, offset: int) -> Chunk | Gap:
-    """The part of an item from an offset within it on."""
+def _behind(item: Chunk | Lines | Gap, offset: int) -> Chunk | Lines | Gap:
+    """The part of an item from an offset within it on; of lines, which have no parts, all."""
     skip = offset - item.offset
-    if isinstance(item, Gap):
-        return Gap(offset, item.length - skip, item.reason)
-    return replace(item, offset=offset, data=item.data[skip:]) if skip else item
+    match item:
+        case Chunk(data=data) if skip:
+            return replace(item, offset=offset, data=data[skip:])
+        case Gap(length=length, reason=reason):
+            return Gap(offset, length - skip, reason)
+        case _:
+            return item
 
 
 def resumed(
@@ -100,8 +109,12 @@ def _until_broken(
 
 
 def _accepted(response: pb.StreamResponse, position: Position) -> Iterator[Item]:
-    item = _item(response)
-    return iter(()) if item is None else position.accept(item)
+    item, cut = _item(response), response.gap.data or response.end.data
+    if item is None:
+        return
+    if cut and item.offset >= position.offset:
+        yield position.cut(cut, item.offset)
+    yield from position.accept(item)
 
 
 def _item(response: pb.StreamResponse) -> Item | None:
@@ -109,6 +122,8 @@ def _item(response: pb.StreamResponse) -> Item | None:
     match response.WhichOneof("item"):
         case "chunk":
             chunk = response.chunk
+            if chunk.resume_offset:
+                return Lines(chunk.offset, chunk.data, chunk.resume_offset)
             return Chunk(chunk.offset, chunk.data, _SOURCES.get(chunk.source), chunk.time.ToNanoseconds())
         case "gap":
             return Gap(response.gap.offset, response.gap.length, response.gap.reason)
