@@ -1,7 +1,8 @@
-"""Output of real jobs as TEXT and JSON, over mutual TLS."""
+"""Output of real jobs as TEXT and JSON, and compressed, over mutual TLS."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
-from support import gateway, root_side
+from support import certs, gateway, root_side, scripted
 
 Stub = JobWorkerServiceStub
 TEXT, JSON = pb.OUTPUT_FORMAT_TEXT, pb.OUTPUT_FORMAT_JSON
+GZIP = (("jobworker-compression", "gzip"),)
 SEGMENT_BYTES = 256 * 1024
 
 
@@ -102,3 +104,45 @@ def test_a_format_that_is_none_is_refused(stub: Stub, fields: dict[str, Any], na
         stream(stub, job, **fields)
     assert gateway.code(caught.value) == "INVALID_ARGUMENT"
     assert gateway.violated_field(caught.value) == named
+
+
+# Compression.
+
+
+def carried(running: gateway.Gateway, job: job_pb2.Job, *metadata: tuple[str, str]) -> tuple[int, bytes]:
+    """How many bytes came over the network, and the output that was in them."""
+    port = int(running.address.rpartition(":")[2])
+    with scripted.breaking_wire(port, itertools.repeat(1 << 40)) as wire:
+        with gateway.channel(f"127.0.0.1:{wire.port}", certs.dev_pki().files("reader")) as channel:
+            answers = Stub(channel).Stream(pb.StreamRequest(job_id=job.id), metadata=metadata)
+            data = b"".join(answer.chunk.data for answer in answers)
+        return wire.brought, data
+
+
+def test_answers_are_compressed_for_who_asks(running: gateway.Gateway, stub: Stub) -> None:
+    job = start(stub, "seq 100000")
+    stream(stub, job, follow=True)
+    plain, data = carried(running, job)
+    assert len(data) == 588_895
+    assert plain > len(data)
+    assert carried(running, job, ("jobworker-compression", "identity"))[0] > len(data)
+    small, same = carried(running, job, *GZIP)
+    assert same == data
+    assert small < len(data) // 2
+
+
+def test_a_live_stream_is_compressed_as_it_comes(stub: Stub) -> None:
+    job = start(stub, "for i in 1 2 3; do echo $i; sleep 0.02; done")
+    request = pb.StreamRequest(job_id=job.id, follow=True, format=TEXT)
+    assert text(list(stub.Stream(request, metadata=GZIP))) == b"1\n2\n3\n"
+    watch = stub.Watch(pb.WatchRequest(job_ids=[job.id], snapshot=True), metadata=GZIP)
+    assert next(iter(watch)).job.id == job.id
+    watch.cancel()
+
+
+def test_a_compression_that_is_none_is_refused(stub: Stub) -> None:
+    job = start(stub, "true")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.Stream(pb.StreamRequest(job_id=job.id), metadata=(("jobworker-compression", "zstd"),)))
+    assert gateway.code(caught.value) == "INVALID_ARGUMENT"
+    assert gateway.violated_field(caught.value) == "jobworker-compression"

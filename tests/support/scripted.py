@@ -130,6 +130,7 @@ class Wire:
         target: the port; it may be changed.
         port: where to connect to instead.
         connections: how many there have been.
+        brought: bytes that they have brought back.
     """
 
     def __init__(self, port: int, budgets: Iterator[int]) -> None:
@@ -138,6 +139,7 @@ class Wire:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
+        self.brought = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -148,6 +150,9 @@ class Wire:
     def _connected(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.target))
 
+    def _count(self, size: int) -> None:
+        self.brought += size
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -157,16 +162,19 @@ class Wire:
 
     def _serve(self, near: socket.socket, budget: int) -> None:
         with near, contextlib.suppress(ConnectionRefusedError), self._connected() as far:
-            back = threading.Thread(target=_carry, args=(far, near, budget), daemon=True)
+            back = threading.Thread(target=_carry, args=(far, near, budget, self._count), daemon=True)
             back.start()
             _carry(near, far, sys.maxsize)
             back.join()
 
 
-def _carry(source: socket.socket, target: socket.socket, budget: int) -> None:
+def _carry(
+    source: socket.socket, target: socket.socket, budget: int, count: Callable[[int], None] = lambda _: None
+) -> None:
     """Carry up to so many bytes, then break the connection off in both directions."""
     with contextlib.suppress(OSError):
         while budget and (data := source.recv(min(budget, 65_536))):
+            count(len(data))
             target.sendall(data)
             budget -= len(data)
     for sock in (source, target):

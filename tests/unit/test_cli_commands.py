@@ -357,7 +357,7 @@ def test_json_of_a_stream(agent: scripted.ScriptedAgent) -> None:
     assert agent.requests[0].format == pb.OUTPUT_FORMAT_JSON
 
 
-@pytest.mark.parametrize("flags", [("--lines",), ("--timestamps",), ("--lines", "-t")])
+@pytest.mark.parametrize("flags", [("--lines",), ("--timestamps",), ("--lines", "-t", "--compress")])
 def test_whole_lines(agent: scripted.ScriptedAgent, flags: tuple[str, ...]) -> None:
     agent.handlers["Stream"] = lambda _request, _context: iter([lines(0, b"a\\xff\n", 3), scripted.end(3)])
     done = agent.cli("stream", ID, *flags)

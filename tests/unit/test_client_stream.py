@@ -224,6 +224,20 @@ def test_lines_that_are_told_again_or_left_out() -> None:
     assert list(position.accept(Lines(5, b"b\n", 7))) == [Gap(2, 3, "the agent left it out"), Lines(5, b"b\n", 7)]
 
 
+def test_a_client_asks_for_compression_by_metadata() -> None:
+    asked: list[str | bytes | None] = []
+
+    def stream(_request: pb.StreamRequest, context: grpc.ServicerContext) -> Iterator[pb.StreamResponse]:
+        asked.append(dict(context.invocation_metadata()).get("jobworker-compression"))
+        yield scripted.end(0)
+
+    with scripted.scripted_agent() as agent, connect(agent.endpoint()) as client:
+        agent.handlers["Stream"] = stream
+        list(client.stream(ID))
+        list(client.stream(ID, compress=True))
+    assert asked == [None, "gzip"]
+
+
 PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=30)
 
 

@@ -52,6 +52,7 @@ With `--format json` each line is an object, and so are gaps and the end: that i
 @click.option("--stderr", is_flag=True, help="Only what it wrote to its standard error.")
 @click.option("--timestamps", "-t", is_flag=True, help="Put before each line when it was written.")
 @click.option("--lines", is_flag=True, help="Whole lines rather than bytes as they come.")
+@click.option("--compress", is_flag=True, help="Have the agent compress what it sends, for a slow network.")
 @click.argument("job_id", metavar="ID", shell_complete=client_offers.jobs())
 def stream(
     job_id: str,
@@ -65,6 +66,7 @@ def stream(
     stderr: bool,
     timestamps: bool,
     lines: bool,
+    compress: bool,
 ) -> None:
     since_ns = None if since is None else moment(since, "--since")
     until_ns = None if until is None else moment(until, "--until")
@@ -79,6 +81,7 @@ def stream(
             source=None if stdout == stderr else Source.STDOUT if stdout else Source.STDERR,
             timestamps=timestamps,
             output_format=_format(lines=lines or timestamps),
+            compress=compress,
         )
         if as_json():
             _print_objects(items)

@@ -24,6 +24,11 @@ from jobworker.wire.messages import Caller, CallReport
 
 _REQUEST_SECONDS = 10.0
 
+# In a stream's request metadata: how to compress the answers. That a client could read it, which grpc tells by
+# itself, says nothing of whether its network is slower than a CPU.
+COMPRESSION = "jobworker-compression"
+_COMPRESSIONS = {"identity": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}
+
 _log = structlog.get_logger()
 
 Context = aio.ServicerContext[Any, Any]
@@ -123,6 +128,7 @@ class _Method:
         async def work(decision: _Decision, peer: Peer) -> bytes:
             # Now, and not with the first message: a stream that is ended while that one is under way would
             # send these a second time with its status, which grpc's core refuses; no status would go out.
+            _compress(context)
             await context.send_initial_metadata(())
             async with self.gate.hold(peer) as held:
                 request = await self._receive(context, peer)
@@ -146,6 +152,18 @@ class _Method:
         # A request may be long in coming.
         self.gate.check(peer)
         return requests.parse(data, self.handler.request_deserializer)
+
+
+def _compress(context: Context) -> None:
+    """Have grpc compress the answers of a call whose client has asked for that.
+
+    Raises:
+        InvalidField: by something that this agent cannot do.
+    """
+    asked = dict(context.invocation_metadata() or ()).get(COMPRESSION, "identity")
+    if asked not in _COMPRESSIONS:
+        raise InvalidField(COMPRESSION, f"{asked!r:.40} is not a compression that this agent knows", "gzip")
+    context.set_compression(_COMPRESSIONS[asked])
 
 
 async def _not_served(_request: object, _context: Context) -> NoReturn:

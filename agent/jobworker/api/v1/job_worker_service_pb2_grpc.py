@@ -34,6 +34,9 @@ class JobWorkerServiceStub:
     rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
     List and Watch leave it out.
 
+    Compression: with `jobworker-compression: gzip` in a call's metadata the answers of Stream and Watch are compressed,
+    and not without; another value than `gzip` and `identity` is INVALID_ARGUMENT.
+
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
     """
@@ -109,6 +112,9 @@ class JobWorkerServiceServicer:
     that: every call can be answered with PERMISSION_DENIED (POLICY_DENIED), whose metadata hold `rule`, the name of the
     rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
     List and Watch leave it out.
+
+    Compression: with `jobworker-compression: gzip` in a call's metadata the answers of Stream and Watch are compressed,
+    and not without; another value than `gzip` and `identity` is INVALID_ARGUMENT.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
@@ -313,6 +319,9 @@ class JobWorkerService:
     that: every call can be answered with PERMISSION_DENIED (POLICY_DENIED), whose metadata hold `rule`, the name of the
     rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
     List and Watch leave it out.
+
+    Compression: with `jobworker-compression: gzip` in a call's metadata the answers of Stream and Watch are compressed,
+    and not without; another value than `gzip` and `identity` is INVALID_ARGUMENT.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.

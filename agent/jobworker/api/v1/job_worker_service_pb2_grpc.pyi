@@ -35,6 +35,9 @@ class JobWorkerServiceStub:
     rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
     List and Watch leave it out.
 
+    Compression: with `jobworker-compression: gzip` in a call's metadata the answers of Stream and Watch are compressed,
+    and not without; another value than `gzip` and `identity` is INVALID_ARGUMENT.
+
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
     """
@@ -134,6 +137,9 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
     List and Watch leave it out.
 
+    Compression: with `jobworker-compression: gzip` in a call's metadata the answers of Stream and Watch are compressed,
+    and not without; another value than `gzip` and `identity` is INVALID_ARGUMENT.
+
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
     """
@@ -228,6 +234,9 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     that: every call can be answered with PERMISSION_DENIED (POLICY_DENIED), whose metadata hold `rule`, the name of the
     rule that decided. Of a job that the caller may not Query, it is not told that there is one: that is NOT_FOUND, and
     List and Watch leave it out.
+
+    Compression: with `jobworker-compression: gzip` in a call's metadata the answers of Stream and Watch are compressed,
+    and not without; another value than `gzip` and `identity` is INVALID_ARGUMENT.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.

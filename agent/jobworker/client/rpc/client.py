@@ -138,6 +138,7 @@ class Client:
         source: jobs.Source | None = None,
         timestamps: bool = False,
         output_format: jobs.OutputFormat = jobs.OutputFormat.BINARY,
+        compress: bool = False,
     ) -> Generator[Item, None, None]:
         """A job's output, resumed by itself after every broken connection.
 
@@ -154,6 +155,7 @@ class Client:
             timestamps: tell of each chunk who wrote it and when, or put that time before each line of TEXT.
             output_format: TEXT and JSON come as `Lines`. A line that is not complete yet is waited for, or comes
                 with a later stream.
+            compress: have the agent compress the answers, for networks that are slower than gzip.
         """
         ask = partial(
             requests.stream,
@@ -172,7 +174,7 @@ class Client:
             request = first
             if not position.unknown:
                 request = ask(offset=resumed_at, tail_lines=None, since_ns=None)
-            return self._connection.stream(self._stub.Stream, request)
+            return self._connection.stream(self._stub.Stream, request, compress=compress)
 
         return resumed(open_at, position, _STREAM)
 

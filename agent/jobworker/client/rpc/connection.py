@@ -33,6 +33,8 @@ _ATTEMPT = "grpc.min_reconnect_backoff_ms"
 # With the bandwidth probe on, fifty stalled streams let a client grow to 1.6 GB.
 _LOOKAHEAD = 1024 * 1024
 
+_COMPRESSED = (("jobworker-compression", "gzip"),)
+
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", _LOOKAHEAD),
@@ -136,14 +138,18 @@ class Connection:
         method: grpc.UnaryStreamMultiCallable[Request, Response],
         request: Request,
         timeout: float | None = None,
+        *,
+        compress: bool = False,
     ) -> Iterator[Response]:
-        """The answers to a request; the call ends with the iterator, or after `timeout` seconds if that is given.
+        """The answers to a request, compressed on their way if that is asked for.
+
+        The call ends with the iterator, or after `timeout` seconds if that is given.
 
         Raises:
             JobWorkerError: as `call`.
         """
         try:
-            responses = method(request, timeout=timeout)
+            responses = method(request, timeout=timeout, metadata=_COMPRESSED if compress else None)
             try:
                 for response in responses:
                     self._answered = True
