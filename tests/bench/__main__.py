@@ -23,6 +23,7 @@ from bench import (  # noqa: E402
     sandbox_cost,
     start_latency,
     start_rate,
+    stream_formats,
     stream_rate,
     upgrade,
 )
@@ -34,6 +35,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Outcome]] = {
     "rate": start_rate.measure,
     "pump": pump.measure,
     "stream": stream_rate.measure,
+    "formats": stream_formats.measure,
     "memory": memory_use.measure,
     "idle": idle_cpu.measure,
     "query": query_speed.measure,

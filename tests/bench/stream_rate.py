@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from bench import agents, bare_server
-from bench.processes import cpu_seconds, parts, wait_for_end
+from bench.followers import Follower, Served, child, followers, take
+from bench.processes import parts, wait_for_end
 from bench.report import Outcome, Table, above
-from bench.scale import MIB, Scale
+from bench.scale import Scale
 from bench.stats import median
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.gateway.output import CHUNK_BYTES
 from support import certs
-from support.agent import DEADLINE
 
 _FOLLOWERS = (1, 4, 16)
 _REACH = 0.9
-_STREAM = "/jobworker.api.v1.JobWorkerService/Stream"
-
-
-@dataclass(slots=True)
-class Follower:
-    """A client process with a connection that is up."""
-
-    process: subprocess.Popen[str]
-
-    def send(self, request: bytes) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(f"{request.hex()}\n")
-        self.process.stdin.flush()
-
-    def receive(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().strip()
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What one round took."""
-
-    mib_per_second: float
-    cpu_seconds_per_gib: float
+STREAM = "/jobworker.api.v1.JobWorkerService/Stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +45,15 @@ def measure(scale: Scale) -> Outcome:
             Contender(
                 "jobworker",
                 parts(agent).gateway,
-                stack.enter_context(_followers(agent.addr, _STREAM, files)),
+                stack.enter_context(followers(max(_FOLLOWERS), agent.addr, STREAM, files)),
                 lambda size: pb.StreamRequest(job_id=jobs[size], follow=True).SerializeToString(),
             ),
             Contender(
                 "bare grpc.aio",
                 bare_pid,
-                stack.enter_context(_followers(addr, f"/{bare_server.SERVICE}/{bare_server.METHOD}", files)),
+                stack.enter_context(
+                    followers(max(_FOLLOWERS), addr, f"/{bare_server.SERVICE}/{bare_server.METHOD}", files)
+                ),
                 lambda size: b"%d" % (size // CHUNK_BYTES),
             ),
         )
@@ -100,47 +75,17 @@ def _job_with_output(service: JobWorkerServiceStub, size: int) -> str:
 
 
 @contextlib.contextmanager
-def _child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A module of this folder in a process that ends when its standard input does."""
-    command = [sys.executable, "-m", *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.communicate(timeout=DEADLINE)
-
-
-@contextlib.contextmanager
 def _bare(pki: certs.DevPki) -> Iterator[tuple[int, str]]:
     """The bare server's pid and address."""
     files = pki.files("server")
-    with _child("bench.bare_server", files.ca, files.cert, files.key) as process:
+    with child("bench.bare_server", files.ca, files.cert, files.key) as process:
         assert process.stdout
         yield process.pid, f"127.0.0.1:{process.stdout.readline().strip()}"
 
 
-@contextlib.contextmanager
-def _followers(addr: str, method: str, files: certs.Files) -> Iterator[list[Follower]]:
-    arguments = ("bench.stream_client", addr, method, files.ca, files.cert, files.key)
-    with contextlib.ExitStack() as stack:
-        followers = [Follower(stack.enter_context(_child(*arguments))) for _ in range(max(_FOLLOWERS))]
-        for follower in followers:
-            follower.receive()
-        yield followers
-
-
 def _round(contender: Contender, count: int, size: int) -> Served:
     """So many followers take so many bytes each."""
-    followers, request = contender.followers[:count], contender.request(size)
-    cpu, begin = cpu_seconds(contender.pid), time.perf_counter()
-    for follower in followers:
-        follower.send(request)
-    received = [int(follower.receive()) for follower in followers]
-    seconds, cpu = time.perf_counter() - begin, cpu_seconds(contender.pid) - cpu
-    if min(received) < size:
-        raise RuntimeError(f"a follower of {contender.name} got {min(received)} of {size} bytes")
-    mib = size * count / MIB
-    return Served(mib / seconds, cpu / mib * 1024)
+    return take(contender.pid, contender.followers[:count], contender.request(size), size)
 
 
 def _outcome(own: Contender, bare: Contender) -> Outcome:
