@@ -305,6 +305,19 @@ def test_a_planted_file_is_never_read(tmp_path: Path, log: OutputLog, what: str)
     os.close(directory)
 
 
+@pytest.mark.parametrize(("removed", "reason"), [("log.1", NOT_WRITTEN), ("idx.1", "its index is gone")])
+def test_another_segment_never_stands_for_one_that_was_removed(
+    tmp_path: Path, log: OutputLog, removed: str, reason: str
+) -> None:
+    feed(log, b"a" * SEGMENT + b"b" * SEGMENT + b"c" * SEGMENT)
+    (tmp_path / f"job_{ID}.{removed}").unlink()
+    directory = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(OutputDropped) as caught:
+        open_segment(directory, record_of(log), 1)
+    os.close(directory)
+    assert caught.value.reason == reason
+
+
 def test_reading_needs_no_path(tmp_path: Path, log: OutputLog) -> None:
     feed(log, b"a" * SEGMENT + b"b")
     directory = os.open(tmp_path, os.O_RDONLY)

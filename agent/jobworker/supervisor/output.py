@@ -30,6 +30,8 @@ LONE_BYTES = 1024 * 1024
 
 _SPLICE_F_NONBLOCK = 2
 
+_NO_INDEX = "its index is gone"
+
 
 class OutputLog:
     """The log of one job, new or of an earlier life; owns the descriptors of its directory and open segment.
@@ -232,7 +234,9 @@ def open_segment(directory_fd: int, record: JobRecord, segment: int) -> tuple[in
     name = f"job_{record.job_id}"
     opened: list[int] = []
     try:
-        opened += (_open_to_read(directory_fd, f"{name}.{kind}", segment) for kind in ("log", "idx"))
+        log, indexes = _open_log(directory_fd, name, segment)
+        opened.append(log)
+        opened.append(_open_index(directory_fd, indexes))
         _check_segment(opened[1], segment, record.segment_bytes)
     except OSError as error:
         for fd in opened:
@@ -246,6 +250,8 @@ def _why_missing(directory_fd: int, name: str, segment: int, error: OSError) -> 
     if error.errno != errno.ENOENT:
         return error.strerror or "unreadable"
     kept = _closed_segments(directory_fd, name, "log")
+    if segment in kept:
+        return _NO_INDEX
     return DROPPED if kept and segment < min(kept) else NOT_WRITTEN
 
 
@@ -256,15 +262,27 @@ def _closed_segments(directory_fd: int, name: str, kind: str) -> list[int]:
     return [int(number) for number in numbers if number.isdecimal()]
 
 
+def _open_log(directory_fd: int, name: str, segment: int) -> tuple[int, tuple[str, ...]]:
+    """The log of a segment, and the names that its index may have: never those of another segment's."""
+    live = f"{name}.idx"
+    try:
+        log = beneath.open_regular(directory_fd, f"{name}.log.{segment}", os.O_RDONLY)
+    except FileNotFoundError:
+        return beneath.open_regular(directory_fd, f"{name}.log", os.O_RDONLY), (live,)
+    # It is renamed after the log, and that may have been cut off.
+    return log, (f"{live}.{segment}", live)
+
+
+def _open_index(directory_fd: int, names: tuple[str, ...]) -> int:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            return beneath.open_regular(directory_fd, name, os.O_RDONLY)
+    raise OSError(errno.ENODATA, _NO_INDEX)
+
+
 def _check_segment(index_fd: int, segment: int, segment_bytes: int) -> None:
     # The live files may be those of a later segment, if this one was lost as a whole and has none.
     known = index.ends(index_fd)
-    if known and known[0].offset // segment_bytes != segment:
+    # A first record that could not be written is zeros, and tells nothing.
+    if known and known[0].length and known[0].offset // segment_bytes != segment:
         raise OSError(errno.ENOENT, "there is nothing of it")
-
-
-def _open_to_read(directory_fd: int, name: str, segment: int) -> int:
-    try:
-        return beneath.open_regular(directory_fd, f"{name}.{segment}", os.O_RDONLY)
-    except FileNotFoundError:
-        return beneath.open_regular(directory_fd, name, os.O_RDONLY)
