@@ -86,6 +86,8 @@ def plain(item: Item) -> dict[str, Any]:
             text = base64.b64encode(data).decode()
             time = {"time": shown(time_ns)} if time_ns else {}
             return {"type": "chunk", "offset": offset, "source": source and source.name, **time, "data": text}
+        case Lines(offset, data, stop):
+            return {"type": "lines", "offset": offset, "end": stop, "data": data.decode()}
         case Gap(offset, length, reason):
             return {"type": "gap", "offset": offset, "length": length, "reason": reason}
         case _:

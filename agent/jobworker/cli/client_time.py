@@ -1,4 +1,4 @@
-"""Points in time as the command line takes them."""
+"""Points in time as the command line takes and shows them."""
 
 from __future__ import annotations
 
@@ -38,3 +38,9 @@ def _duration_ms(text: str, field: str) -> int:
     except InvalidField:
         problem = f"{text!r:.60} is neither a time with its zone nor a duration"
         raise InvalidField(field, problem, _EXAMPLE) from None
+
+
+def shown(time_ns: int) -> str:
+    """RFC 3339 in UTC, to the millisecond."""
+    seconds, nanos = divmod(time_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanos // 1_000_000:03d}Z"
