@@ -4,6 +4,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -22,6 +23,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("jobworker")
 
+PRINTOUT = pytest.StashKey[list[str]]()
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for cgroups and users")
 
 
@@ -39,6 +41,17 @@ def one_life() -> Iterator[None]:
     for fd in set(os.listdir("/proc/self/fd")) - before:
         with contextlib.suppress(OSError):
             os.close(int(fd))
+
+
+@pytest.fixture(scope="session")
+def printout(pytestconfig: pytest.Config) -> list[str]:
+    """Lines for people, which are printed behind all tests whether those pass or not."""
+    return pytestconfig.stash.setdefault(PRINTOUT, [])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for line in config.stash.get(PRINTOUT, []):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,21 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gatewa
         yield started
 
 
+Matrix = dict[tuple[str, str], str]
+
+
+@pytest.fixture(scope="module")
+def matrix(printout: list[str]) -> Iterator[Matrix]:
+    """What became of each call by each kind of caller; printed at the end."""
+    found: Matrix = {}
+    yield found
+    kinds = dict.fromkeys(kind for kind, _ in found)
+    rows = [["", *(method.rpartition(".")[2].removeprefix("JobWorkerService/") for method in METHODS)]]
+    rows += [[kind, *(found.get((kind, method), "") for method in METHODS)] for kind in kinds]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    printout.extend("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 @pytest.fixture(scope="module")
 def odd_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, certs.Files]:
     directory = tmp_path_factory.mktemp("odd")
@@ -44,47 +59,65 @@ def outcome(channel: grpc.Channel, method: str, metadata: Any = None, data: byte
     return caught.value
 
 
-def reaches_its_request(error: Any) -> bool:
-    return (gateway.code(error), gateway.reason(error)) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+# How a call ends, in the matrix's words: its request is read, the role is not enough, nobody is to have such a
+# certificate, TLS lets nobody in.
+READ, ROLE, NOBODY, NO_TLS = "yes", "role", "nobody", "tls"
+_WORDS = {
+    ("INVALID_ARGUMENT", "INVALID_FIELD"): READ,
+    ("PERMISSION_DENIED", "PERMISSION_DENIED"): ROLE,
+    ("UNAUTHENTICATED", "UNAUTHENTICATED"): NOBODY,
+}
+
+
+def word(error: Any) -> str:
+    if gateway.code(error) == "UNAVAILABLE":
+        # Nobody has answered, and grpc itself gives no reasons.
+        return NO_TLS
+    said = gateway.code(error), gateway.reason(error)
+    return _WORDS.get(said, str(said))
 
 
 @pytest.mark.parametrize("name", ["reader", "writer"])
 @pytest.mark.parametrize("method", METHODS)
-def test_roles(running: gateway.Gateway, method: str, name: str) -> None:
+def test_roles(running: gateway.Gateway, matrix: Matrix, method: str, name: str) -> None:
     with running.channel(name=name) as channel:
         error = outcome(channel, method)
+    matrix[name, method] = word(error)
     if name == "writer" or method.rpartition("/")[2] not in WRITING:
-        assert reaches_its_request(error)
+        assert matrix[name, method] == READ
     else:
-        assert (gateway.code(error), gateway.reason(error)) == ("PERMISSION_DENIED", "PERMISSION_DENIED")
+        assert matrix[name, method] == ROLE
         assert "WRITER" in error.details()
 
 
 @pytest.mark.parametrize("kind", sorted(ODD))
 @pytest.mark.parametrize("method", [*METHODS, "/x.Y/Z"])
 def test_odd_certificates(
-    running: gateway.Gateway, odd_files: dict[str, certs.Files], method: str, kind: str
+    running: gateway.Gateway, matrix: Matrix, odd_files: dict[str, certs.Files], method: str, kind: str
 ) -> None:
     with running.channel(odd_files[kind]) as channel:
         error = outcome(channel, method)
+    matrix[kind, method] = word(error)
     if kind in BY_TLS:
-        assert gateway.code(error) == "UNAVAILABLE"
+        assert matrix[kind, method] == NO_TLS
     else:
-        assert (gateway.code(error), gateway.reason(error)) == ("UNAUTHENTICATED", "UNAUTHENTICATED")
+        assert matrix[kind, method] == NOBODY
         assert "certificate" in error.details()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_without_a_certificate(running: gateway.Gateway, method: str) -> None:
+def test_without_a_certificate(running: gateway.Gateway, matrix: Matrix, method: str) -> None:
     credentials = gateway.credentials(certs.dev_pki().files("writer"), certificate=False)
     with grpc.secure_channel(running.address, credentials) as channel:
-        assert gateway.code(outcome(channel, method)) == "UNAVAILABLE"
+        matrix["no certificate", method] = word(outcome(channel, method))
+    assert matrix["no certificate", method] == NO_TLS
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_without_tls(running: gateway.Gateway, method: str) -> None:
+def test_without_tls(running: gateway.Gateway, matrix: Matrix, method: str) -> None:
     with grpc.insecure_channel(running.address) as channel:
-        assert gateway.code(outcome(channel, method)) == "UNAVAILABLE"
+        matrix["no TLS", method] = word(outcome(channel, method))
+    assert matrix["no TLS", method] == NO_TLS
 
 
 FORGED = (
