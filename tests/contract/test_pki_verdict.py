@@ -11,18 +11,21 @@ import pytest
 from cryptography import x509
 
 from jobworker.errors import Unauthenticated
+from jobworker.gateway.certificate_rules import CertificateRules
 from jobworker.gateway.certificates import read_peer
 from jobworker.identity import DEFAULT_ROLE_OID, Role
+from jobworker.settings.schema import CertificateSettings
 from jobworker_pki import reading
 from support import certs
 from support.pki import document, openssl, run
 
+RULES = CertificateRules(CertificateSettings())
 OF_TLS = {"foreign_ca", "self_signed", "signed_by_leaf"}  # the chain is TLS's to check
 
 
 def gateways_reason(certificate: x509.Certificate) -> str | None:
     try:
-        peer = read_peer(certs.Pair(certificate, certs.key()).cert_pem, DEFAULT_ROLE_OID)
+        peer = read_peer(certs.Pair(certificate, certs.key()).cert_pem, DEFAULT_ROLE_OID, RULES)
         peer.check_dates(datetime.now(UTC).timestamp())
     except Unauthenticated as error:
         return error.reason
@@ -49,7 +52,7 @@ def test_the_same_are_refused(odd: str) -> None:
 def test_the_same_are_accepted(name: str) -> None:
     certificate = certs.dev_pki().pair(name).certificate
     bearer = reading.bearer(certificate, DEFAULT_ROLE_OID)
-    peer = read_peer(certs.dev_pki().pair(name).cert_pem, DEFAULT_ROLE_OID)
+    peer = read_peer(certs.dev_pki().pair(name).cert_pem, DEFAULT_ROLE_OID, RULES)
     assert isinstance(bearer, reading.User)
     assert (bearer.uri, bearer.role) == (peer.principal.uri, peer.principal.role)
     assert (bearer.trust_domain, bearer.name) == ("dev.jobworker.internal", name)
@@ -78,7 +81,7 @@ def openssls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_certificate_by_openssl_is_accepted(openssls: Path) -> None:
     user, ca = openssls / "user.pem", openssls / "ca.pem"
     assert openssl("verify", "-x509_strict", "-CAfile", str(ca), str(user)).endswith("OK\n")
-    peer = read_peer(user.read_bytes(), DEFAULT_ROLE_OID)
+    peer = read_peer(user.read_bytes(), DEFAULT_ROLE_OID, RULES)
     assert (peer.principal.uri, peer.principal.role) == ("spiffe://example.org/user/alice", Role.WRITER)
     assert run("show", str(user), "--ca", str(ca))[1].endswith(
         "accepts spiffe://example.org/user/alice as WRITER\n"

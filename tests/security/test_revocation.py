@@ -40,8 +40,13 @@ def tls(directory: Path, **files: bytes) -> TlsSettings:
     made = TlsSettings(pair.ca, pair.cert, pair.key)
     for name, data in files.items():
         (directory / name).write_bytes(data)
-        made = replace(made, **{name: str(directory / name)})
+        made = changed(made, name, directory / name)
     return made
+
+
+def changed(tls: TlsSettings, name: str, path: Path) -> TlsSettings:
+    fields: dict[str, Any] = {name: str(path)}
+    return replace(tls, **fields)
 
 
 def check(revocations: revocation.Revocations, who: certs.Pair, now: float | None = None) -> None:
@@ -171,7 +176,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, setting: str) -> None
     made = tls(tmp_path, crl=certs.crl(CA))
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(PkiProblem, match="is not a regular file"):
-        revocation.load(replace(made, **{setting: str(tmp_path / "fifo")}))
+        revocation.load(changed(made, setting, tmp_path / "fifo"))
 
 
 def test_without_lists_nobody_is_asked_for_one(tmp_path: Path) -> None:

@@ -23,6 +23,15 @@ tls:
   role_oid: 1.3.6.1.4.1.32473.7
   crl: /etc/jobworker/lists.pem
   stale_crl: allow
+  certificates:
+    key_types: [rsa, ecdsa]
+    min_rsa_bits: 3072
+    min_ecdsa_bits: 384
+    hashes: [sha384]
+    client_usages: [1.3.6.1.4.1.32473.5]
+    agent_usages: [serverAuth]
+    max_client_life: 90d
+    max_agent_life: 365d
   revoked: /etc/jobworker/revoked.txt
 jobs:
   segment_size: 1M
@@ -64,11 +73,14 @@ def test_a_full_file_sets_every_field() -> None:
     assert settings.jobs.max_cpu_millis == 1500
     assert settings.jobs.segment_bytes == 1 << 20
     assert settings.jobs.kill_wait_ms == 3000
+    assert settings.tls.certificates.agent_usages == ("1.3.6.1.5.5.7.3.1",)
+    assert settings.tls.certificates.max_client_life_ms == 90 * 86_400_000
     assert settings.isolation.writable == ("/srv/build", "/var/cache/jobs")
     defaults = schema.Settings("", "", schema.TlsSettings("", "", ""))
     for part, default in (
         (settings, defaults),
         (settings.tls, defaults.tls),
+        (settings.tls.certificates, defaults.tls.certificates),
         (settings.jobs, defaults.jobs),
         (settings.isolation, defaults.isolation),
         (settings.metrics, defaults.metrics),

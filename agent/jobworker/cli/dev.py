@@ -84,11 +84,11 @@ def _check_loopback(listen: str) -> None:
 
 
 def _settings(directory: str, pki: str, listen: str, config: str | None) -> Settings:
-    files = (os.path.join(pki, name) for name in ("ca.pem", "server.pem", "server.key"))
+    ca, cert, key = (os.path.join(pki, name) for name in ("ca.pem", "server.pem", "server.key"))
     own = Settings(
         state_dir=os.path.join(directory, "state"),
         listen=listen,
-        tls=TlsSettings(*files),
+        tls=TlsSettings(ca, cert, key),
         gateway_uid=os.getuid(),
         # Whoever tries the agent out need not be root; what is missing is said at the start.
         isolation=IsolationSettings(missing="report"),

@@ -55,7 +55,7 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     trust = Trust(settings)
     own = trust.credentials.get()
     stop = _asked_to_stop(while_stdin=while_stdin)
-    peers = PeerReader(settings.tls.role_oid, trust.revocations.get)
+    peers = PeerReader(settings.tls, trust.revocations.get)
     link, streams = SupervisorLink(settings.socket_path), OpenStreams(peers.check)
     mirror, calls, policies, reports = Mirror(), Calls(), Policies(settings, link), Reports(link)
     permits = Permits(policies, mirror, settings.isolation.default)

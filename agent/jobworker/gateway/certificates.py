@@ -15,20 +15,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from jobworker import identity
 from jobworker.errors import Unauthenticated
+from jobworker.gateway.certificate_rules import CertificateRules
 from jobworker.identity import Principal, Role, check_user_uri, decode_role
+from jobworker.settings.schema import TlsSettings
 
 if TYPE_CHECKING:
     from jobworker.gateway.revocation import Revocations
-
-# The policy for keys, of clients and of the agent itself.
-MINIMUM_RSA_BITS = 4096
-_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 E = TypeVar("E", bound=x509.ExtensionType)
 
@@ -63,13 +58,15 @@ class PeerReader:
     """Reads peers' certificates; those that are good are kept, up to a bound.
 
     Args:
-        role_oid: of the extension that holds the role.
+        tls: under which OID the role is, and what certificates have to be.
         revocations: what is known of them at the moment.
     """
 
-    def __init__(self, role_oid: str, revocations: Callable[[], Revocations]) -> None:
+    def __init__(self, tls: TlsSettings, revocations: Callable[[], Revocations]) -> None:
         self._revocations = revocations
-        self._read = functools.lru_cache(_CACHED)(functools.partial(read_peer, role_oid=role_oid))
+        rules = CertificateRules(tls.certificates)
+        read = functools.partial(read_peer, role_oid=tls.role_oid, rules=rules)
+        self._read = functools.lru_cache(_CACHED)(read)
 
     def identify(self, auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
         """The peer of a connection, by grpc's authentication context.
@@ -113,7 +110,7 @@ class PeerReader:
         self._revocations().check(peer.certificate, now)
 
 
-def read_peer(pem: bytes, role_oid: str) -> Peer:
+def read_peer(pem: bytes, role_oid: str, rules: CertificateRules) -> Peer:
     """What a certificate says of its bearer, whatever the time.
 
     Raises:
@@ -121,7 +118,7 @@ def read_peer(pem: bytes, role_oid: str) -> Peer:
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-        check_strength(certificate)
+        rules.check_client(certificate)
         return Peer(
             principal=_principal(certificate, x509.ObjectIdentifier(role_oid)),
             not_before=certificate.not_valid_before_utc.timestamp(),
@@ -132,23 +129,7 @@ def read_peer(pem: bytes, role_oid: str) -> Peer:
         raise Unauthenticated("the certificate cannot be read") from None
 
 
-def check_strength(certificate: x509.Certificate) -> None:
-    """Check key and signature against the policy.
-
-    Raises:
-        Unauthenticated: either is too weak.
-    """
-    key = certificate.public_key()
-    if not isinstance(key, rsa.RSAPublicKey) or key.key_size < MINIMUM_RSA_BITS:
-        raise Unauthenticated(f"the certificate's key is not RSA with {MINIMUM_RSA_BITS} bits or more")
-    if not isinstance(certificate.signature_hash_algorithm, _HASHES):
-        raise Unauthenticated("the certificate's signature is not made with SHA-256 or better")
-
-
 def _principal(certificate: x509.Certificate, role_oid: x509.ObjectIdentifier) -> Principal:
-    usage = _value(certificate, x509.ExtendedKeyUsage)
-    if usage is None or ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
-        raise Unauthenticated("the certificate is not meant for clients: it lacks the usage clientAuth")
     names = _value(certificate, x509.SubjectAlternativeName)
     uris = names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
     if len(uris) != 1:

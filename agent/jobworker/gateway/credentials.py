@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from jobworker.errors import PkiProblem, Unauthenticated
-from jobworker.gateway.certificates import check_strength
+from jobworker.gateway.certificate_rules import CertificateRules
 from jobworker.settings.schema import TlsSettings
 
 _MAX_PEM_BYTES = 1024 * 1024
@@ -58,7 +58,7 @@ def load(tls: TlsSettings) -> Credentials:
     authorities = certificates(tls.ca, ca)
     own = certificates(tls.cert, cert)[0]
     try:
-        check_strength(own)
+        CertificateRules(tls.certificates).check_agent(own)
     except Unauthenticated as error:
         raise PkiProblem(tls.cert, error.reason, "issue a new one, with worker-pki for example") from None
     if _public_of_key(tls.key, key) != _plain(own.public_key()):
@@ -134,11 +134,14 @@ def _try_key(path: str, pem: bytes, certificate: x509.Certificate) -> None:
     """Sign with it, since only its public half was compared."""
     key = serialization.load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=True)
     public = certificate.public_key()
-    # The policy lets no other kind through.
-    if not isinstance(key, rsa.RSAPrivateKey) or not isinstance(public, rsa.RSAPublicKey):
-        raise PkiProblem(path, "is not an RSA key")
     try:
-        public.verify(key.sign(b"", _PADDING, _HASH), b"", _PADDING, _HASH)
+        if isinstance(key, rsa.RSAPrivateKey) and isinstance(public, rsa.RSAPublicKey):
+            public.verify(key.sign(b"", _PADDING, _HASH), b"", _PADDING, _HASH)
+        elif isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(public, ec.EllipticCurvePublicKey):
+            public.verify(key.sign(b"", ec.ECDSA(_HASH)), b"", ec.ECDSA(_HASH))
+        else:
+            # The settings let no other kind through.
+            raise PkiProblem(path, "is neither an RSA nor an ECDSA key")
     except (ValueError, InvalidSignature):
         raise PkiProblem(path, "is damaged: what it signs does not verify") from None
 

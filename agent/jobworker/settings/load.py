@@ -9,18 +9,22 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import yaml
 
-from jobworker import limits, units
+from jobworker import identity, limits, units
 from jobworker.errors import InvalidField
 from jobworker.limits import PIDS_RANGE
 from jobworker.sandbox import PROFILES
-from jobworker.settings.schema import MetricsSettings, Settings, TlsSettings
+from jobworker.settings.schema import (
+    CertificateSettings,
+    MetricsSettings,
+    Settings,
+    TlsSettings,
+)
 
 Parse = Callable[[str, Any], Any]
 
@@ -30,7 +34,10 @@ _SPECIAL = ("/tmp", "/var/tmp", "/dev/shm", "/proc")  # noqa: S108 - the names t
 # Many times the longest line; and what can still be looked at.
 _MIN_AUDIT_FILE, _MAX_AUDIT_FILE = 256 * 1024, 64 * 1024**3
 
-_OID = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,8}))+")
+# Usages that have a name (RFC 5280, 4.2.1.12).
+_USAGES = {"serverAuth": "1.3.6.1.5.5.7.3.1", "clientAuth": "1.3.6.1.5.5.7.3.2"}
+# Below is broken, and above TLS itself refuses; of curves it knows two.
+_RSA_BITS, _ECDSA_BITS = (2048, 16_384), ("256", "384")
 
 
 def _text(field: str, value: Any, example: str = "") -> str:
@@ -75,6 +82,16 @@ def _one_of(*choices: str) -> Parse:
     return parse
 
 
+def _some_of(*choices: str) -> Parse:
+    def parse(field: str, value: Any) -> tuple[str, ...]:
+        found: tuple[str, ...] = _list(_one_of(*choices))(field, value)
+        if not found:
+            raise InvalidField(field, "is empty, which would let nobody in", f"[{choices[0]}]")
+        return tuple(dict.fromkeys(found))
+
+    return parse
+
+
 def _list(item: Parse) -> Parse:
     def parse(field: str, value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
@@ -97,6 +114,10 @@ def _number(low: int, high: int) -> Parse:
         return value
 
     return parse
+
+
+def _ecdsa_bits(field: str, value: Any) -> int:
+    return int(_one_of(*_ECDSA_BITS)(field, str(value)))
 
 
 _EXAMPLES = {"cpu": "50%", "memory": "256M"}
@@ -126,9 +147,18 @@ def _duration(field: str, value: Any) -> int:
 
 
 def _oid(field: str, value: Any) -> str:
-    if not _OID.fullmatch(_text(field, value)):
-        raise InvalidField(field, f"{value!r:.80} is not an object identifier", "1.3.6.1.4.1.32473.1.1")
-    return str(value)
+    try:
+        return identity.check_role_oid(_text(field, value, identity.DEFAULT_ROLE_OID))
+    except ValueError as error:
+        raise InvalidField(field, str(error)) from None
+
+
+def _usage(field: str, value: Any) -> str:
+    return _oid(field, _USAGES.get(str(value), value))
+
+
+def _certificates(field: str, value: Any) -> CertificateSettings:
+    return CertificateSettings(**_section(f"{field}.", _mapping(field, value), _CERTIFICATES))
 
 
 def _cgroup(field: str, value: Any) -> str:
@@ -148,6 +178,16 @@ TOP: dict[str, tuple[str, Parse]] = {
     "gateway_uid": ("gateway_uid", _number(0, 2**32 - 2)),
     "policy": ("policy", _path),
 }
+_CERTIFICATES: dict[str, tuple[str, Parse]] = {
+    "key_types": ("key_types", _some_of("rsa", "ecdsa")),
+    "min_rsa_bits": ("min_rsa_bits", _number(*_RSA_BITS)),
+    "min_ecdsa_bits": ("min_ecdsa_bits", _ecdsa_bits),
+    "hashes": ("hashes", _some_of("sha256", "sha384", "sha512")),
+    "client_usages": ("client_usages", _list(_usage)),
+    "agent_usages": ("agent_usages", _list(_usage)),
+    "max_client_life": ("max_client_life_ms", _duration),
+    "max_agent_life": ("max_agent_life_ms", _duration),
+}
 _TLS: dict[str, tuple[str, Parse]] = {
     "ca": ("ca", _path),
     "cert": ("cert", _path),
@@ -156,6 +196,7 @@ _TLS: dict[str, tuple[str, Parse]] = {
     "crl": ("crl", _path),
     "stale_crl": ("stale_crl", _one_of("refuse", "allow")),
     "revoked": ("revoked", _path),
+    "certificates": ("certificates", _certificates),
 }
 _JOBS: dict[str, tuple[str, Parse]] = {
     "segment_size": ("segment_bytes", _limit("memory")),

@@ -20,6 +20,31 @@ MAX_SETTINGS_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateSettings:
+    """What certificates have to be, beside what TLS and the role demand.
+
+    Attributes:
+        key_types: of keys that are taken: `rsa`, `ecdsa`.
+        min_rsa_bits: an RSA key has no fewer.
+        min_ecdsa_bits: likewise.
+        hashes: that a certificate may be signed with: `sha256`, `sha384`, `sha512`.
+        client_usages: extended key usages that a client's certificate must have beside clientAuth, as OIDs.
+        agent_usages: likewise of the agent's own, which TLS lets be without any.
+        max_client_life_ms: from a client's certificate's first to its last moment; 0 for no bound.
+        max_agent_life_ms: likewise of the agent's own.
+    """
+
+    key_types: tuple[str, ...] = ("rsa",)
+    min_rsa_bits: int = 4096
+    min_ecdsa_bits: int = 256
+    hashes: tuple[str, ...] = ("sha256", "sha384", "sha512")
+    client_usages: tuple[str, ...] = ()
+    agent_usages: tuple[str, ...] = ()
+    max_client_life_ms: int = 0
+    max_agent_life_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TlsSettings:
     """Who clients and the agent are: files in PEM form, which are taken as they are with each handshake.
 
@@ -31,6 +56,7 @@ class TlsSettings:
         crl: revocation lists, signed by the CAs; empty for none. With any, each client's issuer must have one.
         stale_crl: `refuse` clients when their issuer's list has ended, or `allow` those that it did not name.
         revoked: a text file with a serial number in hexadecimal a line; empty for none.
+        certificates: what they have to be.
     """
 
     ca: str
@@ -40,6 +66,7 @@ class TlsSettings:
     crl: str = ""
     stale_crl: str = "refuse"
     revoked: str = ""
+    certificates: CertificateSettings = CertificateSettings()
 
 
 @dataclass(frozen=True, slots=True)
