@@ -27,6 +27,7 @@ class CallFailed(JobWorkerError):
             agent did not answer.
         metadata: the fields of the reason, e.g. `{"job_id": …}`.
         violations: the fields of the request that are wrong.
+        retry_seconds: when to try again, if the agent said that; else 0.
     """
 
     code: str
@@ -34,6 +35,7 @@ class CallFailed(JobWorkerError):
     reason: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     violations: tuple[FieldViolation, ...] = ()
+    retry_seconds: float = 0.0
 
     def __str__(self) -> str:
         return self.message or f"the agent answered {self.code}"

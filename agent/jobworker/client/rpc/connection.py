@@ -25,6 +25,9 @@ Response = TypeVar("Response", bound=Message)
 _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.name
 _DRAINING = "AGENT_DRAINING"
 _ONCE = Backoff(attempts=0)
+_QUOTA = "QUOTA_EXCEEDED"
+# On top of what the agent says: all that were refused are told the same.
+_TURNS = Backoff(attempts=8, first=0.1, longest=1.0)
 
 # A page of 100 jobs whose arguments are as long as they may be.
 _MAX_RECEIVE = 32 * 1024 * 1024
@@ -103,25 +106,25 @@ class Connection:
             method: of `stub`.
             request: what to ask.
             timeout: for everything together, in seconds.
-            backoff: further attempts while the agent is UNAVAILABLE; for idempotent methods only.
+            backoff: further attempts while the agent is UNAVAILABLE; for idempotent methods only. What is refused
+                for coming too fast was not done: that is tried again, whatever the method, when the agent says.
 
         Raises:
             JobWorkerError: CallFailed, or TlsProblem where the connection never worked.
         """
         deadline = time.monotonic() + timeout
-        for pause in backoff.pauses():
+        pauses, turns = backoff.pauses(), _TURNS.pauses()
+        while True:
             try:
                 return self._once(method, request, deadline)
             except CallFailed as failure:
+                pause = _turn(failure, turns)
                 # Who drains an agent means it to stay so.
-                if (
-                    failure.code != _UNAVAILABLE
-                    or failure.reason == _DRAINING
-                    or time.monotonic() + pause > deadline
-                ):
+                if failure.code == _UNAVAILABLE and failure.reason != _DRAINING:
+                    pause = next(pauses, None)
+                if pause is None or time.monotonic() + pause > deadline:
                     raise
             time.sleep(pause)
-        return self._once(method, request, deadline)
 
     def _once(
         self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, deadline: float
@@ -145,9 +148,31 @@ class Connection:
 
         The call ends with the iterator, or after `timeout` seconds if that is given.
 
+        One that is refused for coming too fast is made again when the agent says.
+
         Raises:
             JobWorkerError: as `call`.
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        turns = _TURNS.pauses()
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                yield from self._answers(method, request, left)
+            except CallFailed as failure:
+                pause = _turn(failure, turns)
+                if pause is None or (deadline is not None and time.monotonic() + pause > deadline):
+                    raise
+                time.sleep(pause)
+            else:
+                return
+
+    def _answers(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None,
+    ) -> Iterator[Response]:
         try:
             responses = method(request, timeout=timeout, metadata=_COMPRESSED if compress else None)
             try:
@@ -173,3 +198,10 @@ class Connection:
             return failure
         problem = None if self._answered else tls.diagnose(self._endpoint)
         return problem or replace(failure, message=f"cannot reach {agent}: {failure.message}")
+
+
+def _turn(failure: CallFailed, turns: Iterator[float]) -> float | None:
+    """How long to wait until what came too fast may come again, in seconds; None for any other failure."""
+    if failure.reason != _QUOTA or not failure.retry_seconds or (spread := next(turns, None)) is None:
+        return None
+    return failure.retry_seconds + spread

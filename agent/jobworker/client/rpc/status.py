@@ -13,18 +13,20 @@ from jobworker.client.failures import CallFailed, FieldViolation
 
 
 def failure_of(error: grpc.RpcError) -> CallFailed:
-    """What the agent (google.rpc.Status with ErrorInfo and BadRequest), or grpc itself, says went wrong."""
+    """What the agent says went wrong (google.rpc.Status with ErrorInfo, BadRequest, RetryInfo), or grpc itself."""
     # An error that a call raises is the call itself.
     call = cast("grpc.Call", error)
     status = _rich_status(call)
     info = _detail(status, error_details_pb2.ErrorInfo())
     bad_request = _detail(status, error_details_pb2.BadRequest())
+    retry = _detail(status, error_details_pb2.RetryInfo()).retry_delay
     return CallFailed(
         code=call.code().name,
         message=call.details() or "",
         reason=info.reason,
         metadata=dict(info.metadata),
         violations=tuple(FieldViolation(v.field, v.description) for v in bad_request.field_violations),
+        retry_seconds=max(0.0, retry.seconds + retry.nanos / 1e9),
     )
 
 
