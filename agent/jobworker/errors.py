@@ -198,6 +198,42 @@ class CapExceeded(JobWorkerError):
         return f"{self.cap} is at its maximum of {self.maximum}; try again in {self.retry_seconds} s"
 
 
+# What one principal may have of each, as users are told of it.
+_QUOTAS = {
+    "streams": "open streams",
+    "calls": "calls under way",
+    "urgent_calls": "calls to Stop, Signal or health under way",
+    "calls_per_second": "calls in the last second",
+    "urgent_calls_per_second": "calls to Stop, Signal or health in the last second",
+    "active_jobs": "jobs that have not ended",
+    "jobs_memory": "bytes of memory as the limits of your jobs",
+}
+
+
+@dataclass(eq=False)
+class QuotaExceeded(JobWorkerError):
+    """The caller has as much of something as one principal may have; nothing was done.
+
+    Attributes:
+        quota: of what; as the agent's setting is called, if it is one.
+        limit: so much.
+        present: what the caller has, without what was asked for now.
+        retry_ms: there will be room again after so long; 0 if that is in the caller's own hands.
+    """
+
+    quota: str
+    limit: int
+    present: int
+    retry_ms: int
+
+    def __str__(self) -> str:
+        advice = f"try again in {self.retry_ms / 1000:g} s" if self.retry_ms else "end some of them first"
+        return (
+            f"you have {self.present} {_QUOTAS.get(self.quota, self.quota)}, and one principal may have "
+            f"{self.limit} on this agent; {advice}"
+        )
+
+
 @dataclass(eq=False)
 class OutputDropped(JobWorkerError):
     """The output asked for is not there to be read."""

@@ -26,7 +26,9 @@ def test_what_is_shown_are_the_defaults(block: str) -> None:
     assert load.load(block, BASE) == BASE
 
 
-@pytest.mark.parametrize(("path", "kind"), [(("tls", "certificates"), schema.CertificateSettings)])
+@pytest.mark.parametrize(
+    ("path", "kind"), [(("quotas",), schema.QuotaSettings), (("tls", "certificates"), schema.CertificateSettings)]
+)
 def test_all_are_shown(path: tuple[str, ...], kind: type[Any]) -> None:
     shown: Any = next(tree for tree in map(yaml.safe_load, blocks()) if path[0] in tree)
     for step in path:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -183,3 +184,12 @@ def reason(error: Any) -> str:
 def violated_field(error: Any) -> str:
     bad_request = detail(error, error_details_pb2.BadRequest())
     return str(bad_request.field_violations[0].field) if bad_request else ""
+
+
+def metrics(running: Gateway) -> dict[str, float]:
+    """What a gateway with `plain_http` tells of itself, by name with labels."""
+    serving = next(json.loads(line) for line in running.log().splitlines() if '"serving"' in line)
+    with urllib.request.urlopen(f"http://{serving['metrics']}/metrics", timeout=DEADLINE) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}

@@ -155,6 +155,7 @@ class RootSide:
         isolation: settings; by default jobs may write in the directory, and an ordinary user's agent does what
             it can.
         audit: settings.
+        quotas: settings.
         policy: rules, in YAML; empty for none.
         gateway_uid: the user that links are of, by default the agent's own.
         wrapper: a command that executes the agent in what it has prepared.
@@ -171,6 +172,7 @@ class RootSide:
         manager: ServiceManager | None = None,
         isolation: schema.IsolationSettings | None = None,
         audit: schema.AuditSettings | None = None,
+        quotas: schema.QuotaSettings | None = None,
         policy: str = "",
         gateway_uid: int | None = None,
         wrapper: tuple[str, ...] = (),
@@ -191,6 +193,7 @@ class RootSide:
             jobs=schema.JobSettings(**{"first_uid": own_uids()} | jobs),
             isolation=isolation or schema.IsolationSettings(missing=missing, writable=(directory,)),
             audit=audit or schema.AuditSettings(),
+            quotas=quotas or schema.QuotaSettings(),
             gateway_uid=gateway_uid or (os.getuid() if as_user is None else as_user),
             policy=os.path.join(directory, "policy.yaml") if policy else "",
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from jobworker.budget import Budget
 from jobworker.settings.schema import AuditSettings
 from jobworker.supervisor.audit import Audit
-from jobworker.supervisor.budget import Budget
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.wire.messages import MAX_REPORTS, Caller, CallReport, ReportCalls

@@ -147,9 +147,15 @@ def test_every_message_type_can_be_decoded() -> None:
 
 
 def test_errors_cross_the_wire_whole() -> None:
-    from jobworker.errors import CapExceeded, InvalidField, JobNotFound  # noqa: PLC0415
+    from jobworker.errors import CapExceeded, InvalidField, JobNotFound, QuotaExceeded  # noqa: PLC0415
 
-    for error in (InvalidField("limits.cpu", "is wrong", "50%"), JobNotFound("x"), CapExceeded("jobs", 7, 5)):
+    quota = QuotaExceeded("calls", 7, 7, 0)
+    for error in (
+        InvalidField("limits.cpu", "is wrong", "50%"),
+        JobNotFound("x"),
+        CapExceeded("jobs", 7, 5),
+        quota,
+    ):
         back = frames.to_error(frames.failed(error))
         assert type(back) is type(error)
         assert vars(back) == vars(error)

@@ -27,6 +27,7 @@ SAMPLES: list[errors.JobWorkerError] = [
     errors.PolicyDenied("Start", "operators", "limits.memory is 2G, more than 1G"),
     errors.UserDenied("www-data", "the agent is not root"),
     errors.CapExceeded("active jobs", 10, 7),
+    errors.QuotaExceeded("calls", 256, 256, 1_500),
     errors.OutputDropped("k7f3-9m2q-x4tz-b1cd", 5, "gone"),
     errors.Unauthenticated("expired"),
     errors.PermissionDenied("/a/b", "WRITER", "READER"),
@@ -48,6 +49,7 @@ PUBLIC = {
     "PolicyDenied": ("PERMISSION_DENIED", "POLICY_DENIED"),
     "UserDenied": ("FAILED_PRECONDITION", "USER_DENIED"),
     "CapExceeded": ("RESOURCE_EXHAUSTED", "CAP_EXCEEDED"),
+    "QuotaExceeded": ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
     "OutputDropped": ("DATA_LOSS", "OUTPUT_DROPPED"),
     "Unauthenticated": ("UNAUTHENTICATED", "UNAUTHENTICATED"),
     "PermissionDenied": ("PERMISSION_DENIED", "PERMISSION_DENIED"),
@@ -96,6 +98,8 @@ def test_when_to_try_again_is_told() -> None:
         type(error): details(status.answer(error)).get("RetryInfo") for error in SAMPLES
     }
     assert retry.pop(errors.CapExceeded).retry_delay.seconds == 7
+    assert retry.pop(errors.QuotaExceeded).retry_delay.ToMilliseconds() == 1_500
+    assert "RetryInfo" not in details(status.answer(errors.QuotaExceeded("streams", 7, 7, 0)))
     assert retry.pop(errors.AgentUnavailable).retry_delay.seconds >= 1
     assert set(retry.values()) == {None}
 

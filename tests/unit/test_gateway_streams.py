@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobworker.errors import AgentUnavailable, CapExceeded, JobWorkerError, Unauthenticated
+from jobworker.errors import AgentUnavailable, JobWorkerError, Unauthenticated
 from jobworker.gateway import streams as streams_module
 from jobworker.gateway.certificates import Peer
 from jobworker.gateway.kept import Kept
@@ -43,27 +43,6 @@ def outcome(scenario: Callable[[], Coroutine[Any, Any, None]]) -> JobWorkerError
     with pytest.raises(JobWorkerError) as caught:
         asyncio.run(asyncio.wait_for(scenario(), 20))
     return caught.value
-
-
-def test_a_stream_that_ends_makes_room_for_another() -> None:
-    async def scenario() -> None:
-        streams = OpenStreams(still_valid, maximum=1)
-        for _ in range(3):
-            async with streams.hold(peer()):
-                pass
-
-    asyncio.run(scenario())
-
-
-def test_there_is_a_maximum() -> None:
-    async def scenario() -> None:
-        streams = OpenStreams(still_valid, maximum=1)
-        async with streams.hold(peer()), streams.hold(peer()):
-            pytest.fail("one too many")
-
-    error = outcome(scenario)
-    assert isinstance(error, CapExceeded)
-    assert error.maximum == 1
 
 
 def test_a_stream_ends_with_the_certificate_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +98,13 @@ def test_a_time_out_of_the_work_itself_is_its_own() -> None:
 
 def test_a_client_that_leaves_is_cancelled() -> None:
     async def scenario() -> None:
-        streams = OpenStreams(still_valid, maximum=1)
+        streams = OpenStreams(still_valid)
         staying = asyncio.create_task(stay(streams, peer()))
         await asyncio.sleep(0)
         staying.cancel()
         with pytest.raises(asyncio.CancelledError):
             await staying
-        async with streams.hold(peer()):
-            pass
+        assert not streams._streams
 
     asyncio.run(scenario())
 

@@ -54,6 +54,13 @@ jobs:
   default_path: /bin
   cgroup_parent: /system.slice/jobs
   kill_wait: 3s
+quotas:
+  streams: 10
+  calls: 5
+  calls_per_second: 50
+  calls_burst: 100
+  active_jobs: 4
+  jobs_memory: 1G
 isolation:
   default: strict
   missing: report
@@ -82,6 +89,7 @@ def test_a_full_file_sets_every_field() -> None:
         (settings.tls, defaults.tls),
         (settings.tls.certificates, defaults.tls.certificates),
         (settings.jobs, defaults.jobs),
+        (settings.quotas, defaults.quotas),
         (settings.isolation, defaults.isolation),
         (settings.metrics, defaults.metrics),
         (settings.audit, defaults.audit),
@@ -112,6 +120,12 @@ def test_a_full_file_sets_every_field() -> None:
         ("log_level: loud", "log_level: 'loud' is not one of"),
         ("metrics: {listen: '0.0.0.0:1', plain_http: true}", "metrics.plain_http: needs metrics.listen on a loop"),
         ("metrics: {plain_http: 1}", "metrics.plain_http: 1 is neither true nor false"),
+        ("quotas: {streams: 2001}", "quotas.streams: 2001 is not a number between 1 and 2000"),
+        ("quotas: {calls: 0}", "quotas.calls: 0 is not a number between 1 and 1024"),
+        ("quotas: {calls_burst: 49}", "quotas.calls_burst: 49 is less than calls_per_second"),
+        ("quotas: {active_jobs: 11}", "quotas.active_jobs: 11 is more than all principals may have together"),
+        ("quotas: {jobs_memory: 5}", "quotas.jobs_memory: must be text; for example 256M"),
+        ("quotas: {rate: 5}", "quotas.rate: is not a setting"),
         ("audit: {max_size: 1K}", "audit.max_size: 1K is not between 256K and 64G; for example 256K"),
         ("audit: {max_size: 5}", "audit.max_size: must be text; for example 32M"),
         ("audit: {keep: 0}", "audit.keep: 0 is not a number between 1 and 10000"),

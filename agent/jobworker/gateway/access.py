@@ -32,6 +32,9 @@ NEEDED: Mapping[str, Role] = MappingProxyType(
     }
 )
 
+# What ends jobs, and what tells whether the agent lives: let in whatever else their callers do.
+URGENT = frozenset({f"{_JOBS}/Stop", f"{_JOBS}/Signal", f"{_HEALTH}/Check", f"{_HEALTH}/List"})
+
 # As the policy's rules name calls.
 _HEALTH_RPC = "Health"
 

@@ -22,6 +22,7 @@ from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Output
 from jobworker.gateway.permits import Permits
 from jobworker.gateway.policies import Policies
+from jobworker.gateway.quotas import Quotas
 from jobworker.gateway.reports import Reports
 from jobworker.gateway.segments import Segments
 from jobworker.gateway.servicer import JobWorker
@@ -56,13 +57,14 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     own = trust.credentials.get()
     stop = _asked_to_stop(while_stdin=while_stdin)
     peers = PeerReader(settings.tls, trust.revocations.get)
+    quotas = Quotas(settings.quotas)
     link, streams = SupervisorLink(settings.socket_path), OpenStreams(peers.check)
     mirror, calls, policies, reports = Mirror(), Calls(), Policies(settings, link), Reports(link)
     permits = Permits(policies, mirror, settings.isolation.default)
-    gate = Gate(peers, permits, streams, calls, reports)
+    gate = Gate(peers, quotas, permits, streams, calls, reports)
     grpc_server = _assemble(trust, gate, link, mirror, policies)
     address = server.bind(grpc_server, settings.listen, trust.credentials)
-    metrics = (trust, mirror, calls, policies)
+    metrics = (trust, mirror, calls, quotas, policies)
     scraped = await _serve_metrics(settings, *metrics) if settings.metrics.listen else ""
     await grpc_server.start()
     _on_hangup(trust, policies)
@@ -84,13 +86,13 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
 
 
 async def _serve_metrics(
-    settings: Settings, trust: Trust, mirror: Mirror, calls: Calls, policies: Policies
+    settings: Settings, trust: Trust, mirror: Mirror, calls: Calls, quotas: Quotas, policies: Policies
 ) -> str:
     # prometheus_client is 2 MiB, which only those pay who want metrics.
     from jobworker.gateway import metrics_server  # noqa: PLC0415
     from jobworker.gateway.metrics import AgentMetrics  # noqa: PLC0415
 
-    return await metrics_server.serve(settings, trust, AgentMetrics(mirror, calls, trust, policies))
+    return await metrics_server.serve(settings, trust, AgentMetrics(mirror, calls, quotas, trust, policies))
 
 
 def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:

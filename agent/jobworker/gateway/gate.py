@@ -13,11 +13,20 @@ import grpc
 import structlog
 from grpc import aio
 
-from jobworker.errors import AgentUnavailable, HostFault, InvalidField, PermissionDenied, Unauthenticated
+from jobworker.errors import (
+    AgentUnavailable,
+    CapExceeded,
+    HostFault,
+    InvalidField,
+    PermissionDenied,
+    QuotaExceeded,
+    Unauthenticated,
+)
 from jobworker.gateway import access, permits, requests, status
 from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import Peer, PeerReader
 from jobworker.gateway.permits import Permits
+from jobworker.gateway.quotas import Quotas, lane_of
 from jobworker.gateway.reports import Reports, clip
 from jobworker.gateway.streams import Hold, OpenStreams
 from jobworker.wire.messages import Caller, CallReport
@@ -37,7 +46,10 @@ Handler = Any
 Work = Callable[["_Decision", Peer], Awaitable[bytes]]
 
 # What was asked was not done for who asked, or for how; all else is what became of a call that was let in.
-_REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT")
+_REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
+
+# Of other errors the text may quote the request.
+_TELLING = (Unauthenticated, PermissionDenied, QuotaExceeded, CapExceeded, AgentUnavailable, HostFault)
 
 
 class Gate(aio.ServerInterceptor):
@@ -47,9 +59,16 @@ class Gate(aio.ServerInterceptor):
     """
 
     def __init__(
-        self, peers: PeerReader, permits: Permits, streams: OpenStreams, calls: Calls, reports: Reports
+        self,
+        peers: PeerReader,
+        quotas: Quotas,
+        permits: Permits,
+        streams: OpenStreams,
+        calls: Calls,
+        reports: Reports,
     ) -> None:
         self._peers = peers
+        self._quotas = quotas
         self.permits = permits
         self._streams = streams
         self._calls = calls
@@ -67,18 +86,15 @@ class Gate(aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(call.stream, response_serializer=requests.encode)
         return grpc.stream_unary_rpc_method_handler(call.unary)
 
-    async def guard(self, method: str, context: Context, work: Work) -> bytes:
+    async def guard(self, method: str, context: Context, work: Work, *, streaming: bool) -> bytes:
         """Do the work of a call if the caller may have it done, and turn what goes wrong into a status."""
         name, reports = self._reports.new_call(), self._reports
         decision = _Decision(method, context.peer(), name, time.monotonic(), self._calls, reports)
         self._calls.started(method)
         try:
             decision.peer = self._peers.identify(context.auth_context())
-            access.authorise(method, decision.peer.principal)
-            await self.permits.admit(method, decision.peer.principal)
-            access.PRINCIPAL.set(decision.peer.principal)
-            access.CALLER.set(decision.caller())
-            result = await work(decision, decision.peer)
+            with self._quotas.hold(decision.peer.principal.uri, lane_of(method, streaming=streaming)):
+                result = await self._admitted(decision, decision.peer, work)
         except aio.AbortError:
             decision.log(context.code().name)
             raise
@@ -89,9 +105,39 @@ class Gate(aio.ServerInterceptor):
         except Exception as error:  # noqa: BLE001 - the top loop of a call
             if decision.peer is None:
                 decision.presented = self._peers.presented(context.auth_context())
-            return await _refuse(context, decision, error)
+            return await self._refuse(context, decision, error)
         decision.log("OK")
         return result
+
+    async def _admitted(self, decision: _Decision, peer: Peer, work: Work) -> bytes:
+        access.authorise(decision.method, peer.principal)
+        await self.permits.admit(decision.method, peer.principal)
+        access.PRINCIPAL.set(peer.principal)
+        access.CALLER.set(decision.caller())
+        return await work(decision, peer)
+
+    async def _refuse(self, context: Context, decision: _Decision, error: Exception) -> NoReturn:
+        rule, answer = status.rule_of(error), status.answer(error)
+        if not rule.public:
+            _log.error("internal error", method=decision.method[:120], exc_info=error)
+        if isinstance(error, InvalidField):
+            decision.field = error.field
+        self._tell(decision, answer.code.name, rule.reason, error)
+        trailers = (*context.trailing_metadata(), *answer.trailers)
+        await context.abort(answer.code, answer.message, trailers)
+
+    def _tell(self, decision: _Decision, code: str, reason: str, error: Exception) -> None:
+        more = {"detail": str(error)} if isinstance(error, _TELLING) else {}
+        if denial := permits.denial(error):
+            more |= {"rule": denial.rule, "problem": denial.problem}
+        if decision.peer and isinstance(error, QuotaExceeded | CapExceeded):
+            # Whoever can be refused any number of times must not fill log and trail with that.
+            untold = self._quotas.tell(decision.peer.principal.uri, error)
+            if untold is None:
+                decision.count(code, reason)
+                return
+            more["detail"] += f" ({untold} more refusals were not told)" if untold else ""
+        decision.log(code, reason=reason, **more)
 
     def check(self, peer: Peer) -> None:
         """Check once more that the peer may go on.
@@ -122,7 +168,7 @@ class _Method:
             decision.about(getattr(answer, "job", None))
             return requests.encode(answer)
 
-        return await self.gate.guard(self.name, context, work)
+        return await self.gate.guard(self.name, context, work, streaming=False)
 
     async def stream(self, _requests: object, context: Context) -> None:
         async def work(decision: _Decision, peer: Peer) -> bytes:
@@ -139,7 +185,7 @@ class _Method:
                 await self.handler.unary_stream(request, context)
             return b""
 
-        await self.gate.guard(self.name, context, work)
+        await self.gate.guard(self.name, context, work, streaming=True)
 
     async def _receive(self, context: Context, peer: Peer) -> Any:
         try:
@@ -219,9 +265,12 @@ class _Decision:
             )
         )
 
+    def count(self, code: str, reason: str) -> None:
+        self.calls.ended(self.method, code, time.monotonic() - self.started, reason)
+
     def log(self, code: str, **more: str) -> None:
+        self.count(code, more.get("reason", ""))
         self.report("call", code, more.get("reason", ""), more.get("detail", ""))
-        self.calls.ended(self.method, code, time.monotonic() - self.started, more.get("reason", ""))
         principal = self.peer.principal if self.peer else None
         write = _log.info if code in ("OK", "CANCELLED") else _log.warning
         write(
@@ -235,19 +284,3 @@ class _Decision:
             ms=round((time.monotonic() - self.started) * 1000, 3),
             **more,
         )
-
-
-async def _refuse(context: Context, decision: _Decision, error: Exception) -> NoReturn:
-    rule, answer = status.rule_of(error), status.answer(error)
-    if not rule.public:
-        _log.error("internal error", method=decision.method[:120], exc_info=error)
-    if isinstance(error, InvalidField):
-        decision.field = error.field
-    # Of other errors the text may quote the request.
-    telling = isinstance(error, Unauthenticated | PermissionDenied | AgentUnavailable | HostFault)
-    more = {"detail": str(error)} if telling else {}
-    if denial := permits.denial(error):
-        more |= {"rule": denial.rule, "problem": denial.problem}
-    decision.log(answer.code.name, reason=rule.reason, **more)
-    trailers = (*context.trailing_metadata(), *answer.trailers)
-    await context.abort(answer.code, answer.message, trailers)

@@ -21,6 +21,7 @@ import jobworker
 from jobworker.gateway.calls import BOUNDS, Calls, Durations
 from jobworker.gateway.mirror import Mirror, MirrorStatistics
 from jobworker.gateway.policies import Policies
+from jobworker.gateway.quotas import Lane, Quotas
 from jobworker.gateway.trust import Trust
 
 _NS = 1_000_000_000
@@ -29,9 +30,10 @@ _NS = 1_000_000_000
 class AgentMetrics(Collector):
     """Reads the gateway's statistics."""
 
-    def __init__(self, mirror: Mirror, calls: Calls, trust: Trust, policies: Policies) -> None:
+    def __init__(self, mirror: Mirror, calls: Calls, quotas: Quotas, trust: Trust, policies: Policies) -> None:
         self._mirror = mirror
         self._calls = calls
+        self._quotas = quotas
         self._trust = trust
         self._policies = policies
 
@@ -39,6 +41,7 @@ class AgentMetrics(Collector):
         yield InfoMetricFamily("jobworker_build", "Version of the gateway.", {"version": jobworker.__version__})
         yield from _of_jobs(self._mirror.statistics())
         yield from _of_calls(self._calls)
+        yield from _of_quotas(self._quotas)
         yield from _of_trust(self._trust)
         told = "1 if the policy file has changed into what cannot be used, and the last good one is in force."
         yield GaugeMetricFamily("jobworker_policy_stale", told, bool(self._policies.problem))
@@ -99,6 +102,16 @@ def _of_calls(calls: Calls) -> Iterator[Metric]:
     for method, durations in calls.durations.items():
         lasted.add_metric([method], _buckets(durations), durations.seconds)
     yield lasted
+
+
+def _of_quotas(quotas: Quotas) -> Iterator[Metric]:
+    streams = quotas.under_way[Lane.STREAMS]
+    yield GaugeMetricFamily("jobworker_streams_open", "Streams and Watches that are open.", streams)
+    told = "Calls that were refused, by the quota of their principal, or by a bound that all share (agent)."
+    refused = CounterMetricFamily("jobworker_quota_refusals", told, labels=["quota"])
+    for quota, number in quotas.refused.items():
+        refused.add_metric([quota], number)
+    yield refused
 
 
 def _buckets(durations: Durations) -> list[tuple[str, float]]:

@@ -12,10 +12,11 @@ from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.gate import Gate
 from jobworker.gateway.health import Health
 from jobworker.gateway.kept import Kept
+from jobworker.gateway.quotas import MAX_UNDER_WAY
 from jobworker.gateway.servicer import JobWorker
 
-# More than streams may be open, so that room for Stop is left always.
-_MAX_CALLS = 4_096
+# Beside the calls that are let in, those that are being refused need room: at this bound grpc refuses all alike.
+_MAX_CALLS = MAX_UNDER_WAY + 1_024
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # Else a second gateway would take half of the connections.
@@ -25,6 +26,13 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_concurrent_streams", 1_024),
     # A job's strings hold 256 KiB together.
     ("grpc.max_receive_message_length", 1024 * 1024),
+    # The windows for what peers send stay at this: without the probe they do not grow by themselves.
+    ("grpc.http2.lookahead_bytes", 64 * 1024),
+    ("grpc.http2.bdp_probe", 0),
+    # Calls that have not got to the gate yet: beyond the first number grpc cancels some, whoever's, and beyond the
+    # other all. With the usual 1,000 a flood from a few connections would reach that.
+    ("grpc.server.max_pending_requests", 8_192),
+    ("grpc.server.max_pending_requests_hard_limit", 16_384),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     # Dead peers are found; peers may look for a dead agent every ten seconds and no more often.

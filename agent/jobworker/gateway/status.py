@@ -18,7 +18,7 @@ DOMAIN = "jobworker"
 
 # Statuses travel in trailers, of which a peer takes 8 KiB.
 _MAX_MESSAGE, _MAX_FIELD = 600, 250
-_RETRY_SECONDS = 1
+_RETRY_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ RULES: Mapping[type[errors.JobWorkerError], Rule] = MappingProxyType(
         errors.PolicyDenied: Rule(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED"),
         errors.UserDenied: Rule(grpc.StatusCode.FAILED_PRECONDITION, "USER_DENIED"),
         errors.CapExceeded: Rule(grpc.StatusCode.RESOURCE_EXHAUSTED, "CAP_EXCEEDED"),
+        errors.QuotaExceeded: Rule(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
         errors.OutputDropped: Rule(grpc.StatusCode.DATA_LOSS, "OUTPUT_DROPPED"),
         errors.Unauthenticated: Rule(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
         errors.PermissionDenied: Rule(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
@@ -106,16 +107,20 @@ def _more(error: Exception) -> tuple[Message, ...]:
             )
             return (error_details_pb2.BadRequest(field_violations=[violation]),)
         case errors.CapExceeded():
-            return (_retry(error.retry_seconds),)
+            return (_retry(error.retry_seconds * 1000),)
+        case errors.QuotaExceeded() if error.retry_ms:
+            return (_retry(error.retry_ms),)
         case errors.AgentUnavailable():
-            return (_retry(_RETRY_SECONDS),)
+            return (_retry(_RETRY_MS),)
         case _:
             return ()
 
 
-def _retry(seconds: int) -> Message:
-    info: Message = error_details_pb2.RetryInfo(retry_delay={"seconds": seconds})
-    return info
+def _retry(millis: int) -> Message:
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromMilliseconds(millis)
+    message: Message = info
+    return message
 
 
 def _packed(detail: Message) -> any_pb2.Any:

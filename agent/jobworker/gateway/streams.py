@@ -7,14 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from jobworker.errors import CapExceeded, JobWorkerError
+from jobworker.errors import JobWorkerError
 from jobworker.gateway.certificates import Peer
-
-MAX_STREAMS = 2_000
 
 # Certificates end by the wall clock, which may be set, and timers run by the monotonic one: so look again.
 _LOOK_SECONDS = 4.0
-_RETRY_SECONDS = 5
 
 
 @dataclass(slots=True, eq=False)
@@ -38,14 +35,13 @@ class Hold:
 
 @dataclass(slots=True)
 class OpenStreams:
-    """All streams that are open, up to a maximum.
+    """All streams that are open; how many there may be, the quotas say.
 
     Attributes:
         check: raises Unauthenticated if a peer may not go on.
     """
 
     check: Callable[[Peer], None]
-    maximum: int = MAX_STREAMS
     _streams: set[Hold] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
     _closing: JobWorkerError | None = None
@@ -55,14 +51,11 @@ class OpenStreams:
         """Run a stream; it is interrupted when it has to end.
 
         Raises:
-            CapExceeded: too many are open.
             Unauthenticated: the peer's certificate has ended meanwhile.
             JobWorkerError: what `end_all` was given.
         """
         if self._closing:
             raise self._closing
-        if len(self._streams) >= self.maximum:
-            raise CapExceeded("open streams", self.maximum, _RETRY_SECONDS)
         stream = Hold(peer, asyncio.timeout(None))
         try:
             # Not by cancelling the call's task: grpc then leaves the client without a status.

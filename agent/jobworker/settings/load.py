@@ -20,8 +20,11 @@ from jobworker.errors import InvalidField
 from jobworker.limits import PIDS_RANGE
 from jobworker.sandbox import PROFILES
 from jobworker.settings.schema import (
+    MAX_CALLS,
+    MAX_STREAMS,
     CertificateSettings,
     MetricsSettings,
+    QuotaSettings,
     Settings,
     TlsSettings,
 )
@@ -38,6 +41,7 @@ _MIN_AUDIT_FILE, _MAX_AUDIT_FILE = 256 * 1024, 64 * 1024**3
 _USAGES = {"serverAuth": "1.3.6.1.5.5.7.3.1", "clientAuth": "1.3.6.1.5.5.7.3.2"}
 # Below is broken, and above TLS itself refuses; of curves it knows two.
 _RSA_BITS, _ECDSA_BITS = (2048, 16_384), ("256", "384")
+_MOST_CALLS_PER_SECOND = 1_000_000
 
 
 def _text(field: str, value: Any, example: str = "") -> str:
@@ -219,6 +223,14 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "kill_wait": ("kill_wait_ms", _duration),
 }
 
+_QUOTAS: dict[str, tuple[str, Parse]] = {
+    "streams": ("streams", _number(1, MAX_STREAMS)),
+    "calls": ("calls", _number(1, MAX_CALLS)),
+    "calls_per_second": ("calls_per_second", _number(0, _MOST_CALLS_PER_SECOND)),
+    "calls_burst": ("calls_burst", _number(1, _MOST_CALLS_PER_SECOND)),
+    "active_jobs": ("active_jobs", _number(0, 100_000)),
+    "jobs_memory": ("jobs_memory_bytes", _size_or_none),
+}
 _ISOLATION: dict[str, tuple[str, Parse]] = {
     "default": ("default", _one_of(*PROFILES)),
     "missing": ("missing", _one_of("refuse", "report")),
@@ -234,7 +246,14 @@ _AUDIT: dict[str, tuple[str, Parse]] = {
     "keep": ("keep", _number(1, 10_000)),
     "required": ("required", _flag),
 }
-SECTIONS = {"tls": _TLS, "jobs": _JOBS, "isolation": _ISOLATION, "metrics": _METRICS, "audit": _AUDIT}
+SECTIONS = {
+    "tls": _TLS,
+    "jobs": _JOBS,
+    "quotas": _QUOTAS,
+    "isolation": _ISOLATION,
+    "metrics": _METRICS,
+    "audit": _AUDIT,
+}
 
 
 def load(text: str, base: Settings | None = None) -> Settings:
@@ -249,7 +268,7 @@ def load(text: str, base: Settings | None = None) -> Settings:
     """
     tree = _mapping("the file", _parse(text))
     top = _section("", {key: value for key, value in tree.items() if key not in SECTIONS}, TOP)
-    tls, jobs, isolation, metrics, audit = (
+    tls, jobs, quotas, isolation, metrics, audit = (
         _section(f"{name}.", _mapping(name, tree.get(name, {})), table) for name, table in SECTIONS.items()
     )
     if "stale_crl" in tls and not (tls.get("crl") or (base and base.tls.crl)):
@@ -267,10 +286,21 @@ def load(text: str, base: Settings | None = None) -> Settings:
         **top,
         tls=replace(base.tls, **tls),
         jobs=replace(base.jobs, **jobs),
+        quotas=_consistent(replace(base.quotas, **quotas), jobs.get("max_active", base.jobs.max_active)),
         isolation=replace(base.isolation, **isolation),
         metrics=_checked(replace(base.metrics, **metrics)),
         audit=replace(base.audit, **audit),
     )
+
+
+def _consistent(quotas: QuotaSettings, max_active: int) -> QuotaSettings:
+    if quotas.active_jobs > max_active:
+        problem = f"{quotas.active_jobs} is more than all principals may have together (jobs.max_active)"
+        raise InvalidField("quotas.active_jobs", problem, str(max_active))
+    if quotas.calls_burst < quotas.calls_per_second:
+        problem = f"{quotas.calls_burst} is less than calls_per_second, of which a burst is a second's at least"
+        raise InvalidField("quotas.calls_burst", problem, str(2 * quotas.calls_per_second))
+    return quotas
 
 
 def _checked(metrics: MetricsSettings) -> MetricsSettings:

@@ -17,6 +17,8 @@ from jobworker.sandbox import Profile
 SOCKET_NAME = "supervisor.sock"
 # No reader will take a larger file for the agent's settings.
 MAX_SETTINGS_BYTES = 1024 * 1024
+# What the gateway serves at once, of all principals together; no quota of one can be more.
+MAX_STREAMS, MAX_CALLS = 2_000, 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,30 @@ class JobSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class QuotaSettings:
+    """What one principal may have; the agent's own bounds hold for all principals together.
+
+    Attributes:
+        streams: open Streams and Watches.
+        calls: other calls that are under way. Stop, Signal and the health of the agent are not among them: they
+            have bounds of their own, so that they are answered whatever else a principal does.
+        calls_per_second: so many calls, streams that are opened included; 0 for any number. Stop, Signal and
+            health may be called as often again.
+        calls_burst: so many at once, after a pause.
+        active_jobs: jobs that have not ended; 0 for no bound.
+        jobs_memory_bytes: what the memory limits of those may be together; 0 for no bound. A job without a limit
+            does not count.
+    """
+
+    streams: int = 1_500
+    calls: int = 256
+    calls_per_second: int = 2_000
+    calls_burst: int = 4_000
+    active_jobs: int = 0
+    jobs_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class IsolationSettings:
     """What jobs are kept from.
 
@@ -178,6 +204,7 @@ class Settings:
     listen: str
     tls: TlsSettings
     jobs: JobSettings = JobSettings()
+    quotas: QuotaSettings = QuotaSettings()
     isolation: IsolationSettings = IsolationSettings()
     metrics: MetricsSettings = MetricsSettings()
     audit: AuditSettings = AuditSettings()

@@ -15,10 +15,10 @@ from typing import Any
 
 import jobworker
 from jobworker import chain
+from jobworker.budget import Budget
 from jobworker.errors import HostFault, InvalidField, JobWorkerError
 from jobworker.jobs import EndReason, JobRecord, JobSpec
 from jobworker.settings.schema import AuditSettings
-from jobworker.supervisor.budget import Budget
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.trail import Trail, body

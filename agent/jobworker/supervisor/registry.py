@@ -18,7 +18,7 @@ from jobworker.jobs import (
     check_job_id,
 )
 from jobworker.kernel.cgroup.base import Hierarchy
-from jobworker.settings.schema import JobSettings
+from jobworker.settings.schema import JobSettings, QuotaSettings
 from jobworker.supervisor.backlog import Backlog
 from jobworker.supervisor.guard import LimitGuard
 from jobworker.supervisor.isolation import Isolation
@@ -49,6 +49,7 @@ class Registry:
     def __init__(
         self,
         settings: JobSettings,
+        quotas: QuotaSettings,
         around: Surroundings,
         hierarchy: Hierarchy,
         isolation: Isolation,
@@ -70,7 +71,7 @@ class Registry:
         self.is_whole = False
         self.running: dict[str, Job] = {}
         self.ended: dict[str, JobRecord] = {}
-        self.starts = Starts(self, settings, around, hierarchy, isolation, permits, self._users, launcher)
+        self.starts = Starts(self, settings, quotas, around, hierarchy, isolation, permits, self._users, launcher)
 
     # Taking in.
 

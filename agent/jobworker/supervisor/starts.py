@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from jobworker.errors import AgentDraining, AgentUnavailable, CapExceeded, HostFault, JobWorkerError
+from jobworker.errors import AgentDraining, AgentUnavailable, HostFault, JobWorkerError
 from jobworker.jobs import JobRecord, JobSpec, State, new_job_id
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.spawn import User
-from jobworker.settings.schema import JobSettings
+from jobworker.limits import Limits
+from jobworker.settings.schema import JobSettings, QuotaSettings
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import Job, Surroundings
 from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import Launcher, Order
 from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.permits import Permits
+from jobworker.supervisor.shares import Shares
 from jobworker.supervisor.users import Users
 from jobworker.wire.messages import Caller, Drain, Drained, HostInfo, StartJob
 
 Started = Callable[[JobRecord | JobWorkerError], None]
 
-_RETRY_SECONDS = 5
 _MAX_EARLY = 256
 # What fits a message.
 _MAX_ACTIVE_TOLD = 10_000
@@ -57,6 +58,7 @@ class Starts:
         self,
         books: Books,
         settings: JobSettings,
+        quotas: QuotaSettings,
         around: Surroundings,
         hierarchy: Hierarchy,
         isolation: Isolation,
@@ -74,6 +76,7 @@ class Starts:
         self._users = users
         self._launcher = launcher
         self._limits = LimitRules(settings, hierarchy)
+        self._shares = Shares(settings, quotas, self._active)
         self._launching: dict[str, tuple[Order, list[Started]]] = {}
         # Those that came before all jobs were known: until then nobody knows which user ids and keys are in use.
         self._early: list[tuple[StartJob, Started]] | None = []
@@ -119,11 +122,11 @@ class Starts:
             self._audit.start_repeated(request, known)
             self._started_before(known, started)
             return
-        self._admit()
+        self._admit(principal)
         job_id = new_job_id()
         directory = spec.workdir or self._store.jobs_path
         plan = self._limits.plan(permit.spec, directory, permit.prescribed, permit.filled)
-        self._reserve(plan.settable.memory_bytes or 0)
+        self._shares.check_memory(principal, plan.settable.memory_bytes or 0)
         confinement, applied = self._isolation.decide(spec, self._store.work_path(job_id))
         self._audit.start_asked(request)
         own_uid = None if permit.user else self._users.take()
@@ -169,21 +172,18 @@ class Starts:
         self._tell_settled()
         self._books.tell_idle()
 
-    def _admit(self) -> None:
-        active = len(self._books.running) + len(self._launching)
+    def _admit(self, principal: str) -> None:
         if self._closed:
             raise AgentUnavailable("it is ending, or starting anew, and takes no jobs")
         if self.draining:
             raise AgentDraining
-        if active >= self._settings.max_active:
-            raise CapExceeded("the number of active jobs", self._settings.max_active, _RETRY_SECONDS)
+        self._shares.check_number(principal)
 
-    def _reserve(self, memory: int) -> None:
-        if most := self._settings.max_jobs_memory_bytes:
-            held = [order.limits for order, _ in self._launching.values()]
-            held += [job.limits for job in self._books.running.values()]
-            if memory + sum(limits.memory_bytes or 0 for limits in held) > most:
-                raise CapExceeded("the memory, in bytes, that jobs are limited to together,", most, _RETRY_SECONDS)
+    def _active(self) -> Iterator[tuple[JobRecord, Limits]]:
+        for order, _ in self._launching.values():
+            yield order.record, order.limits
+        for job in self._books.running.values():
+            yield job.record, job.limits
 
     def _new_record(self, job_id: str, principal: str, spec: JobSpec, uid: int) -> JobRecord:
         return JobRecord(

@@ -92,7 +92,14 @@ class Supervisor:
         self._policies = Policies(self._loop, self._log, self._store, settings, patient=bool(held))
         permits = Permits(settings, self._policies, self._log)
         self._registry = Registry(
-            settings.jobs, around, self._hierarchy, isolation, permits, launcher, self._removed
+            settings.jobs,
+            settings.quotas,
+            around,
+            self._hierarchy,
+            isolation,
+            permits,
+            launcher,
+            self._removed,
         )
         self._server = Server(
             self._loop,

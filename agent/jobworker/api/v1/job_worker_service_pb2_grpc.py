@@ -39,6 +39,11 @@ class JobWorkerServiceStub:
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
+
+    Every call can be answered with RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) when its caller has as much of something as one
+    principal may have: metadata `quota`, `limit`, `present` and `retry_ms`. Nothing was done then; where
+    google.rpc.RetryInfo says so, the same call can be made again after that time. Stop, Signal and the health service are
+    held to quotas of their own.
     """
 
     def __init__(self, channel):
@@ -118,6 +123,11 @@ class JobWorkerServiceServicer:
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
+
+    Every call can be answered with RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) when its caller has as much of something as one
+    principal may have: metadata `quota`, `limit`, `present` and `retry_ms`. Nothing was done then; where
+    google.rpc.RetryInfo says so, the same call can be made again after that time. Stop, Signal and the health service are
+    held to quotas of their own.
     """
 
     def Start(self, request, context):
@@ -325,6 +335,11 @@ class JobWorkerService:
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
+
+    Every call can be answered with RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) when its caller has as much of something as one
+    principal may have: metadata `quota`, `limit`, `present` and `retry_ms`. Nothing was done then; where
+    google.rpc.RetryInfo says so, the same call can be made again after that time. Stop, Signal and the health service are
+    held to quotas of their own.
     """
 
     @staticmethod

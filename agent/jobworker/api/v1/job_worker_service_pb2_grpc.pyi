@@ -40,6 +40,11 @@ class JobWorkerServiceStub:
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
+
+    Every call can be answered with RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) when its caller has as much of something as one
+    principal may have: metadata `quota`, `limit`, `present` and `retry_ms`. Nothing was done then; where
+    google.rpc.RetryInfo says so, the same call can be made again after that time. Stop, Signal and the health service are
+    held to quotas of their own.
     """
 
     @_typing.overload
@@ -142,6 +147,11 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
+
+    Every call can be answered with RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) when its caller has as much of something as one
+    principal may have: metadata `quota`, `limit`, `present` and `retry_ms`. Nothing was done then; where
+    google.rpc.RetryInfo says so, the same call can be made again after that time. Stop, Signal and the health service are
+    held to quotas of their own.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -240,6 +250,11 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
+
+    Every call can be answered with RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) when its caller has as much of something as one
+    principal may have: metadata `quota`, `limit`, `present` and `retry_ms`. Nothing was done then; where
+    google.rpc.RetryInfo says so, the same call can be made again after that time. Stop, Signal and the health service are
+    held to quotas of their own.
     """
 
     @_abc_1.abstractmethod

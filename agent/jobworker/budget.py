@@ -21,10 +21,19 @@ class Budget:
 
     def take(self) -> bool:
         """True if it may be done once more, which is taken to happen."""
-        now = self._now()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
+        self._fill()
         if self._left < 1:
             return False
         self._left -= 1
         return True
+
+    @property
+    def wait(self) -> float:
+        """In how many seconds it may be done once more, if nobody does it before."""
+        self._fill()
+        return max(0.0, (1 - self._left) / self._rate)
+
+    def _fill(self) -> None:
+        now = self._now()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
