@@ -1,0 +1,79 @@
+"""What one client can do to the others by doing much: nothing but take up time."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped] # has no types
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from support import certs, gateway
+from support.flood import flood
+from support.scripted_supervisor import ScriptedSupervisor, job_id, record
+
+# A flood takes what time there is, and each of these waits its turn.
+pytestmark = pytest.mark.timeout(300)
+
+CALLS = 30
+SILENT = 2_000
+MIB = 1024
+QUERY = pb.QueryRequest(job_id=job_id(1))
+STOP = pb.StopRequest(job_id=job_id(1), no_wait=True)
+CHECK = health_pb2.HealthCheckRequest()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[gateway.Gateway]:
+    supervisor = ScriptedSupervisor(str(tmp_path))
+    supervisor.records = [record(1)]
+    try:
+        with gateway.gateway(tmp_path) as started:
+            assert supervisor.connected.wait(gateway.DEADLINE)
+            yield started
+    finally:
+        supervisor.close()
+
+
+def answered(call: Callable[[Any], Message], request: Message) -> str:
+    """Call so many times; each is answered. How long that took, for people to read."""
+    took = []
+    for _ in range(CALLS):
+        begun = time.perf_counter()
+        call(request)
+        took.append((time.perf_counter() - begun) * 1000)
+    took.sort()
+    return f"p50 {took[CALLS // 2]:.1f} ms, at the most {took[-1]:.1f} ms"
+
+
+def everybody_is_answered(running: gateway.Gateway, printout: list[str], beside: str) -> None:
+    """Another's Query, and of the writer itself Stop and health."""
+    with running.stub(name="reader") as other, running.channel() as own, running.stub() as stub:
+        health = health_pb2_grpc.HealthStub(own)
+        printout.append(f"beside {beside}:")
+        printout.append(f"  another's Query: {answered(other.Query, QUERY)}")
+        printout.append(f"  its own Stop:    {answered(stub.Stop, STOP)}")
+        printout.append(f"  its own health:  {answered(health.Check, CHECK)}")
+
+
+def test_silent_connections_and_handshakes(running: gateway.Gateway, printout: list[str]) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    host, _, port = running.address.rpartition(":")
+    before = running.memory_kib()
+    with contextlib.ExitStack() as silent:
+        for _ in range(SILENT):
+            silent.enter_context(socket.create_connection((host, int(port)), gateway.DEADLINE))
+        with flood(running.address, certs.dev_pki().files("writer"), connections=4) as flooding:
+            everybody_is_answered(running, printout, f"{SILENT} silent connections and a loop of handshakes")
+    grown = running.memory_kib("VmHWM") - before
+    printout.append(f"  the flood:       {flooding.counts}; {grown // MIB} MiB more memory at the most")
+    assert flooding.counts["OK"] > 0
+    assert grown < 200 * MIB
