@@ -18,8 +18,8 @@ def test_a_page_is_what_the_program_makes(name: str) -> None:
 
 
 def test_every_setting_is_explained() -> None:
-    for name, table in (("", load.TOP), *load.SECTIONS.items()):
-        cls = reference.type_of(schema.Settings, name) if name else schema.Settings
+    tables = [(table, reference.type_of(schema.Settings, name)) for name, table in load.SECTIONS.items()]
+    for table, cls in ((load.TOP, schema.Settings), (load.CERTIFICATES, schema.CertificateSettings), *tables):
         told = reference.meanings(cls)
         assert {field for field, _ in table.values()} <= told.keys()
         # And nothing is explained that there is not.

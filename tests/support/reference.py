@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import click
@@ -82,6 +82,7 @@ def configuration() -> str:
     sections = {"": (load.TOP, schema.Settings)} | {
         name: (table, type_of(schema.Settings, name)) for name, table in load.SECTIONS.items()
     }
+    sections["tls.certificates"] = (load.CERTIFICATES, schema.CertificateSettings)
     return _CONFIGURATION + "".join(section(name, *each) for name, each in sections.items())
 
 
@@ -111,6 +112,8 @@ def default(cls: type[Any], name: str, parse: load.Parse) -> str:
     (field,) = (field for field in fields(cls) if field.name == name)
     if field.default is MISSING:
         return "(has to be there)"
+    if is_dataclass(field.default):
+        return "(a section)"
     text = written(name, field.default)
     try:
         parse(name, yaml.safe_load(text))

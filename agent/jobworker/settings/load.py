@@ -162,7 +162,7 @@ def _usage(field: str, value: Any) -> str:
 
 
 def _certificates(field: str, value: Any) -> CertificateSettings:
-    return CertificateSettings(**_section(f"{field}.", _mapping(field, value), _CERTIFICATES))
+    return CertificateSettings(**_section(f"{field}.", _mapping(field, value), CERTIFICATES))
 
 
 def _cgroup(field: str, value: Any) -> str:
@@ -182,7 +182,7 @@ TOP: dict[str, tuple[str, Parse]] = {
     "gateway_uid": ("gateway_uid", _number(0, 2**32 - 2)),
     "policy": ("policy", _path),
 }
-_CERTIFICATES: dict[str, tuple[str, Parse]] = {
+CERTIFICATES: dict[str, tuple[str, Parse]] = {
     "key_types": ("key_types", _some_of("rsa", "ecdsa")),
     "min_rsa_bits": ("min_rsa_bits", _number(*_RSA_BITS)),
     "min_ecdsa_bits": ("min_ecdsa_bits", _ecdsa_bits),

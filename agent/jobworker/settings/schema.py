@@ -30,8 +30,8 @@ class CertificateSettings:
         min_rsa_bits: an RSA key has no fewer.
         min_ecdsa_bits: likewise.
         hashes: that a certificate may be signed with: `sha256`, `sha384`, `sha512`.
-        client_usages: extended key usages that a client's certificate must have beside clientAuth, as OIDs.
-        agent_usages: likewise of the agent's own, which TLS lets be without any.
+        client_usages: extended key usages that a client's certificate must have beside clientAuth: OIDs.
+        agent_usages: likewise of the agent's own, which TLS lets be without any: OIDs, or `serverAuth`.
         max_client_life_ms: from a client's certificate's first to its last moment; 0 for no bound.
         max_agent_life_ms: likewise of the agent's own.
     """
@@ -58,7 +58,7 @@ class TlsSettings:
         crl: revocation lists, signed by the CAs; empty for none. With any, each client's issuer must have one.
         stale_crl: `refuse` clients when their issuer's list has ended, or `allow` those that it did not name.
         revoked: a text file with a serial number in hexadecimal a line; empty for none.
-        certificates: what they have to be.
+        certificates: what they have to be, see below.
     """
 
     ca: str
@@ -123,12 +123,12 @@ class QuotaSettings:
     """What one principal may have; the agent's own bounds hold for all principals together.
 
     Attributes:
-        streams: open Streams and Watches.
-        calls: other calls that are under way. Stop, Signal and the health of the agent are not among them: they
-            have bounds of their own, so that they are answered whatever else a principal does.
+        streams: open Streams and Watches. All principals together have 2,000.
+        calls: other calls that are under way; all together have 1,024. Stop, Signal and the agent's health are not
+            among them: they have bounds of their own, so that they are answered beside any number of others.
         calls_per_second: so many calls, streams that are opened included; 0 for any number. Stop, Signal and
             health may be called as often again.
-        calls_burst: so many at once, after a pause.
+        calls_burst: so many at once, after a pause; at least those of a second.
         active_jobs: jobs that have not ended; 0 for no bound.
         jobs_memory_bytes: what the memory limits of those may be together; 0 for no bound. A job without a limit
             does not count.
