@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -21,6 +21,7 @@ from jobworker.errors import JobWorkerError
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.name
 _DRAINING = "AGENT_DRAINING"
@@ -154,11 +155,12 @@ class Connection:
             JobWorkerError: as `call`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        metadata = _COMPRESSED if compress else None
         turns = _TURNS.pauses()
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                yield from self._answers(method, request, left)
+                yield from self._answers(method, request, left, metadata)
             except CallFailed as failure:
                 pause = _turn(failure, turns)
                 if pause is None or (deadline is not None and time.monotonic() + pause > deadline):
@@ -172,9 +174,10 @@ class Connection:
         method: grpc.UnaryStreamMultiCallable[Request, Response],
         request: Request,
         timeout: float | None,
+        metadata: Metadata | None,
     ) -> Iterator[Response]:
         try:
-            responses = method(request, timeout=timeout, metadata=_COMPRESSED if compress else None)
+            responses = method(request, timeout=timeout, metadata=metadata)
             try:
                 for response in responses:
                     self._answered = True
