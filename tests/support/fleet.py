@@ -61,6 +61,8 @@ class Fleet:
         command = [f"{_FLEET}/ansible-playbook", "-i", self._inventory, f"jobworker.jobworker.{name}", *options]
         command += ["--extra-vars", json.dumps(variables)]
         environment = os.environ | {
+            # As a shell has it, from which the roles take where the PKI is.
+            "PWD": self.directory,
             "PATH": f"{_FLEET}:{_BIN}:{os.environ['PATH']}",
             "ANSIBLE_COLLECTIONS_PATH": os.path.join(self.directory, "collections"),
             "ANSIBLE_PIPELINING": "1",
