@@ -132,7 +132,7 @@ def test_a_kept_policy_that_is_broken_is_read_anew(side: RootSide) -> None:
         kept.write(b"\xff")
     side.start_again()
     assert not refused(side.link())
-    assert "the policy that was kept cannot be read" in side.log()
+    assert "the kept policy cannot be read" in side.log()
 
 
 def test_the_kept_policy_is_roots(side: RootSide) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jobworker.identity import Role
 from jobworker.policy import MAX_RULES, RPCS, Cap, Effect, Policy, Rule
 from jobworker.rulebook import Rulebook
-from jobworker.settings import policy_file
-from jobworker.settings.policy_file import PolicyMistakes
+from jobworker.settings import policy_file, yaml_reader
+from jobworker.settings.yaml_reader import Mistakes
 
 FULL = """\
 version: 1
@@ -169,26 +169,26 @@ MISTAKES = [
     ("version: 1\nrules: &r [*r]", "line 2: rules[0]: must be a mapping"),
     ("version: 1\nrules: [&a {name: a, allow: all}, *a]", "line 2: rules[1]: is an alias"),
     ("[" * 5000, "line 1: the file: is nested too deep"),
-    (" " * (policy_file.MAX_FILE_BYTES + 1), "line 1: the file: is larger than"),
+    (" " * (yaml_reader.MAX_FILE_BYTES + 1), "line 1: the file: is larger than"),
 ]
 
 
 @pytest.mark.parametrize(("text", "said"), MISTAKES, ids=[said[:60] for _, said in MISTAKES])
 def test_a_mistake_is_told_by_line_and_field(text: str, said: str) -> None:
-    with pytest.raises(PolicyMistakes) as caught:
+    with pytest.raises(Mistakes) as caught:
         policy_file.load(text)
     assert said in str(caught.value)
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines() -> None:
-    with pytest.raises(PolicyMistakes) as caught:
+    with pytest.raises(Mistakes) as caught:
         policy_file.load("version: 3\nrules:\n- {name: A, allow: [X]}\n- {name: b, deny: no}\n")
     assert [mistake.line for mistake in caught.value.mistakes] == [1, 3, 3, 4]
 
 
 def test_more_rules_than_there_may_be() -> None:
     rules = "".join(f"- {{name: r{i}, allow: all}}\n" for i in range(MAX_RULES + 1))
-    with pytest.raises(PolicyMistakes, match="more than 500"):
+    with pytest.raises(Mistakes, match="more than 500"):
         policy_file.load(f"version: 1\nrules:\n{rules}")
 
 
@@ -212,7 +212,7 @@ def read(text: str) -> Policy | None:
     """The policy; None if there are mistakes, each with its place."""
     try:
         return policy_file.load(text)
-    except PolicyMistakes as error:
+    except Mistakes as error:
         found = error.mistakes
     assert found
     assert all(mistake.line >= 1 and mistake.field for mistake in found)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import click
 
 from jobworker import codec
+from jobworker.cli import checked_file
 from jobworker.cli.privileges import give_up
 from jobworker.errors import JobWorkerError
 from jobworker.limits import KINDS
 from jobworker.policy import RPCS, Policy
 from jobworker.sandbox import PROFILES
 
-_DENIED, _WRONG = 1, 2
+_DENIED = 1
 
 _TEST = """\
 Say what a policy decides about a call, which rule does, and why those before it do not.
@@ -76,7 +77,7 @@ def test(file: BinaryIO, **options: Any) -> None:
     try:
         allowed, text = policy_answer.explain(_load(file), options)
     except JobWorkerError as error:
-        _fail(str(error))
+        checked_file.fail(str(error))
     click.echo(text)
     sys.exit(0 if allowed else _DENIED)
 
@@ -88,17 +89,4 @@ for _kind in KINDS:
 def _load(file: BinaryIO) -> Policy:
     from jobworker.settings import policy_file  # noqa: PLC0415 - brings in the YAML parser
 
-    try:
-        return policy_file.load(file.read(policy_file.MAX_FILE_BYTES + 1).decode("utf-8"))
-    except policy_file.PolicyMistakes as error:
-        # Who hands it over knows what it is called.
-        prefix = "" if file.name.startswith("<") else f"{file.name}: "
-        _fail(*(f"{prefix}{mistake}" for mistake in error.mistakes))
-    except UnicodeDecodeError as error:
-        _fail(f"worker-agent: the policy is not UTF-8: {error}")
-
-
-def _fail(*problems: str) -> NoReturn:
-    for problem in problems:
-        click.echo(problem, err=True)
-    sys.exit(_WRONG)
+    return checked_file.load(file, "policy", policy_file.load)

@@ -1,22 +1,14 @@
-"""The policy file: YAML to rules, strictly, with the line and the field of each mistake.
-
-Runs in a process of its own without privileges (`worker-agent policy`): no YAML parser reaches the others.
-What could be read in two ways is a mistake here: others find the rule that does not mean what its author meant.
-"""
+"""The policy file: YAML to rules (see `yaml_reader`), in the process of `worker-agent policy`."""
 
 from __future__ import annotations
 
-import difflib
 import posixpath
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from jobworker import codec
-from jobworker.errors import InvalidField, JobWorkerError
 from jobworker.identity import Role
 from jobworker.limits import BY_NAME
 from jobworker.policy import (
@@ -32,10 +24,9 @@ from jobworker.policy import (
     Rule,
 )
 from jobworker.sandbox import PROFILES
+from jobworker.settings import yaml_reader
+from jobworker.settings.yaml_reader import Parse, Reader
 
-MAX_FILE_BYTES = 128 * 1024
-_MAX_MISTAKES = 100
-_VERSION = 1
 _ALL, _OWN = "all", "own"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _SCHEME = "spiffe://"
@@ -47,166 +38,22 @@ _WHY_ALLOWING = dict.fromkeys(("allow_root", "stdin", "limits"), _NOTHING_ALLOWE
 _MANY_NAMES = "can't be denied one by one: the same is had by another name; allow what may be, and nothing else"
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """One thing that is wrong.
-
-    Attributes:
-        line: where, from 1 on.
-        field: as `rules[2].users[0]`.
-    """
-
-    line: int
-    field: str
-    problem: str
-    example: str = ""
-
-    def __str__(self) -> str:
-        return f"line {self.line}: {InvalidField(self.field, self.problem, self.example)}"
-
-
-@dataclass(eq=False)
-class PolicyMistakes(JobWorkerError):
-    """A policy file that is none."""
-
-    mistakes: tuple[Mistake, ...]
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.mistakes))
-
-
 def load(text: str) -> Policy:
     """Read a policy file.
 
     Raises:
-        PolicyMistakes: all that is wrong with it.
+        Mistakes: all that is wrong with it.
     """
-    if len(text.encode("utf-8", "replace")) > MAX_FILE_BYTES:
-        raise _only(1, "the file", f"is larger than {MAX_FILE_BYTES} bytes")
-    reader = _Reader()
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        policy = _policy(reader, node) if node else Policy(())
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise _only(mark.line + 1 if mark else 1, "the file", f"is not YAML: {problem}") from None
-    except RecursionError:
-        raise _only(1, "the file", "is nested too deep") from None
-    if node is None:
-        raise _only(1, "the file", "is empty, which would let nobody do anything", "version: 1")
-    if not reader.mistakes and len(codec.dumps(policy)) > MAX_POLICY_BYTES:
-        reader.wrong(node, "the file", "holds more than the agent's processes can tell each other")
-    if reader.mistakes:
-        raise PolicyMistakes(tuple(sorted(reader.mistakes, key=lambda mistake: mistake.line)[:_MAX_MISTAKES]))
-    return policy
+    return yaml_reader.load(text, _policy, empty="let nobody do anything", most_bytes=MAX_POLICY_BYTES)
 
 
-def _only(line: int, field: str, problem: str, example: str = "") -> PolicyMistakes:
-    return PolicyMistakes((Mistake(line, field, problem, example),))
-
-
-Parse = Callable[["_Reader", Any, str], Any]
-
-
-class _Reader:
-    """Goes through the nodes, and notes what is wrong; what it returns then is of no use."""
-
-    def __init__(self) -> None:
-        self.mistakes: list[Mistake] = []
-        self._met: set[int] = set()
-        self._places: dict[str, Any] = {}
-
-    def wrong(self, node: Any, field: str, problem: str, example: str = "") -> None:
-        self.mistakes.append(Mistake(node.start_mark.line + 1, field, problem, example))
-
-    def wrong_beside(self, node: Any, field: str, problem: str, example: str = "") -> None:
-        """What is good by itself and not beside others; the node is where it would have been."""
-        self.wrong(self._places.get(field, node), field, problem, example)
-
-    def _once(self, node: Any, field: str) -> bool:
-        """An alias stands for a node that was met before: a small file could become a large one."""
-        if id(node) in self._met:
-            self.wrong(node, field, "is an alias, which no policy needs")
-            return False
-        self._met.add(id(node))
-        return True
-
-    def mapping(self, node: Any, field: str) -> dict[str, Any]:
-        """Nodes by their keys, each of which is there once."""
-        if not isinstance(node, yaml.MappingNode):
-            self.wrong(node, field, "must be a mapping of names to values")
-            return {}
-        found: dict[str, Any] = {}
-        for key, value in node.value if self._once(node, field) else ():
-            name = self.text(key, f"{field}: a key")
-            if name in found:
-                self.wrong(key, f"{field}.{name}", "is here twice")
-            found[name] = value
-            self._places[f"{field}.{name}"] = value
-        return found
-
-    def fields(self, node: Any, field: str, table: Mapping[str, Parse]) -> dict[str, Any]:
-        """The values of a mapping whose keys are in the table."""
-        values: dict[str, Any] = {}
-        prefix = f"{field}." if field != "the file" else ""
-        for name, value in self.mapping(node, field).items():
-            if name in table:
-                values[name] = table[name](self, value, f"{prefix}{name}")
-            elif name:
-                near = difflib.get_close_matches(name, table, n=1)
-                self.wrong(value, f"{prefix}{name}", "is not known here", near[0] if near else "")
-        return values
-
-    def items(self, node: Any, field: str, item: Parse) -> tuple[Any, ...]:
-        """A list that has something in it: an empty one could mean all as well as nothing."""
-        if not isinstance(node, yaml.SequenceNode):
-            self.wrong(node, field, "must be a list", "[…]")
-            return ()
-        if not self._once(node, field):
-            return ()
-        if not node.value:
-            self.wrong(node, field, "is empty; leave it out")
-        return tuple(item(self, each, f"{field}[{i}]") for i, each in enumerate(node.value))
-
-    def text(self, node: Any, field: str, example: str = "") -> str:
-        if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
-            self.wrong(node, field, "must be text; put it in quotes if it looks like something else", example)
-            return ""
-        if not node.value:
-            self.wrong(node, field, "is empty", example)
-        return str(node.value)
-
-    def flag(self, node: Any, field: str) -> bool:
-        if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:bool":
-            self.wrong(node, field, "is neither true nor false", "true")
-            return False
-        return str(node.value).lower() in ("true", "yes", "on")
-
-    def one_of(self, node: Any, field: str, choices: tuple[str, ...]) -> str:
-        value = self.text(node, field, choices[0])
-        if value and value not in choices:
-            near = difflib.get_close_matches(value, choices, n=1)
-            problem = f"{value!r:.40} is not one of {', '.join(choices)}"
-            self.wrong(node, field, problem, (near or choices)[0])
-            return ""
-        return value
-
-
-def _policy(reader: _Reader, node: Any) -> Policy:
-    found = reader.fields(node, "the file", {"version": _version, "rules": _rules})
-    for name in ("version", "rules"):
-        if name not in found:
-            reader.wrong(node, name, "is missing", "version: 1" if name == "version" else "")
+def _policy(reader: Reader, node: Any) -> Policy:
+    found = reader.fields(node, "the file", {"version": yaml_reader.version, "rules": _rules})
+    yaml_reader.require(reader, node, found, "version", "rules")
     return Policy(found.get("rules", ()))
 
 
-def _version(reader: _Reader, node: Any, field: str) -> None:
-    if not isinstance(node, yaml.ScalarNode) or node.value != str(_VERSION):
-        reader.wrong(node, field, "is not one that this agent knows", str(_VERSION))
-
-
-def _rules(reader: _Reader, node: Any, field: str) -> tuple[Rule, ...]:
+def _rules(reader: Reader, node: Any, field: str) -> tuple[Rule, ...]:
     rules: tuple[Rule, ...] = reader.items(node, field, _rule)
     if len(rules) > MAX_RULES:
         reader.wrong(node, field, f"has {len(rules)} items, more than {MAX_RULES}")
@@ -220,7 +67,7 @@ def _rules(reader: _Reader, node: Any, field: str) -> tuple[Rule, ...]:
     return rules
 
 
-def _rule(reader: _Reader, node: Any, field: str) -> Rule:
+def _rule(reader: Reader, node: Any, field: str) -> Rule:
     found = reader.fields(node, field, _RULE)
     if "name" not in found:
         reader.wrong_beside(node, f"{field}.name", "is missing: denials are told by it", "name: operators")
@@ -236,7 +83,7 @@ def _rule(reader: _Reader, node: Any, field: str) -> Rule:
 
 
 def _check(
-    reader: _Reader, node: Any, field: str, found: Mapping[str, Any], effect: Effect, rpcs: tuple[str, ...]
+    reader: Reader, node: Any, field: str, found: Mapping[str, Any], effect: Effect, rpcs: tuple[str, ...]
 ) -> None:
     """What goes together in one rule."""
     for name in (name for name in _OF_STARTS if name in found):
@@ -254,7 +101,7 @@ def _check(
         reader.wrong_beside(node, f"{field}.limits.swap", "is nothing without limits.memory", "memory: 1G")
 
 
-def _rpcs(reader: _Reader, node: Any, field: str) -> tuple[str, ...]:
+def _rpcs(reader: Reader, node: Any, field: str) -> tuple[str, ...]:
     if isinstance(node, yaml.ScalarNode) and node.value == _ALL:
         return ()
     if isinstance(node, yaml.ScalarNode):
@@ -264,7 +111,7 @@ def _rpcs(reader: _Reader, node: Any, field: str) -> tuple[str, ...]:
     return reader.items(node, field, lambda reader, each, name: reader.one_of(each, name, RPCS)) or ("",)
 
 
-def _name(reader: _Reader, node: Any, field: str) -> str:
+def _name(reader: Reader, node: Any, field: str) -> str:
     name = reader.text(node, field, "operators")
     if name and not _NAME.fullmatch(name):
         reader.wrong(
@@ -273,7 +120,7 @@ def _name(reader: _Reader, node: Any, field: str) -> str:
     return name
 
 
-def _principal(reader: _Reader, node: Any, field: str) -> str:
+def _principal(reader: Reader, node: Any, field: str) -> str:
     pattern = reader.text(node, field, f"{_SCHEME}example.org/user/ops-*")
     if pattern and not pattern.startswith((_SCHEME, "*")):
         problem = f"{pattern!r:.80} is no principal's identity, which begins with {_SCHEME}"
@@ -281,8 +128,8 @@ def _principal(reader: _Reader, node: Any, field: str) -> str:
     return pattern
 
 
-def _owners(reader: _Reader, node: Any, field: str) -> tuple[str, ...]:
-    def owner(reader: _Reader, node: Any, field: str) -> str:
+def _owners(reader: Reader, node: Any, field: str) -> tuple[str, ...]:
+    def owner(reader: Reader, node: Any, field: str) -> str:
         if isinstance(node, yaml.ScalarNode) and node.value == SELF:
             return SELF
         return _principal(reader, node, field)
@@ -292,19 +139,19 @@ def _owners(reader: _Reader, node: Any, field: str) -> tuple[str, ...]:
     return reader.items(node, field, owner)
 
 
-def _labels(reader: _Reader, node: Any, field: str) -> tuple[tuple[str, str], ...]:
+def _labels(reader: Reader, node: Any, field: str) -> tuple[tuple[str, str], ...]:
     found = reader.mapping(node, field)
     if not found:
         reader.wrong(node, field, "is empty; leave it out")
     return tuple((key, reader.text(value, f"{field}.{key}", "build")) for key, value in found.items())
 
 
-def _user(reader: _Reader, node: Any, field: str) -> str:
+def _user(reader: Reader, node: Any, field: str) -> str:
     user = reader.text(node, field, "www-data")
     return OWN_USER if user == _OWN else user
 
 
-def _path(reader: _Reader, node: Any, field: str) -> str:
+def _path(reader: Reader, node: Any, field: str) -> str:
     path = reader.text(node, field, "/srv/build/*")
     if path and (not path.startswith("/") or path.startswith("//") or posixpath.normpath(path) != path):
         reader.wrong(node, field, f"{path!r:.80} is not an absolute path in its shortest form", "/srv/build/*")
@@ -313,14 +160,14 @@ def _path(reader: _Reader, node: Any, field: str) -> str:
     return path
 
 
-def _command(reader: _Reader, node: Any, field: str) -> tuple[str, ...]:
+def _command(reader: Reader, node: Any, field: str) -> tuple[str, ...]:
     if isinstance(node, yaml.ScalarNode):
         path = str(node.value)[:40] or "/usr/bin/make"
         problem = f"must be a list of the command and its arguments: [{path}] without any"
         reader.wrong(node, field, problem, f"[{path}, ...] with any")
         return ()
 
-    def word(reader: _Reader, node: Any, field: str) -> str:
+    def word(reader: Reader, node: Any, field: str) -> str:
         if field.endswith("[0]"):
             return _path(reader, node, field)
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str":
@@ -334,43 +181,37 @@ def _command(reader: _Reader, node: Any, field: str) -> tuple[str, ...]:
     return words
 
 
-def _caps(reader: _Reader, node: Any, field: str) -> tuple[Cap, ...]:
+def _caps(reader: Reader, node: Any, field: str) -> tuple[Cap, ...]:
     return tuple(_cap(reader, value, field, name) for name, value in reader.mapping(node, field).items())
 
 
-def _cap(reader: _Reader, node: Any, field: str, name: str) -> Cap:
+def _cap(reader: Reader, node: Any, field: str, name: str) -> Cap:
     field = f"{field}.{name}"
     if name not in BY_NAME:
-        near = difflib.get_close_matches(name, BY_NAME, n=1)
-        reader.wrong(node, field, "is not a limit", near[0] if near else "memory")
+        reader.unknown_limit(node, field, name)
         return Cap(name)
     if isinstance(node, yaml.ScalarNode):
         return Cap(name, _maximum(reader, node, field, name))
 
-    def maximum(reader: _Reader, node: Any, field: str) -> str:
+    def maximum(reader: Reader, node: Any, field: str) -> str:
         return _maximum(reader, node, field, name)
 
-    found = reader.fields(node, field, {"max": maximum, "required": _Reader.flag})
+    found = reader.fields(node, field, {"max": maximum, "required": Reader.flag})
     if not found:
         reader.wrong(node, field, "says nothing", "{max: 1G, required: true}")
     return Cap(name, found.get("max", ""), found.get("required", False))
 
 
-def _maximum(reader: _Reader, node: Any, field: str, name: str) -> str:
-    """Text, or a number where the limit is one."""
-    value = str(node.value) if isinstance(node, yaml.ScalarNode) else ""
-    try:
-        return str(BY_NAME[name].show(BY_NAME[name].read(value, field)))
-    except InvalidField as error:
-        reader.wrong(node, field, error.problem, error.example)
-        return ""
+def _maximum(reader: Reader, node: Any, field: str, name: str) -> str:
+    value = reader.limit(node, field, name)
+    return "" if value is None else str(BY_NAME[name].show(value))
 
 
 def _list(item: Parse) -> Parse:
     return lambda reader, node, field: reader.items(node, field, item)
 
 
-def _role(reader: _Reader, node: Any, field: str) -> Role:
+def _role(reader: Reader, node: Any, field: str) -> Role:
     return Role(reader.one_of(node, field, tuple(Role.__members__)) or Role.READER.value)
 
 
@@ -383,8 +224,8 @@ _RULE: dict[str, Parse] = {
     "owner": _owners,
     "labels": _labels,
     "users": _list(_user),
-    "allow_root": _Reader.flag,
-    "stdin": _Reader.flag,
+    "allow_root": Reader.flag,
+    "stdin": Reader.flag,
     "sandboxes": _list(lambda reader, node, field: reader.one_of(node, field, PROFILES)),
     "commands": _list(_command),
     "env": _list(lambda reader, node, field: reader.text(node, field, "LANG")),

@@ -65,7 +65,7 @@ class Permits:
         root = account.uid == 0 if account else spec.user == "root"
         role = _writer("Start", caller)
         request = policy.of_a_start(caller.principal, role, spec, self._sandbox, root=root)
-        decision = self._policies.decide(request)
+        decision = self._policies.ready.decide(request)
         if not decision.allowed:
             raise self._told(policy.denied(request, decision), caller)
         user = self._user(spec.user, account) if spec.user else None
@@ -92,7 +92,7 @@ class Permits:
         """
         self._policies.read()
         request = Request(rpc, caller.principal, _writer(rpc, caller), record.principal, record.labels)
-        if error := policy.refusal(self._policies.decide, request, record.job_id):
+        if error := policy.refusal(self._policies.ready.decide, request, record.job_id):
             raise self._told(error, caller)
 
     def agent(self, rpc: str, caller: Caller) -> None:
@@ -104,7 +104,7 @@ class Permits:
         """
         self._policies.read()
         request = Request(rpc, caller.principal, _writer(rpc, caller))
-        decision = self._policies.decide(request)
+        decision = self._policies.ready.decide(request)
         if not decision.allowed:
             raise self._told(policy.denied(request, decision), caller)
 

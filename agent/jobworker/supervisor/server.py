@@ -267,7 +267,7 @@ class Server:
     # Events.
 
     def policy(self) -> messages.PolicyIs:
-        return messages.PolicyIs(self._policies.policy, self._policies.problem)
+        return messages.PolicyIs(self._policies.value, self._policies.problem)
 
     def policy_changed(self) -> None:
         for connection in self._connections:

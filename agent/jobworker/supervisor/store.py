@@ -159,14 +159,14 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink("draining", dir_fd=self.fd)
 
-    def load_policy(self) -> bytes:
-        """What `save_policy` was given; empty if it has not been."""
+    def load_kept(self, name: str) -> bytes:
+        """What `save_kept` was given; empty if it has not been."""
         with contextlib.suppress(FileNotFoundError):
-            return _read_file(self.fd, "policy.json")
+            return _read_file(self.fd, f"{name}.json")
         return b""
 
-    def save_policy(self, data: bytes) -> None:
-        _write_file(self.fd, "policy.json", data)
+    def save_kept(self, name: str, data: bytes) -> None:
+        _write_file(self.fd, f"{name}.json", data)
 
     def create_job(self, job_id: str, owner: tuple[int, int] | None) -> None:
         """Make a job's directories; nothing is left of them when that fails.

@@ -19,7 +19,7 @@ from jobworker.kernel.subtree import SubtreeHierarchy
 from jobworker.limits import NO_LIMITS, Enforcement
 from jobworker.sandbox import PARTS, Profile
 from jobworker.settings.schema import Settings
-from jobworker.supervisor import policy_process, store
+from jobworker.supervisor import policies, reading, store
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.limits import LimitRules
 from jobworker.supervisor.log import Log
@@ -175,7 +175,7 @@ def _disk(path: str) -> Finding:
 
 def _policy(path: str) -> Finding:
     try:
-        policy, _ = policy_process.read(path)
+        policy, _ = reading.read(policies.SOURCE, path)
     except JobWorkerError as error:
         return failure("policy", str(error), "`worker-agent policy check` tells all that is wrong with it")
     return Finding("policy", f"{path} is good: {len(policy.rules)} rules")

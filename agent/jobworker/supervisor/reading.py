@@ -1,6 +1,6 @@
-"""The process that reads the policy file: as nobody, started by the supervisor, which never sees any YAML.
+"""The process that reads a file of the administrator's: as nobody, started by the supervisor, which sees no YAML.
 
-What it is given is the open file, and what comes back are the rules as canonical JSON, decoded strictly.
+What it is given is the open file, and what comes back is what that holds as canonical JSON, decoded strictly.
 """
 
 from __future__ import annotations
@@ -11,19 +11,45 @@ import signal
 import stat
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from jobworker import codec
 from jobworker.errors import InvalidField, JobWorkerError
-from jobworker.policy import MAX_POLICY_BYTES, Policy
-from jobworker.rulebook import Rulebook
 
-_COMMAND = ("-I", "-m", "jobworker.cli.worker_agent", "policy", "canonical")
+V = TypeVar("V")
+R = TypeVar("R")
+
+_PYTHON = ("-I", "-m", "jobworker.cli.worker_agent")
 _PATIENCE = 15.0
 _MAX_SAID = 4096
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-class PolicyProcess:
+@dataclass(frozen=True, slots=True)
+class Source(Generic[V, R]):
+    """A kind of file that is read.
+
+    Attributes:
+        name: of the setting that says where it is, of the commands of `worker-agent` that read it, and of what is
+            kept of it.
+        power: what somebody could decide who could write it.
+        holds: its type, once it is read.
+        most_bytes: that it can take as canonical JSON.
+        ready: makes it ready for use; raises InvalidField if it is not to be used.
+        stored: the type of what is kept: the file's path, its stamp, and under the source's name what it held.
+    """
+
+    name: str
+    power: str
+    holds: type[V]
+    most_bytes: int
+    ready: Callable[[V], R]
+    stored: type[Any]
+
+
+class Reading(Generic[V, R]):
     """One reading.
 
     Attributes:
@@ -34,11 +60,12 @@ class PolicyProcess:
         InvalidField: the file is not to be used, or no process could be started.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, source: Source[V, R], path: str) -> None:
+        self._source = source
         self._path = path
         self.pipes: dict[int, bytearray] = {}
         try:
-            file = _open(path)
+            file = self._open()
             try:
                 self._spawn(file)
             finally:
@@ -47,7 +74,19 @@ class PolicyProcess:
             raise self._wrong(os.strerror(error.errno or 0)) from error
 
     def _wrong(self, problem: str) -> InvalidField:
-        return InvalidField("policy", f"{self._path}: {problem}")
+        return InvalidField(self._source.name, f"{self._path}: {problem}")
+
+    def _open(self) -> int:
+        """Open the file if nobody but the agent's own user can have written it.
+
+        Raises:
+            InvalidField: somebody else can.
+        """
+        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        if problem := _mistrusted(os.fstat(fd), self._source.power):
+            os.close(fd)
+            raise self._wrong(problem)
+        return fd
 
     def _spawn(self, file: int) -> None:
         out, out_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -58,7 +97,8 @@ class PolicyProcess:
         try:
             for fd in (out_w, err_w):
                 os.set_blocking(fd, True)
-            pid = os.posix_spawn(sys.executable, [sys.executable, *_COMMAND], os.environ, file_actions=ends)
+            command = [sys.executable, *_PYTHON, self._source.name, "canonical"]
+            pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=ends)
             self.pidfd = os.pidfd_open(pid)
         except OSError:
             self._close_pipes()
@@ -78,15 +118,15 @@ class PolicyProcess:
         except BlockingIOError:
             return True
         said = self.pipes[fd]
-        # Whatever the process has become: no more than a policy can take.
-        said += data[: max(0, MAX_POLICY_BYTES + _MAX_SAID - len(said))]
+        # Whatever the process has become: no more than such a file can take.
+        said += data[: max(0, self._source.most_bytes + _MAX_SAID - len(said))]
         return bool(data)
 
     def kill(self) -> None:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def result(self) -> tuple[Policy, Rulebook]:
-        """What the file holds; to be called once, when the process has ended.
+    def result(self) -> tuple[V, R]:
+        """What the file holds, and that ready for use; to be called once, when the process has ended.
 
         Raises:
             InvalidField: nothing that could be used.
@@ -101,19 +141,19 @@ class PolicyProcess:
             said = self.pipes[self._err].decode("utf-8", "replace")[-_MAX_SAID:].strip()
             raise self._wrong(said or "it could not be read in time")
         try:
-            policy = codec.loads(Policy, bytes(self.pipes[self._out]))
-            return policy, Rulebook(policy)
+            value = codec.loads(self._source.holds, bytes(self.pipes[self._out]))
+            return value, self._source.ready(value)
         except JobWorkerError as error:
             raise self._wrong(str(error)) from error
 
 
-def read(path: str) -> tuple[Policy, Rulebook]:
+def read(source: Source[V, R], path: str) -> tuple[V, R]:
     """Read the file and wait for that; for a supervisor that starts, and looks after nothing yet.
 
     Raises:
-        InvalidField: see `PolicyProcess`.
+        InvalidField: see `Reading`.
     """
-    process, deadline = PolicyProcess(path), time.monotonic() + _PATIENCE
+    process, deadline = Reading(source, path), time.monotonic() + _PATIENCE
     poll, said = select.poll(), set(process.pipes)
     for fd in (*said, process.pidfd):
         poll.register(fd, select.POLLIN)
@@ -127,24 +167,12 @@ def read(path: str) -> tuple[Policy, Rulebook]:
     return process.result()
 
 
-def _open(path: str) -> int:
-    """Open the file if nobody but the agent's own user can have written it.
-
-    Raises:
-        InvalidField: somebody else can.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    status = os.fstat(fd)
-    problem = ""
+def _mistrusted(status: os.stat_result, power: str) -> str:
+    """Why a file is not to be read; empty if it is."""
     if not stat.S_ISREG(status.st_mode):
-        problem = "is not a file"
-    elif status.st_uid not in (0, os.geteuid()):
-        problem = (
-            f"is the file of the user {status.st_uid}, who could decide with it who may do what; chown it to root"
-        )
-    elif status.st_mode & _OTHERS_WRITE:
-        problem = "can be written by others, who could decide with it who may do what; chmod go-w"
-    if problem:
-        os.close(fd)
-        raise InvalidField("policy", f"{path}: {problem}")
-    return fd
+        return "is not a file"
+    if status.st_uid not in (0, os.geteuid()):
+        return f"is the file of the user {status.st_uid}, who could decide with it {power}; chown it to root"
+    if status.st_mode & _OTHERS_WRITE:
+        return f"can be written by others, who could decide with it {power}; chmod go-w"
+    return ""

@@ -1,0 +1,40 @@
+"""Files in YAML that the agent's administrator writes: read, or what is wrong with them said."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import BinaryIO, NoReturn, TypeVar
+
+import click
+
+T = TypeVar("T")
+
+WRONG = 2
+
+
+def load(file: BinaryIO, what: str, read: Callable[[str], T]) -> T:
+    """What the file holds; ends the process with `WRONG` if that is no such file.
+
+    Args:
+        file: that was opened.
+        what: it is to be, for people.
+        read: of `settings.policy_file`.
+    """
+    # Brings in the YAML parser.
+    from jobworker.settings import yaml_reader  # noqa: PLC0415
+
+    try:
+        return read(file.read(yaml_reader.MAX_FILE_BYTES + 1).decode("utf-8"))
+    except yaml_reader.Mistakes as error:
+        # Who hands it over knows what it is called.
+        prefix = "" if file.name.startswith("<") else f"{file.name}: "
+        fail(*(f"{prefix}{mistake}" for mistake in error.mistakes))
+    except UnicodeDecodeError as error:
+        fail(f"worker-agent: the {what} is not UTF-8: {error}")
+
+
+def fail(*problems: str) -> NoReturn:
+    for problem in problems:
+        click.echo(problem, err=True)
+    sys.exit(WRONG)

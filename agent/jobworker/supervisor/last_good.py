@@ -1,0 +1,167 @@
+"""Files of the administrator's that are in force: read anew when they have changed, the last good one until then.
+
+Whoever needs one asks each time, which costs a stat; nothing polls. What was good last is kept as canonical JSON
+in the state directory: a supervisor that comes back need not wait for it, and no crash brings back what was
+before.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Any, Generic
+
+from jobworker import codec, file_stamp
+from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.file_stamp import Stamp
+from jobworker.supervisor import reading
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.loop import Loop, Timer
+from jobworker.supervisor.reading import R, Reading, Source, V
+from jobworker.supervisor.store import Store
+
+_PATIENCE = 15.0
+
+
+class LastGood(Generic[V, R]):
+    """Owns what a file holds.
+
+    Args:
+        path: empty for no file.
+        unset: what holds without one.
+        unknown: what holds if no file was ever good.
+        patient: a file that can't be used keeps nobody from starting: there are jobs to be looked after.
+
+    Raises:
+        InvalidField: there is nothing that could be used.
+
+    Attributes:
+        value: what is in force.
+        ready: the same, ready for use.
+        problem: why the file as it is now is not in force; empty if it is.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        log: Log,
+        store: Store,
+        source: Source[V, R],
+        path: str,
+        *,
+        unset: V,
+        unknown: V,
+        patient: bool,
+    ) -> None:
+        self._loop = loop
+        self._log = log
+        self._store = store
+        self._source = source
+        self._path = path
+        self._changed: Callable[[], None] = lambda: None
+        self._process: Reading[V, R] | None = None
+        self._timer: Timer | None = None
+        self._waiting: list[Callable[[], None]] = []
+        self._seen: Stamp = ()
+        self.problem = ""
+        self._use(unset, source.ready(unset))
+        if path:
+            self._begin(unknown, patient=patient)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call back after each change of `value` or `problem`."""
+        self._changed = callback
+
+    def _use(self, value: V, ready: R) -> None:
+        self.value, self.ready = value, ready
+
+    def _begin(self, unknown: V, *, patient: bool) -> None:
+        self._seen, stored = file_stamp.of(self._path), self._stored()
+        last = stored if stored and stored.path == self._path else None
+        kept = getattr(last, self._source.name) if last else unknown
+        try:
+            if last and last.stamp == self._seen:
+                self._use(kept, self._source.ready(kept))
+            else:
+                self._took(*reading.read(self._source, self._path))
+        except InvalidField as error:
+            if not last and not patient:
+                raise
+            self._use(kept, self._source.ready(kept))
+            self._failed(error.problem)
+
+    def _stored(self) -> Any:
+        name = self._source.name
+        try:
+            data = self._store.load_kept(name)
+            stored = codec.loads(self._source.stored, data) if data else None
+            if stored:
+                self._source.ready(getattr(stored, name))
+        except (JobWorkerError, OSError) as error:
+            self._log.warning(f"the kept {name} cannot be read", error=str(error))
+            return None
+        return stored
+
+    def read(self, done: Callable[[], None] = lambda: None, *, anyway: bool = False) -> None:
+        """Read the file if it looks as if it had changed, or `anyway`; `done` is called after that."""
+        if self._process is None:
+            seen = file_stamp.of(self._path) if self._path else self._seen
+            if seen == self._seen and not (anyway and self._path):
+                done()
+                return
+            self._seen = seen
+            self._start()
+        if self._process is None:
+            done()
+        else:
+            self._waiting.append(done)
+
+    def _start(self) -> None:
+        try:
+            process = Reading(self._source, self._path)
+        except InvalidField as error:
+            self._failed(error.problem)
+            return
+        self._process = process
+        self._timer = self._loop.call_after(_PATIENCE, process.kill)
+        for fd in process.pipes:
+            self._loop.watch(fd, select.EPOLLIN, lambda fd=fd: self._on_output(process, fd))  # type: ignore[misc]
+        self._loop.watch(process.pidfd, select.EPOLLIN, lambda: self._on_end(process))
+
+    def _on_output(self, process: Reading[V, R], fd: int) -> None:
+        if not process.pump(fd):
+            self._loop.forget(fd)
+
+    def _on_end(self, process: Reading[V, R]) -> None:
+        for fd in (*process.pipes, process.pidfd):
+            self._loop.forget(fd)
+        if self._timer:
+            self._timer.cancel()
+        self._process = None
+        try:
+            self._took(*process.result())
+        except InvalidField as error:
+            self._failed(error.problem)
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            # Once more if it has changed meanwhile: they have asked for what it holds now.
+            self.read(done)
+
+    def _took(self, value: V, ready: R) -> None:
+        name = self._source.name
+        self._use(value, ready)
+        self.problem = ""
+        self._log.info(f"{name} read", path=self._path)
+        try:
+            self._store.save_kept(name, codec.dumps(self._source.stored(self._path, self._seen, value)))
+        except OSError as error:
+            # It is read again at the next start.
+            self._log.warning(f"the {name} file is not kept", error=str(error))
+        self._changed()
+
+    def _failed(self, problem: str) -> None:
+        self.problem = problem
+        self._log.error(
+            f"the {self._source.name} file cannot be used: what was good stays in force", problem=problem
+        )
+        self._changed()
