@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from jobworker import codec, units
 from jobworker.errors import InvalidField
-from jobworker.limits import NO_LIMITS, Limits, LimitStatus
+from jobworker.limits import NO_LIMITS, Limits, LimitStatus, check_limit_profile
 from jobworker.sandbox import NOT_SANDBOXED, Applied, check_profile
 
 # Crockford's base 32: no i, l, o, u, so that an id read aloud or off a screen comes back right.
@@ -133,6 +133,8 @@ class JobSpec:
         sandbox: the profile of its isolation; empty for the agent's default.
         user: the name of the host's user that it runs as; empty for one that it has for itself alone.
         stdin: what it reads from its standard input, and nothing behind it.
+        profile: the name of the agent's profile of limits that fills in those that are not asked for here; empty
+            for the default one.
     """
 
     command: str
@@ -146,6 +148,7 @@ class JobSpec:
     sandbox: str = ""
     user: str = ""
     stdin: bytes = b""
+    profile: str = ""
 
     def check(self) -> None:
         """Check everything that can be checked without the host.
@@ -160,7 +163,8 @@ class JobSpec:
         self._check_env()
         self._check_workdir()
         self._check_labels()
-        self.limits.check()
+        self.limits.check(alone=not self.profile)
+        check_limit_profile(self.profile)
         check_profile(self.sandbox)
         check_user(self.user)
         if len(self.stdin) > MAX_STDIN_BYTES:
@@ -294,6 +298,7 @@ class JobRecord:
         limits_restored: how often limits were set again that somebody else had changed.
         revision: of its last change, in the order of all changes since the host's boot; 0 for before that.
         user: the name of the host's user that it runs as; empty where that user is its own.
+        profile: of limits, that it was started with; empty for none.
     """
 
     job_id: str
@@ -326,3 +331,4 @@ class JobRecord:
     limits_restored: int = 0
     revision: int = 0
     user: str = ""
+    profile: str = ""

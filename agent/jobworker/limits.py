@@ -1,15 +1,20 @@
-"""The vocabulary of limits: what a job may be held to, how each is written, and how far it holds."""
+"""The vocabulary of limits: what a job may be held to, how each is written, how far it holds, and its profiles."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from jobworker import units
 from jobworker.errors import InvalidField
+
+# All of the profiles and caps must fit one message between the agent's processes, beside the policy.
+MAX_LIMIT_PROFILES, MAX_LIMITS_BYTES = 64, 32 * 1024
+_PROFILE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 class Enforcement(enum.Enum):
@@ -48,17 +53,32 @@ class Limits:
     io_write_ops: int | None = None
     io_device: str | None = None
 
-    def check(self) -> None:
+    def check(self, *, alone: bool = True) -> None:
         """Check each limit's range.
+
+        Args:
+            alone: these are all that there will be.
 
         Raises:
             InvalidField: a limit is outside of what any host could enforce.
         """
+        for name, value in self.given():
+            BY_NAME[name].check(f"limits.{name}", value)
+        if alone and self.swap_bytes is not None and self.memory_bytes is None:
+            raise InvalidField("limits.swap", "is nothing without limits.memory", "memory 64M and swap 16M")
+
+    def given(self) -> Iterator[tuple[str, int | str]]:
+        """Those that were asked for, by the names of their kinds."""
         for kind in KINDS:
             if (value := getattr(self, kind.field)) is not None:
-                kind.check(f"limits.{kind.name}", value)
-        if self.swap_bytes is not None and self.memory_bytes is None:
-            raise InvalidField("limits.swap", "is nothing without limits.memory", "memory 64M and swap 16M")
+                yield kind.name, value
+
+    def over(self, base: Limits) -> Limits:
+        """These, and of the others those that are not here. Swap stays with the memory that it is beyond."""
+        fields: dict[str, Any] = {BY_NAME[name].field: value for name, value in base.given()}
+        if self.memory_bytes is not None:
+            fields.pop("swap_bytes", None)
+        return replace(self, **{field: value for field, value in fields.items() if getattr(self, field) is None})
 
 
 NO_LIMITS = Limits()
@@ -93,6 +113,16 @@ class Kind:
         else:
             units.check_range(field, value, self.bounds, self.show)
 
+    def sent(self, value: Any) -> Any:
+        """A value as the contract has it: numbers as such, what has a unit as text."""
+        return value if self.show is str else self.show(value)
+
+    def exceeds(self, asked: Any, most: Any) -> bool:
+        """True if what is asked for is not within the most that there may be."""
+        if self.bounds is None:
+            return not units.cpus_of(asked, self.name) <= units.cpus_of(most, self.name)
+        return bool(asked > most)
+
     def read(self, text: str, field: str) -> Any:
         """Parse and check.
 
@@ -109,6 +139,8 @@ CPU_RANGE = (10, 10_000_000)
 MEMORY_RANGE = (1024**2, 2**50)
 PIDS_RANGE = (1, 4_194_304)
 _WEIGHT_RANGE = (1, 10_000)
+# What the kernel gives a job that asks for none.
+USUAL_WEIGHT = 100
 _SWAP_RANGE = (0, 2**50)
 _RATE_RANGE = (1024, 2**50)
 # blkio keeps them in 32 bits.
@@ -146,3 +178,70 @@ class LimitStatus:
     value: str
     enforcement: Enforcement
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitProfile:
+    """Limits that are asked for by a name."""
+
+    name: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class LimitProfiles:
+    """What the limits file holds.
+
+    Attributes:
+        default: the profile of a job that asks for none; empty for none.
+        caps: the most that any job may have, whoever asks for it.
+    """
+
+    profiles: tuple[LimitProfile, ...] = ()
+    default: str = ""
+    caps: Limits = NO_LIMITS
+
+    def check(self) -> None:
+        """Check that this is what a good file makes.
+
+        Raises:
+            InvalidField: it is not; `settings.limits_file` has refused it before, in words for people.
+        """
+        if len(self.profiles) > MAX_LIMIT_PROFILES:
+            raise InvalidField("profiles", f"are {len(self.profiles)}, more than {MAX_LIMIT_PROFILES}")
+        for profile in self.profiles:
+            check_limit_profile(profile.name, "profiles")
+            profile.limits.check()
+        self.caps.check(alone=False)
+        if self.default:
+            self.of(self.default, "default")
+
+    def of(self, name: str, field: str = "profile") -> Limits:
+        """The limits of a profile; none for the empty name.
+
+        Raises:
+            InvalidField: there is no such profile.
+        """
+        for profile in self.profiles:
+            if profile.name == name:
+                return profile.limits
+        if name:
+            names = ", ".join(profile.name for profile in self.profiles)
+            there = f"; there are {names}" if names else "; this agent has none"
+            raise InvalidField(field, f"{name!r:.70} is not a profile of limits of this agent{there}")
+        return NO_LIMITS
+
+
+NO_PROFILES = LimitProfiles()
+
+
+def check_limit_profile(name: str, field: str = "profile") -> str:
+    """Return what can be the name of a profile of limits, or is empty.
+
+    Raises:
+        InvalidField: it can't be.
+    """
+    if name and not _PROFILE_NAME.fullmatch(name):
+        problem = f"{name!r:.80} is not made of up to 63 of a-z, 0-9, `.`, `_` and `-`"
+        raise InvalidField(field, problem, "small")
+    return name

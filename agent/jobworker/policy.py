@@ -120,7 +120,8 @@ class Request:
         principal: the caller's identity.
         owner: of the job that the call names; None where it names none, or has not been read yet.
         labels: of that job.
-        spec: of the job that is to be started, for Start.
+        spec: of the job that is to be started, for Start. One that still names a profile of limits asks for these
+            as well, whatever they are.
         sandbox: that this job would get.
         root: it would run as the user id 0.
     """

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from jobworker import units
 from jobworker.errors import InvalidField
 from jobworker.jobs import JobSpec
 from jobworker.limits import BY_NAME, Kind, Limits
@@ -123,7 +122,7 @@ class _Ready:
             return Decision(self._allows, name)
         limits, filled = request.spec.limits, []
         for cap in self._caps:
-            if problem := cap.problem(limits):
+            if problem := cap.problem(limits, profiled=bool(request.spec.profile)):
                 return Decision(allowed=False, rule=name, problem=problem)
             if cap.fills(limits):
                 limits = replace(limits, **{cap.kind.field: cap.maximum})
@@ -143,21 +142,16 @@ class _ReadyCap:
         self.maximum: Any = self.kind.read(cap.maximum, field) if cap.maximum else None
         self._required = cap.required
 
-    def problem(self, limits: Limits) -> str:
-        """Why a job with these limits is refused; empty if it is not."""
+    def problem(self, limits: Limits, *, profiled: bool) -> str:
+        """Why a job with these limits is refused, beside those of a profile if it is `profiled`; empty if not."""
         asked = getattr(limits, self.kind.field)
         name = f"limits.{self.kind.name}"
         if asked is None:
             most = f", at most {self.kind.show(self.maximum)}" if self.maximum is not None else ""
-            return f"{name} has to be asked for{most}" if self._required else ""
-        if self.maximum is not None and self._exceeds(asked):
+            return f"{name} has to be asked for{most}" if self._required and not profiled else ""
+        if self.maximum is not None and self.kind.exceeds(asked, self.maximum):
             return f"{name} is {self.kind.show(asked)}, more than {self.kind.show(self.maximum)}"
         return ""
-
-    def _exceeds(self, asked: Any) -> bool:
-        if self.kind.bounds is None:
-            return not units.cpus_of(asked, self.kind.name) <= units.cpus_of(self.maximum, self.kind.name)
-        return bool(asked > self.maximum)
 
     def fills(self, limits: Limits) -> bool:
         # A job whose memory is limited gets no swap unless it asks for some.

@@ -157,6 +157,7 @@ class RootSide:
         audit: settings.
         quotas: settings.
         policy: rules, in YAML; empty for none.
+        limits: profiles and caps, in YAML; empty for none.
         gateway_uid: the user that links are of, by default the agent's own.
         wrapper: a command that executes the agent in what it has prepared.
         jobs: settings.
@@ -174,6 +175,7 @@ class RootSide:
         audit: schema.AuditSettings | None = None,
         quotas: schema.QuotaSettings | None = None,
         policy: str = "",
+        limits: str = "",
         gateway_uid: int | None = None,
         wrapper: tuple[str, ...] = (),
         **jobs: Any,
@@ -196,10 +198,13 @@ class RootSide:
             quotas=quotas or schema.QuotaSettings(),
             gateway_uid=gateway_uid or (os.getuid() if as_user is None else as_user),
             policy=os.path.join(directory, "policy.yaml") if policy else "",
+            limits=os.path.join(directory, "limits.yaml") if limits else "",
         )
         self._wrapper = wrapper
         if policy:
             self.write_policy(policy)
+        if limits:
+            self.write_limits(limits)
         self._settings_path = os.path.join(directory, "settings.json")
         schema.write(self.settings, self._settings_path)
         self._as_user = as_user
@@ -213,9 +218,11 @@ class RootSide:
 
     def write_policy(self, text: str) -> None:
         """Replace the policy file, as editors and deployments do."""
-        with open(f"{self.settings.policy}.new", "w") as file:
-            file.write(text)
-        os.rename(f"{self.settings.policy}.new", self.settings.policy)
+        _replace(self.settings.policy, text)
+
+    def write_limits(self, text: str) -> None:
+        """Replace the limits file."""
+        _replace(self.settings.limits, text)
 
     def _start(self) -> subprocess.Popen[bytes]:
         reading, low = os.pipe()
@@ -368,6 +375,12 @@ class RootSide:
             os.close(self._successor)
             self._successor = None
         return self.keeper.wait(DEADLINE)
+
+
+def _replace(path: str, text: str) -> None:
+    with open(f"{path}.new", "w") as file:
+        file.write(text)
+    os.rename(f"{path}.new", path)
 
 
 @contextlib.contextmanager

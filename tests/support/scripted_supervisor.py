@@ -148,6 +148,8 @@ class ScriptedSupervisor:
                 return messages.Welcome(self._protocol, HOST, "1.0", self.policy)
             case messages.UnfollowLog() | messages.ReportCalls():
                 return messages.Done()
+            case messages.ReadLimits():
+                return messages.HostIs(HOST)
             case _:
                 known = {known.job_id: known for known in self.records}
                 return messages.JobReply(known[request.job_id])

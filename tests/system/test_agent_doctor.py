@@ -145,6 +145,16 @@ def test_what_ends_soon_is_warned_of(directory: Path) -> None:
 
 
 @pytest.mark.root
+def test_profiles_of_limits_that_are_wrong(directory: Path) -> None:
+    limits = directory / "limits.yaml"
+    limits.write_text("version: 1\nprofiles: {small: {pid: 1}}\n")
+    path = config(directory, limits=str(limits), isolation={"missing": "report"})
+    assert "profiles.small.pid: is not a limit" in failures(path)["profiles"]
+    limits.write_text("version: 1\nprofiles: {small: {pids: 1}}\n")
+    assert "profiles" not in failures(path)
+
+
+@pytest.mark.root
 def test_a_policy_that_is_wrong(directory: Path) -> None:
     policy = directory / "policy.yaml"
     policy.write_text("version: 1\nrules: [{name: all, alow: all}]\n")

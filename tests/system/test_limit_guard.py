@@ -15,19 +15,11 @@ import pytest
 from jobworker.errors import CapExceeded
 from jobworker.jobs import JobRecord
 from jobworker.limits import Enforcement, Limits, LimitStatus
-from support.leftovers import cgroups
+from support.limit_files import limit_file
 from support.root_side import Link, RootSide, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root
-
-_FILES = {
-    "memory": {"memory.max", "memory.limit_in_bytes"},
-    "cpu": {"cpu.max", "cpu.cfs_quota_us"},
-    "cpu_weight": {"cpu.weight", "cpu.shares"},
-    "pids": {"pids.max"},
-    "cpuset": {"cpuset.cpus"},
-}
 
 
 @pytest.fixture
@@ -41,13 +33,6 @@ def side() -> Iterator[RootSide]:
 @pytest.fixture
 def link(side: RootSide) -> Link:
     return side.link(subscribe=True)
-
-
-def limit_file(job: JobRecord, name: str) -> Path:
-    """Where the kernel has one of the job's limits."""
-    found = [Path(group) / file for group in cgroups(job.job_id) for file in _FILES[name]]
-    (path,) = (path for path in found if path.exists())
-    return path
 
 
 @contextlib.contextmanager

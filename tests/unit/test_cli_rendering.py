@@ -74,6 +74,7 @@ def test_a_running_job_as_json() -> None:
         "workdir": "/var/lib/jobworker/jobs/x/work",
         "principal": "spiffe://example.org/user/alice",
         "labels": {"team": "build", "a": "b"},
+        "profile": "",
         "timeout_seconds": None,
         "limits": {
             "cpu": {"requested": "50%", "value": "50%", "enforcement": "ENFORCED", "detail": ""},

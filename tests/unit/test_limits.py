@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobworker import units
 from jobworker.errors import InvalidField
-from jobworker.limits import BY_NAME, KINDS, Kind, Limits
+from jobworker.limits import BY_NAME, KINDS, Kind, LimitProfile, LimitProfiles, Limits
 
 QUANTITIES = [kind for kind in KINDS if kind.bounds]
 
@@ -133,3 +133,32 @@ def test_durations() -> None:
     for text in ("", "10", "s", "-1s", "1 s", "1.s", "1e3s"):
         with pytest.raises(InvalidField):
             units.parse_duration(text, "grace")
+
+
+def test_limits_over_others() -> None:
+    mine, base = Limits(cpu_millis=500), Limits(cpu_millis=100, memory_bytes=1 << 30, swap_bytes=1 << 20, pids=9)
+    assert mine.over(base) == Limits(cpu_millis=500, memory_bytes=1 << 30, swap_bytes=1 << 20, pids=9)
+    assert Limits().over(base) == base
+    # Swap is what a job may have beyond the memory that it stands beside.
+    assert Limits(memory_bytes=1 << 20).over(base) == Limits(cpu_millis=100, memory_bytes=1 << 20, pids=9)
+    swap = Limits(swap_bytes=1).over(base)
+    assert (swap.memory_bytes, swap.swap_bytes) == (1 << 30, 1)
+
+
+def test_what_exceeds() -> None:
+    assert BY_NAME["memory"].exceeds(2, 1)
+    assert not BY_NAME["memory"].exceeds(1, 1)
+    assert BY_NAME["cpuset"].exceeds("0-2", "0-1,5")
+    assert not BY_NAME["cpuset"].exceeds("5,0", "0-1,5")
+
+
+def test_a_profile_that_is_not_there() -> None:
+    profiles = LimitProfiles((LimitProfile("small", Limits(pids=1)), LimitProfile("big", Limits(pids=9))))
+    assert profiles.of("big") == Limits(pids=9)
+    assert profiles.of("") == Limits()
+    with pytest.raises(
+        InvalidField, match="'huge' is not a profile of limits of this agent; there are small, big"
+    ):
+        profiles.of("huge")
+    with pytest.raises(InvalidField, match="this agent has none"):
+        LimitProfiles().of("huge")

@@ -179,6 +179,13 @@ def test_what_is_too_much_is_named() -> None:
         assert (decision.allowed, decision.problem) == (False, problem)
 
 
+def test_a_profile_that_is_not_looked_up_yet_may_be_what_is_required() -> None:
+    """The gateway knows its name alone; what is too much is so whatever the profile holds."""
+    book = Rulebook(Policy((allow(limits=(Cap("memory", "1G", required=True),)),)))
+    assert book.decide(start(profile="small")).allowed
+    assert not book.decide(start(profile="small", limits=Limits(memory_bytes=2**31))).allowed
+
+
 def test_who_may_not_query_a_job_is_not_told_of_it() -> None:
     rules = (
         Rule("own", Effect.ALLOW, owners=("self",)),

@@ -16,6 +16,7 @@ listen: 0.0.0.0:7443
 log_level: warning
 gateway_uid: 990
 policy: /etc/jobworker/policy.yaml
+limits: /etc/jobworker/limits.yaml
 tls:
   ca: /etc/jobworker/ca.pem
   cert: /etc/jobworker/server.pem

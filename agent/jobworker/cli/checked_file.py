@@ -19,7 +19,7 @@ def load(file: BinaryIO, what: str, read: Callable[[str], T]) -> T:
     Args:
         file: that was opened.
         what: it is to be, for people.
-        read: of `settings.policy_file`.
+        read: of `settings.policy_file` or `settings.limits_file`.
     """
     # Brings in the YAML parser.
     from jobworker.settings import yaml_reader  # noqa: PLC0415

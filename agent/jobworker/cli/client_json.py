@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.message import Message
 
-    from jobworker.api.v1.job_pb2 import Job, LimitStatus, Usage
+    from jobworker.api.v1.job_pb2 import Job, Limits, LimitStatus, Usage
     from jobworker.api.v1.job_worker_service_pb2 import GetAgentInfoResponse
 
 
@@ -39,6 +39,7 @@ def job(message: Job) -> dict[str, Any]:
         "principal": message.principal,
         "labels": dict(message.labels),
         "timeout_seconds": seconds(message.timeout) if message.HasField("timeout") else None,
+        "profile": message.profile,
         "limits": {limit.name: _limit(limit) for limit in message.limits},
         "limits_restored": message.limits_restored,
         "usage": _usage(message.usage),
@@ -82,7 +83,16 @@ def agent(message: GetAgentInfoResponse) -> dict[str, Any]:
             }
             for limit in message.limits
         },
+        "limit_profiles": {
+            profile.name: {"default": profile.is_default, "limits": limits(profile.limits)}
+            for profile in message.limit_profiles
+        },
     }
+
+
+def limits(message: Limits) -> dict[str, Any]:
+    """Those that are asked for, by name."""
+    return {field.name: value for field, value in message.ListFields()}
 
 
 def enum_name(message: Message, field: str) -> str | None:

@@ -36,8 +36,17 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+_LIMIT_OPTIONS = tuple(
+    click.option(_flag(name), metavar=metavar, help=told) for name, (metavar, told) in _LIMITS.items()
+)
 _OPTIONS = (
-    *(click.option(_flag(name), metavar=metavar, help=told) for name, (metavar, told) in _LIMITS.items()),
+    *_LIMIT_OPTIONS,
+    click.option(
+        "--profile",
+        metavar="NAME",
+        default="",
+        help="Limits that the agent knows by this name (`info` lists them), where none are given here.",
+    ),
     click.option("--timeout", metavar="TIME", help="Stop the job after this time: 500ms, 30s, 10m, 2h, 1d."),
     click.option(
         "--env",
@@ -98,7 +107,7 @@ def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[s
         args=tuple(words[1:]),
         env=tuple(dict(_variable(text, environ) for text in options["env"]).items()),
         workdir=options["workdir"] or "",
-        limits=_limits(options),
+        limits=limits_of(options),
         timeout_ms=0 if timeout is None else _timeout(timeout),
         labels=tuple(labels_of(options["label"]).items()),
         best_effort=options["best_effort"],
@@ -106,6 +115,7 @@ def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[s
         user=options["user"],
         # One byte more tells of a larger one, which may have no end.
         stdin=options["stdin"].read(jobs.MAX_STDIN_BYTES + 1) if options["stdin"] else b"",
+        profile=options["profile"],
     )
 
 
@@ -116,7 +126,12 @@ def _timeout(text: str) -> int:
     return millis
 
 
-def _limits(options: Mapping[str, Any]) -> Limits:
+def limits_of(options: Mapping[str, Any]) -> Limits:
+    """The limits that a command line asks for.
+
+    Raises:
+        InvalidField: an option's value is wrong.
+    """
     values: dict[str, Any] = {}
     for kind in KINDS:
         if (text := options[kind.name]) is not None:

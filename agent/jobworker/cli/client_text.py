@@ -16,7 +16,7 @@ from jobworker.findings import by_reason
 
 if TYPE_CHECKING:
     from jobworker.api.v1.job_pb2 import Job, LimitStatus, Usage
-    from jobworker.api.v1.job_worker_service_pb2 import GetAgentInfoResponse, LimitSupport
+    from jobworker.api.v1.job_worker_service_pb2 import GetAgentInfoResponse, LimitProfile, LimitSupport
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -69,6 +69,7 @@ def agent(message: GetAgentInfoResponse) -> str:
         *_under("no sandbox", by_reason((part.missing_because, part.name) for part in lacking)),
         *_under("limits", [_support(limit) for limit in message.limits if not lacks(limit)]),
         *_under("no limits", by_reason((limit.detail, limit.name) for limit in message.limits if lacks(limit))),
+        *_under("profiles", [_profile(profile) for profile in message.limit_profiles]),
         ("certificate", f"until {client_json.time(message, 'certificate_expires_at') or 'not told'}"),
         ("revoked", f"list until {told}" if (told := client_json.time(message, "crl_expires_at")) else ""),
     )
@@ -170,6 +171,7 @@ def _life(message: Job, now: float) -> Pairs:
 
 
 def _limits(message: Job) -> Pairs:
+    yield "profile", message.profile
     yield from _under("limits", [_limit(limit) for limit in message.limits])
     again = f"{message.limits_restored} times, since others had changed them"
     yield "set again", again if message.limits_restored else ""
@@ -209,6 +211,11 @@ def _limit(limit: LimitStatus) -> str:
 def _support(limit: LimitSupport) -> str:
     default = f"default {limit.default_value}" if limit.default_value else "no default"
     return " ".join((limit.name, f"{default}, at most {limit.maximum}", *_enforced(limit)))
+
+
+def _profile(profile: LimitProfile) -> str:
+    limits = ", ".join(f"{name} {value}" for name, value in client_json.limits(profile.limits).items())
+    return f"{profile.name}{' (default)' if profile.is_default else ''}: {limits}"
 
 
 def lacks(limit: LimitSupport) -> bool:

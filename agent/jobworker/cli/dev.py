@@ -105,6 +105,7 @@ def _settings(directory: str, pki: str, listen: str, config: str | None) -> Sett
         metrics=loaded.metrics,
         audit=loaded.audit,
         policy=loaded.policy,
+        limits=loaded.limits,
     )
 
 

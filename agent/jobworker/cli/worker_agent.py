@@ -11,7 +11,7 @@ import click
 
 import jobworker
 from jobworker import codec
-from jobworker.cli import policy_commands
+from jobworker.cli import limits_commands, policy_commands
 from jobworker.cli.agent_audit import audit
 from jobworker.cli.privileges import give_up
 from jobworker.errors import JobWorkerError
@@ -249,6 +249,7 @@ def canonical(over: str) -> None:
 
 
 main.add_command(policy_commands.policy)
+main.add_command(limits_commands.limits)
 
 
 def _read(file: BinaryIO) -> str:

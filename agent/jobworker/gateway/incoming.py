@@ -79,6 +79,7 @@ def spec(request: pb.StartRequest) -> jobs.JobSpec:
         sandbox=request.sandbox,
         user=request.user,
         stdin=request.stdin,
+        profile=request.profile,
     )
     made.check()
     return made

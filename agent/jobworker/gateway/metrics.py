@@ -68,6 +68,8 @@ def _of_jobs(seen: MirrorStatistics) -> Iterator[Metric]:
         mode = {"cgroup_mode": seen.host.cgroup_mode}
         yield InfoMetricFamily("jobworker_host", "The host as the supervisor found it.", mode)
         yield GaugeMetricFamily("jobworker_draining", "Whether no new jobs are taken.", seen.host.draining)
+        told = "1 if the limits file has changed into what cannot be used, and the last good one is in force."
+        yield GaugeMetricFamily("jobworker_limits_stale", told, bool(seen.host.limits_problem))
     jobs = GaugeMetricFamily("jobworker_jobs", "Jobs that exist, by state.", labels=["state"])
     for state, number in seen.jobs.items():
         jobs.add_metric([state.value.lower()], number)

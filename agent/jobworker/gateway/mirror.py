@@ -27,6 +27,7 @@ from jobworker.wire.messages import (
     DrainChanged,
     Drained,
     HostInfo,
+    HostIs,
     JobChanged,
     JobRemoved,
     JobReply,
@@ -104,6 +105,8 @@ class Mirror:
                 self._grow(message)
             case JobRemoved(job_id, revision):
                 self._remove(job_id, revision)
+            case HostIs(host):
+                self._host = host
             case Drained(draining) | DrainChanged(draining) if self._host:
                 self._host = replace(self._host, draining=draining)
             case _:

@@ -50,6 +50,7 @@ def job(record: jobs.JobRecord) -> job_pb2.Job:
         sandbox=_sandbox(record.sandbox),
         limits_restored=record.limits_restored,
         user=record.user,
+        profile=record.profile,
     )
 
 
@@ -94,6 +95,12 @@ def limit_support(support: LimitSupport) -> pb.LimitSupport:
         default_value=support.default,
         maximum=support.maximum,
     )
+
+
+def limit_profile(profile: limits.LimitProfile, default: str) -> pb.LimitProfile:
+    """A profile of limits, which is the default one if that is its name."""
+    values = {name: limits.BY_NAME[name].sent(value) for name, value in profile.limits.given()}
+    return pb.LimitProfile(name=profile.name, limits=job_pb2.Limits(**values), is_default=profile.name == default)
 
 
 def sandbox_part(support: PartSupport) -> pb.SandboxPart:

@@ -28,7 +28,7 @@ from jobworker.gateway.seek import Log, View
 from jobworker.gateway.trust import Trust
 from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
-from jobworker.wire.messages import DeleteJob, Done, Drain, Drained, InspectJob, JobReply
+from jobworker.wire.messages import DeleteJob, Done, Drain, Drained, HostIs, InspectJob, JobReply, ReadLimits
 
 # In a stream's trailers: where to go on.
 RESUME_OFFSET, RESUME_TOKEN = "jobworker-resume-offset", "jobworker-resume-token"
@@ -130,6 +130,8 @@ class JobWorker(api.JobWorkerServiceServicer):
             context.set_trailing_metadata(((RESUME_TOKEN, resume),))
 
     async def GetAgentInfo(self, _request: pb.GetAgentInfoRequest, _context: Context) -> pb.GetAgentInfoResponse:
+        # The limits file may have changed, and nobody have been held to it yet.
+        await self._link.ask(ReadLimits(), HostIs, repeatable=True)
         host, system = await self._mirror.host(), os.uname()
         own, crl_ends = self._trust.credentials.get(), self._trust.revocations.get().ends
         return pb.GetAgentInfoResponse(
@@ -149,6 +151,9 @@ class JobWorker(api.JobWorkerServiceServicer):
             default_sandbox=host.sandbox,
             sandbox_parts=[outgoing.sandbox_part(part) for part in host.isolation],
             draining=host.draining,
+            limit_profiles=[
+                outgoing.limit_profile(profile, host.profiles.default) for profile in host.profiles.profiles
+            ],
             time=outgoing.timestamp(time.time_ns()),
         )
 

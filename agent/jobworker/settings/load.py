@@ -181,6 +181,7 @@ TOP: dict[str, tuple[str, Parse]] = {
     "log_level": ("log_level", _one_of("info", "debug", "warning", "error")),
     "gateway_uid": ("gateway_uid", _number(0, 2**32 - 2)),
     "policy": ("policy", _path),
+    "limits": ("limits", _path),
 }
 CERTIFICATES: dict[str, tuple[str, Parse]] = {
     "key_types": ("key_types", _some_of("rsa", "ecdsa")),

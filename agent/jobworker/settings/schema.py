@@ -198,6 +198,7 @@ class Settings:
         log_level: debug, info, warning or error.
         gateway_uid: the user that may talk to the supervisor, besides the supervisor's own.
         policy: the policy file; empty for roles alone.
+        limits: the file of limit profiles and caps; empty for none.
     """
 
     state_dir: str
@@ -211,6 +212,7 @@ class Settings:
     log_level: str = "info"
     gateway_uid: int = 0
     policy: str = ""
+    limits: str = ""
 
     @property
     def socket_path(self) -> str:

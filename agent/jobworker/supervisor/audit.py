@@ -332,6 +332,7 @@ def _job(record: JobRecord) -> dict[str, Any]:
         "uid": record.uid,
         "pid": record.pid or None,
         "sandbox": record.sandbox.profile,
+        "profile": record.profile,
     }
 
 
@@ -343,6 +344,7 @@ def _command(spec: JobSpec) -> dict[str, Any]:
         **_listed("env", names),
         "sandbox": _clip(spec.sandbox),
         **({"stdin_bytes": len(spec.stdin)} if spec.stdin else {}),
+        "profile": _clip(spec.profile),
     }
 
 

@@ -47,6 +47,9 @@ class Owner(Protocol):
     def policy(self) -> messages.PolicyIs:
         """The policy in force."""
 
+    def host(self) -> messages.HostIs:
+        """The host, with the limits that there are."""
+
     def record(self, job_id: str) -> JobRecord:
         """A job's record as of its last change."""
 
@@ -74,7 +77,7 @@ class Connection:
         self._news: dict[str, int] = {}
         self._removed = 0
         self._grown: dict[str, None] = {}
-        self._sync_due = self._drain_due = self._policy_due = False
+        self._sync_due = self._drain_due = self._policy_due = self._host_due = False
         self._in_flight = 0
         self._events = 0
         self.peers = peers
@@ -93,7 +96,7 @@ class Connection:
             self._server.loop.watch(self._sock.fileno(), events, self._on_ready)
 
     def _has_output(self) -> bool:
-        due = self._policy_due or self._sync_due or self._drain_due
+        due = self._policy_due or self._sync_due or self._drain_due or self._host_due
         return bool(due or self._answers or self._news or self._grown)
 
     def _on_ready(self) -> None:
@@ -144,6 +147,9 @@ class Connection:
     def policy_changed(self) -> None:
         self._policy_due = self.subscribed
 
+    def host_changed(self) -> None:
+        self._host_due = self.subscribed
+
     def log_grew(self, job_id: str) -> None:
         if job_id in self.followed:
             self._grown[job_id] = None
@@ -180,6 +186,9 @@ class Connection:
         elif self._policy_due:
             sockets.send(self._sock, frames.encode(self._server.policy(), 0))
             self._policy_due = False
+        elif self._host_due:
+            sockets.send(self._sock, frames.encode(self._server.host(), 0))
+            self._host_due = False
         elif self._news:
             job_id, removed = next(iter(self._news.items()))
             event = messages.JobRemoved(job_id, removed) if removed else self._changed(job_id)

@@ -24,6 +24,7 @@ from jobworker.supervisor.guard import LimitGuard
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import DEFAULT_GRACE, Job, Surroundings
 from jobworker.supervisor.launcher import Launcher
+from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.output import open_segment
 from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.retention import Retention
@@ -55,6 +56,7 @@ class Registry:
         isolation: Isolation,
         permits: Permits,
         launcher: Launcher,
+        profiles: Profiles,
         removed: Callable[[str], None],
     ) -> None:
         self._store = around.store
@@ -71,7 +73,9 @@ class Registry:
         self.is_whole = False
         self.running: dict[str, Job] = {}
         self.ended: dict[str, JobRecord] = {}
-        self.starts = Starts(self, settings, quotas, around, hierarchy, isolation, permits, self._users, launcher)
+        self.starts = Starts(
+            self, settings, quotas, around, hierarchy, isolation, permits, self._users, launcher, profiles
+        )
 
     # Taking in.
 

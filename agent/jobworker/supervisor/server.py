@@ -23,6 +23,7 @@ from jobworker.jobs import MAX_GRACE_MS, JobRecord, check_job_id
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.connection import Connection, Peer
 from jobworker.supervisor.job import Job
+from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.policies import Policies
@@ -55,6 +56,7 @@ class Server:
         audit: Audit,
         registry: Registry,
         policies: Policies,
+        profiles: Profiles,
         bind: Callable[[], socket.socket],
         gateway_uid: int,
         upgrade: Callable[[Callable[[str | None], None]], None],
@@ -67,6 +69,7 @@ class Server:
         self.audit = audit
         self._registry = registry
         self._policies = policies
+        self._profiles = profiles
         self._bind = bind
         self._gateway_uid = gateway_uid
         self._connections: list[Connection] = []
@@ -132,12 +135,27 @@ class Server:
             connection.answer(seq, message, fds)
             self._dirty.add(connection)
 
-        try:
+        with self._answering(request, reply):
             self._dispatch(connection, request, reply)
+
+    @contextlib.contextmanager
+    def _answering(self, request: Any, reply: Reply) -> Iterator[None]:
+        """Answer with what goes wrong."""
+        try:
+            yield
         except JobWorkerError as error:
             if isinstance(error, PermissionDenied | ProtocolError):
                 self.audit.request_refused(type(request).__name__, error)
-            reply(frames.failed(error))
+            reply(frames.failed(error), ())
+
+    def _with_limits(self, request: Any, reply: Reply, do: Callable[[], None]) -> None:
+        """Do what depends on the limits file, once that has been read if it has changed."""
+
+        def done() -> None:
+            with self._answering(request, reply):
+                do()
+
+        self._profiles.read(done)
 
     def _dispatch(self, connection: Connection, request: Any, reply: Reply) -> None:
         name = type(request).__name__
@@ -167,11 +185,14 @@ class Server:
                 self.log.info("job started", job=outcome.job_id, principal=outcome.principal, uid=outcome.uid)
                 reply(messages.JobReply(outcome), ())
 
-        try:
-            self._registry.starts.start(request, started)
-        except JobWorkerError as error:
-            self.audit.start_refused(request, error)
-            raise
+        def start() -> None:
+            try:
+                self._registry.starts.start(request, started)
+            except JobWorkerError as error:
+                self.audit.start_refused(request, error)
+                raise
+
+        self._with_limits(request, reply, start)
 
     def stop_job(self, _: Connection, request: messages.StopJob, reply: Reply) -> None:
         with self._refusals("stop", request.caller, request.job_id):
@@ -246,6 +267,9 @@ class Server:
     def read_policy(self, _: Connection, __: messages.ReadPolicy, reply: Reply) -> None:
         self._policies.read(lambda: reply(self.policy(), ()))
 
+    def read_limits(self, _: Connection, __: messages.ReadLimits, reply: Reply) -> None:
+        self._profiles.read(lambda: reply(self.host(), ()))
+
     def shutdown(self, _: Connection, __: messages.Shutdown, reply: Reply) -> None:
         self.audit.owner_asked("shutdown")
 
@@ -272,6 +296,14 @@ class Server:
     def policy_changed(self) -> None:
         for connection in self._connections:
             connection.policy_changed()
+            self._dirty.add(connection)
+
+    def host(self) -> messages.HostIs:
+        return messages.HostIs(self._registry.starts.host_info())
+
+    def host_changed(self) -> None:
+        for connection in self._connections:
+            connection.host_changed()
             self._dirty.add(connection)
 
     def job_changed(self, job_id: str) -> None:
@@ -349,6 +381,7 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.UnfollowLog: (_GATEWAY, Server.unfollow_log),
     messages.ReportCalls: (_GATEWAY, Server.report_calls),
     messages.ReadPolicy: (_GATEWAY | _OWNER, Server.read_policy),
+    messages.ReadLimits: (_GATEWAY | _OWNER, Server.read_limits),
     messages.Shutdown: (_OWNER, Server.shutdown),
     messages.Upgrade: (_OWNER, Server.upgrade),
 }

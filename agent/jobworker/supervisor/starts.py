@@ -18,6 +18,7 @@ from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import Job, Surroundings
 from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import Launcher, Order
+from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.shares import Shares
@@ -51,6 +52,8 @@ class Starts:
 
     Attributes:
         keys: of the jobs that there are.
+        limits: what becomes of those that are asked for.
+        shares: how much there may be of all jobs, and of one principal's.
         draining: none is taken, until somebody says so.
     """
 
@@ -65,6 +68,7 @@ class Starts:
         permits: Permits,
         users: Users,
         launcher: Launcher,
+        profiles: Profiles,
     ) -> None:
         self._books = books
         self._settings = settings
@@ -75,8 +79,9 @@ class Starts:
         self._permits = permits
         self._users = users
         self._launcher = launcher
-        self._limits = LimitRules(settings, hierarchy)
-        self._shares = Shares(settings, quotas, self._active)
+        self._profiles = profiles
+        self.limits = LimitRules(settings, hierarchy, lambda: profiles.value)
+        self.shares = Shares(settings, quotas, self._active)
         self._launching: dict[str, tuple[Order, list[Started]]] = {}
         # Those that came before all jobs were known: until then nobody knows which user ids and keys are in use.
         self._early: list[tuple[StartJob, Started]] | None = []
@@ -117,30 +122,33 @@ class Starts:
                 raise AgentUnavailable("it has just started, and does not know all jobs yet")
             self._early.append((request, started))
             return
-        principal, permit = request.caller.principal, self._permits.start(request.caller, spec)
+        principal = request.caller.principal
+        permit = self._permits.start(request.caller, self.limits.profiled(spec))
         if known := self.keys.find(principal, idempotency):
             self._audit.start_repeated(request, known)
             self._started_before(known, started)
             return
         self._admit(principal)
+        profile = self.limits.profile(spec.profile)
+        permit.spec.limits.check()
         job_id = new_job_id()
         directory = spec.workdir or self._store.jobs_path
-        plan = self._limits.plan(permit.spec, directory, permit.prescribed, permit.filled)
-        self._shares.check_memory(principal, plan.settable.memory_bytes or 0)
+        plan = self.limits.plan(permit.spec, directory, profile, permit.prescribed, permit.filled)
+        self.shares.check_memory(principal, plan.settable.memory_bytes or 0)
         confinement, applied = self._isolation.decide(spec, self._store.work_path(job_id))
         self._audit.start_asked(request)
         own_uid = None if permit.user else self._users.take()
         user = permit.user if own_uid is None else User(own_uid, own_uid)
         record = self._new_record(job_id, principal, spec, user.uid if user else os.geteuid())
         order = Order(
-            record=replace(record, sandbox=applied),
+            record=replace(record, sandbox=applied, profile=profile),
             spec=spec,
             user=user,
             own_uid=own_uid,
             confinement=confinement,
             limits=plan.settable,
             idempotency=idempotency,
-            report=lambda actual: self._limits.status(plan, actual),
+            report=lambda actual: self.limits.status(plan, actual),
         )
         self._launching[order.record.job_id] = order, [started]
         self.keys.remember(order.record, idempotency)
@@ -173,11 +181,12 @@ class Starts:
         self._books.tell_idle()
 
     def _admit(self, principal: str) -> None:
+        self._profiles.check_known()
         if self._closed:
             raise AgentUnavailable("it is ending, or starting anew, and takes no jobs")
         if self.draining:
             raise AgentDraining
-        self._shares.check_number(principal)
+        self.shares.check_number(principal)
 
     def _active(self) -> Iterator[tuple[JobRecord, Limits]]:
         for order, _ in self._launching.values():
@@ -247,7 +256,7 @@ class Starts:
     def host_info(self) -> HostInfo:
         return HostInfo(
             cgroup_mode=self._hierarchy.mode,
-            limits=self._limits.support(),
+            limits=self.limits.support(),
             cpus=os.cpu_count() or 1,
             memory_bytes=host_memory(),
             max_active_jobs=self._settings.max_active,
@@ -255,4 +264,6 @@ class Starts:
             sandbox=self._isolation.default,
             isolation=self._isolation.support(),
             draining=self.draining,
+            profiles=self._profiles.value,
+            limits_problem=self._profiles.problem,
         )

@@ -8,6 +8,7 @@
     jobs/ID/work/        the job's own directory, owned by its user
     jobs/ID/logs/        where the job cannot write
     policy.json          the policy that was read last and was good
+    limits.json          likewise the profiles and caps of limits
     quarantine/          what could not be read, with its name
     removed/ID.UID       what is left of a job that is being removed
     audit/               the audit trails
@@ -32,7 +33,7 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_
 from jobworker.kernel import beneath
 from jobworker.limits import NO_LIMITS, Limits
 
-FORMAT = 3
+FORMAT = 4
 _MAX_RECORD = 2 * 1024 * 1024
 # A process that a supervisor was making when it was killed holds the lock until it executes its command.
 _LOCK_PATIENCE = 2.0

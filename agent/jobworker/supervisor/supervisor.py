@@ -22,6 +22,7 @@ from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import Job, Surroundings
 from jobworker.supervisor.keeper_link import KeeperLink
 from jobworker.supervisor.launcher import Launcher
+from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.permits import Permits
@@ -90,6 +91,7 @@ class Supervisor:
         launcher = Launcher(around, self._hierarchy, settings.jobs)
         isolation = Isolation(settings.isolation, self._store.jobs_path, self._hierarchy, self._log)
         self._policies = Policies(self._loop, self._log, self._store, settings, patient=bool(held))
+        self._profiles = Profiles(self._loop, self._log, self._store, settings, patient=bool(held))
         permits = Permits(settings, self._policies, self._log)
         self._registry = Registry(
             settings.jobs,
@@ -99,6 +101,7 @@ class Supervisor:
             isolation,
             permits,
             launcher,
+            self._profiles,
             self._removed,
         )
         self._server = Server(
@@ -107,12 +110,14 @@ class Supervisor:
             self._audit,
             self._registry,
             self._policies,
+            self._profiles,
             lambda: _listener(self._store.fd, settings.gateway_uid),
             settings.gateway_uid,
             self._upgrade,
             patient=bool(held),
         )
         self._policies.on_change(self._server.policy_changed)
+        self._profiles.on_change(self._server.host_changed)
         recovery = Recovery(
             around, self._registry, self._hierarchy, held, self._server.job_changed, self._all_known
         )
@@ -175,6 +180,10 @@ class Supervisor:
             problem = "no new job is taken, and if this process died too, those that run would be lost"
             self._log.error(f"could not become a keeper: {problem}", error=str(error))
 
+    def _read_again(self) -> None:
+        for file in (self._policies, self._profiles):
+            file.read(anyway=True)
+
     def _upgrade(self, decided: Callable[[str | None], None]) -> None:
         def proven(problem: str | None) -> None:
             if problem:
@@ -204,7 +213,7 @@ class Supervisor:
         spawn.forget_inherited_signals()
         self._loop.on_signal(signal.SIGUSR2, lambda: self._upgrade(lambda _: None))
         # A terminal that goes away is nothing else to the agent.
-        self._loop.on_signal(signal.SIGHUP, lambda: self._policies.read(anyway=True))
+        self._loop.on_signal(signal.SIGHUP, self._read_again)
         self._loop.on_signal(signal.SIGUSR1, self._leave)
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, lambda: self._registry.end_all(self._loop.stop))

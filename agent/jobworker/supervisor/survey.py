@@ -16,10 +16,10 @@ from jobworker.kernel import clock, disk, features
 from jobworker.kernel.cgroup import detect
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeHierarchy
-from jobworker.limits import NO_LIMITS, Enforcement
+from jobworker.limits import NO_LIMITS, NO_PROFILES, Enforcement
 from jobworker.sandbox import PARTS, Profile
 from jobworker.settings.schema import Settings
-from jobworker.supervisor import policies, reading, store
+from jobworker.supervisor import limit_profiles, policies, reading, store
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.limits import LimitRules
 from jobworker.supervisor.log import Log
@@ -57,6 +57,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield from _state(settings.state_dir)
     if settings.policy:
         yield _policy(settings.policy)
+    if settings.limits:
+        yield _profiles(settings.limits)
 
 
 def _kernel() -> Iterator[Finding]:
@@ -98,7 +100,7 @@ def _has(directory: int, name: str) -> bool:
 
 
 def _limits(settings: Settings, hierarchy: Hierarchy) -> Iterator[Finding]:
-    support = LimitRules(settings.jobs, hierarchy).support()
+    support = LimitRules(settings.jobs, hierarchy, lambda: NO_PROFILES).support()
     lacking = [each for each in support if each.enforcement is Enforcement.UNSUPPORTED]
     held = [each for each in support if each not in lacking]
     yield from of_limits(
@@ -179,3 +181,11 @@ def _policy(path: str) -> Finding:
     except JobWorkerError as error:
         return failure("policy", str(error), "`worker-agent policy check` tells all that is wrong with it")
     return Finding("policy", f"{path} is good: {len(policy.rules)} rules")
+
+
+def _profiles(path: str) -> Finding:
+    try:
+        limits, _ = reading.read(limit_profiles.SOURCE, path)
+    except JobWorkerError as error:
+        return failure("profiles", str(error), "`worker-agent limits check` tells all that is wrong with it")
+    return Finding("profiles", f"{path} is good: {len(limits.profiles)} profiles of limits")

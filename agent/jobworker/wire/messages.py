@@ -12,12 +12,12 @@ from typing import Any
 
 from jobworker.identity import Role
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
-from jobworker.limits import Enforcement
+from jobworker.limits import NO_PROFILES, Enforcement, LimitProfiles
 from jobworker.policy import Policy
 from jobworker.sandbox import Part
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 3
+PROTOCOL = 4
 # The supervisor writes so many lines without letting a job's output wait.
 MAX_REPORTS = 64
 
@@ -55,6 +55,8 @@ class HostInfo:
         user_per_job: jobs run under a user id of their own each.
         sandbox: the profile of a job that asks for none.
         draining: no new job is taken.
+        profiles: of limits, that are in force.
+        limits_problem: why the limits file as it is now is not in force; empty if it is.
     """
 
     cgroup_mode: str
@@ -66,6 +68,8 @@ class HostInfo:
     sandbox: str
     isolation: tuple[PartSupport, ...]
     draining: bool = False
+    profiles: LimitProfiles = NO_PROFILES
+    limits_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +246,11 @@ class ReadPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """Read the limits file if it has changed. Answer: `HostIs`, after that."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """End all jobs, then the supervisor; only its own user may. Answer: `Done`, when no job is left."""
 
@@ -267,6 +276,13 @@ class PolicyIs:
 
     policy: Policy
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostIs:
+    """The host, with the limits that there are now; an event as well, when these have changed."""
+
+    host: HostInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,8 +406,9 @@ REQUESTS: tuple[type[Any], ...] = (
     UnfollowLog,
     ReportCalls,
     ReadPolicy,
+    ReadLimits,
     Shutdown,
     Upgrade,
 )
-ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, PolicyIs, Done, Drained, Failed)
-EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, DrainChanged, PolicyIs)
+ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, PolicyIs, HostIs, Done, Drained, Failed)
+EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, DrainChanged, PolicyIs, HostIs)

@@ -167,6 +167,7 @@ class StartRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     STDIN_FIELD_NUMBER: _builtins.int
     command: _builtins.str
     """A path, or a name that is looked up in the PATH of `env`, or in the host's default path without one."""
@@ -185,6 +186,10 @@ class StartRequest(_message.Message):
     """
     user: _builtins.str
     """The host's user to run as, where the agent's policy says that the caller may. Empty: a user id of the job's own."""
+    profile: _builtins.str
+    """The name of one of the agent's profiles of limits (see GetAgentInfo), which gives those that `limits` leaves out.
+    Swap comes from where the memory comes from. Empty: the agent's default profile, if it has one.
+    """
     stdin: _builtins.bytes
     """What the job reads from its standard input, up to 65,536 bytes, and its end behind that. It is not kept: neither
     records nor logs have it.
@@ -223,11 +228,12 @@ class StartRequest(_message.Message):
         idempotency_key: _builtins.str = ...,
         sandbox: _builtins.str = ...,
         user: _builtins.str = ...,
+        profile: _builtins.str = ...,
         stdin: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "sandbox", b"sandbox", "stdin", b"stdin", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "profile", b"profile", "sandbox", b"sandbox", "stdin", b"stdin", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -990,6 +996,38 @@ class SandboxPart(_message.Message):
 Global___SandboxPart: _TypeAlias = SandboxPart  # noqa: Y015
 
 @_typing.final
+class LimitProfile(_message.Message):
+    """Limits that can be asked for by a name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name as in StartRequest.profile."""
+    is_default: _builtins.bool
+    """It is what a job gets that asks for no profile, as far as the policy's rule gives it nothing else."""
+    @_builtins.property
+    def limits(self) -> _job_pb2.Limits:
+        """What it gives."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limits: _job_pb2.Limits | None = ...,
+        is_default: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_default", b"is_default", "limits", b"limits", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LimitProfile: _TypeAlias = LimitProfile  # noqa: Y015
+
+@_typing.final
 class GetAgentInfoResponse(_message.Message):
     """What the agent and its host are."""
 
@@ -1009,6 +1047,7 @@ class GetAgentInfoResponse(_message.Message):
     DEFAULT_SANDBOX_FIELD_NUMBER: _builtins.int
     SANDBOX_PARTS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    LIMIT_PROFILES_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     CA_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     CRL_EXPIRES_AT_FIELD_NUMBER: _builtins.int
@@ -1047,6 +1086,10 @@ class GetAgentInfoResponse(_message.Message):
         """What jobs can be isolated by here."""
 
     @_builtins.property
+    def limit_profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitProfile]:
+        """The profiles of limits that a Start may name."""
+
+    @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """The agent's clock when it answered."""
 
@@ -1077,13 +1120,14 @@ class GetAgentInfoResponse(_message.Message):
         default_sandbox: _builtins.str = ...,
         sandbox_parts: _abc.Iterable[Global___SandboxPart] | None = ...,
         draining: _builtins.bool = ...,
+        limit_profiles: _abc.Iterable[Global___LimitProfile] | None = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         ca_expires_at: _timestamp_pb2.Timestamp | None = ...,
         crl_expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "crl_expires_at", b"crl_expires_at", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "crl_expires_at", b"crl_expires_at", "default_sandbox", b"default_sandbox", "draining", b"draining", "hostname", b"hostname", "kernel", b"kernel", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "time", b"time", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "crl_expires_at", b"crl_expires_at", "default_sandbox", b"default_sandbox", "draining", b"draining", "hostname", b"hostname", "kernel", b"kernel", "limit_profiles", b"limit_profiles", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "time", b"time", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,6 +32,7 @@ def start(spec: jobs.JobSpec, idempotency_key: str = "") -> pb.StartRequest:
         best_effort=spec.best_effort,
         sandbox=spec.sandbox,
         user=spec.user,
+        profile=_text("profile", spec.profile),
         timeout=_duration(spec.timeout_ms) if spec.timeout_ms else None,
         labels=dict(spec.labels),
         idempotency_key=_text("idempotency_key", idempotency_key),
@@ -115,11 +116,7 @@ def _timestamp(field: str, time_ns: int | None) -> Timestamp | None:
 
 
 def _limits(asked: limits.Limits) -> job_pb2.Limits:
-    values: dict[str, Any] = {}
-    for kind in limits.KINDS:
-        if (value := getattr(asked, kind.field)) is not None:
-            # Numbers go over as such, what has a unit as text.
-            values[kind.name] = value if kind.show is str else kind.show(value)
+    values: dict[str, Any] = {name: limits.BY_NAME[name].sent(value) for name, value in asked.given()}
     return job_pb2.Limits(**values)
 
 

@@ -24,7 +24,7 @@ from jobworker.kernel.cgroup.base import (
 )
 from jobworker.kernel.cgroup.files import CgroupDir
 from jobworker.kernel.cgroup.v2 import remove_chain
-from jobworker.limits import Enforcement, Limits
+from jobworker.limits import USUAL_WEIGHT, Enforcement, Limits
 
 _ACCOUNTING = "cpuacct"
 # Nothing is limited here. Without a group of its own a job would have what devices the agent's unit is left with.
@@ -33,7 +33,7 @@ _NAMES = {"io": "blkio"}
 USED = (*(_NAMES.get(name, name) for name in dict.fromkeys(CONTROLLERS.values())), _ACCOUNTING, _DEVICES)
 # Joined by jobs that ask for it alone.
 _OPTIONAL = "cpuset"
-# cpu.shares of the usual weight, which is 100 in v2 and in `Limits`.
+# cpu.shares of the usual weight.
 _SHARES = 1024
 _IO_FILES = {
     "io_read_bps": "blkio.throttle.read_bps_device",
@@ -74,7 +74,7 @@ class V1Group(Group):
         if limits.pids is not None:
             self._dirs["pids"].write("pids.max", str(limits.pids))
         if limits.cpu_weight is not None:
-            self._dirs["cpu"].write("cpu.shares", str(limits.cpu_weight * _SHARES // 100))
+            self._dirs["cpu"].write("cpu.shares", str(limits.cpu_weight * _SHARES // USUAL_WEIGHT))
         if limits.cpuset is not None:
             self._dirs["cpuset"].write("cpuset.cpus", limits.cpuset)
         for field, name in _IO_FILES.items():
@@ -100,7 +100,7 @@ class V1Group(Group):
             cpu_millis=None if quota == "-1" else int(quota) * 1000 // period,
             memory_bytes=None if int(memory) >= _UNLIMITED else int(memory),
             pids=None if pids == "max" else int(pids),
-            cpu_weight=round(int(shares) * 100 / _SHARES) if shares else None,
+            cpu_weight=round(int(shares) * USUAL_WEIGHT / _SHARES) if shares else None,
             cpuset=self._read("cpuset", "cpuset.cpus", "") or None,
             swap_bytes=int(both) - int(memory) if both and int(both) < _UNLIMITED else None,
             **self._io_limits(disk),
