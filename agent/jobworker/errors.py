@@ -139,6 +139,17 @@ class LimitUnsupported(JobWorkerError):
 
 
 @dataclass(eq=False)
+class LimitRefused(JobWorkerError):
+    """A running job can't be given this limit; all that it has are as they were."""
+
+    limit: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"limits.{self.limit} cannot be changed: {self.reason}; nothing was changed"
+
+
+@dataclass(eq=False)
 class SandboxUnsupported(JobWorkerError):
     """This host lacks a part of the sandbox, and its settings do not allow for less."""
 

@@ -104,6 +104,32 @@ def test_profiles_are_told_as_they_are_now(stub: Stub, side: RootSide) -> None:
     assert "small" in told()
 
 
+def test_an_update(stub: Stub) -> None:
+    job = start(stub, "sleep", "1000", limits=job_pb2.Limits(memory="64M"))
+    after = stub.Update(pb.UpdateRequest(job_id=job.id, limits=job_pb2.Limits(memory="100M", pids=10))).job
+    assert values(after) == {"memory": "100M", "pids": "10"}
+    assert values(stub.Query(pb.QueryRequest(job_id=job.id)).job) == values(after)
+    error = refused(stub.Update, pb.UpdateRequest(job_id=job.id, limits=job_pb2.Limits(memory="201M")))
+    assert (gateway.code(error), gateway.reason(error)) == ("PERMISSION_DENIED", "POLICY_DENIED")
+    error = refused(stub.Update, pb.UpdateRequest(job_id=job.id))
+    assert (gateway.code(error), gateway.reason(error)) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    error = refused(stub.Update, pb.UpdateRequest(job_id=job.id, limits=job_pb2.Limits(cpu="50")))
+    assert gateway.detail(error, error_details_pb2.BadRequest()).field_violations[0].field == "limits.cpu"
+    stub.Stop(pb.StopRequest(job_id=job.id, force=True))
+    error = refused(stub.Update, pb.UpdateRequest(job_id=job.id, limits=job_pb2.Limits(pids=1)))
+    assert (gateway.code(error), gateway.reason(error)) == ("FAILED_PRECONDITION", "JOB_ALREADY_ENDED")
+
+
+def test_less_memory_than_is_used(stub: Stub) -> None:
+    script = f"data = bytearray(b'x') * {50 << 20}; print('there', flush=True); import time; time.sleep(1000)"
+    job = start(stub, "python3", "-I", "-S", "-c", script, limits=job_pb2.Limits(memory="100M"))
+    next(stub.Stream(pb.StreamRequest(job_id=job.id, follow=True)))
+    error = refused(stub.Update, pb.UpdateRequest(job_id=job.id, limits=job_pb2.Limits(memory="20M")))
+    assert (gateway.code(error), gateway.reason(error)) == ("FAILED_PRECONDITION", "LIMIT_REFUSED")
+    assert gateway.detail(error, error_details_pb2.ErrorInfo()).metadata["limit"] == "memory"
+    stub.Stop(pb.StopRequest(job_id=job.id, force=True))
+
+
 # As users have it.
 
 

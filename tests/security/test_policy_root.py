@@ -32,8 +32,8 @@ from support.waiting import until
 
 pytestmark = pytest.mark.root
 
-ANYONE, ROOT, OPERATOR, DEPLOY, HELD = (
-    f"spiffe://test/user/{name}" for name in ("w", "root", "op", "deploy", "held")
+ANYONE, ROOT, OPERATOR, DEPLOY, HELD, CARE = (
+    f"spiffe://test/user/{name}" for name in ("w", "root", "op", "deploy", "held", "care")
 )
 WEB, WEB_GROUP, OTHER_GROUP, GATEWAY, OWN = 61_001, 61_002, 61_003, 61_004, 610_000_000
 PASSWD = f"""\
@@ -79,11 +79,15 @@ rules:
       memory: 64M
       pids: {{max: 20, required: true}}
   - name: own-jobs
-    allow: [Stop, Signal, Delete, Query]
+    allow: [Stop, Signal, Update, Delete, Query]
     owner: self
   - name: look
     allow: [Query]
     principals: [{DEPLOY}]
+  - name: care
+    allow: [Query, Update]
+    principals: [{CARE}, {OPERATOR}]
+    labels: {{cared: "for"}}
   - name: rest
     allow: [Start]
     principals: [{ANYONE}]
@@ -332,14 +336,16 @@ def test_only_whom_the_policy_names_stops_a_job(link: Link) -> None:
         stop(OPERATOR)
 
 
-@pytest.mark.parametrize("rpc", ["Signal", "Delete"])
-def test_signals_and_deletions_are_judged_like_stops(link: Link, rpc: str) -> None:
+@pytest.mark.parametrize("rpc", ["Signal", "Update", "Delete"])
+def test_signals_updates_and_deletions_are_judged_like_stops(link: Link, rpc: str) -> None:
     record = start(link, ANYONE, "/bin/sleep", "1000")
 
     def ask(principal: str, role: Role | None = Role.WRITER) -> Any:
         who = messages.Caller(principal, role)
         if rpc == "Signal":
             return link.ask(messages.SignalJob(who, record.job_id, 18, everyone=False))
+        if rpc == "Update":
+            return link.ask(messages.UpdateJob(who, record.job_id, Limits(pids=50), force=False))
         return link.ask(messages.DeleteJob(who, record.job_id))
 
     if rpc == "Delete":
@@ -353,6 +359,30 @@ def test_signals_and_deletions_are_judged_like_stops(link: Link, rpc: str) -> No
             ask(ANYONE, role)
     assert link.inspect(record.job_id).job_id == record.job_id
     ask(ANYONE)
+
+
+def test_an_update_gives_no_more_than_a_start(link: Link) -> None:
+    """Of who asks for it, or of who has started the job."""
+
+    def give(who: str, record: JobRecord, **limits: Any) -> dict[str, str]:
+        request = messages.UpdateJob(caller(who), record.job_id, Limits(**limits), force=False)
+        return {status.name: status.value for status in link.ask(request).record.limits}
+
+    labels = (("cared", "for"),)
+    record = start(link, HELD, "/bin/sleep", "1000", limits=Limits(pids=10), labels=labels)
+    assert give(HELD, record, memory_bytes=32 << 20) == {"memory": "32M", "pids": "10"}
+    for who in (HELD, CARE):
+        with pytest.raises(
+            PolicyDenied, match=r"held of this agent's policy .* Update: limits\.memory is 65M, more"
+        ):
+            give(who, record, memory_bytes=65 << 20)
+        with pytest.raises(PolicyDenied, match=r"limits\.pids is 21, more than 20"):
+            give(who, record, memory_bytes=16 << 20, pids=21)
+    assert give(CARE, record, pids=20) == {"memory": "32M", "pids": "20"}
+    # What is not started by a rule, as another user say, is given nothing by one either.
+    with pytest.raises(PolicyDenied):
+        give(OPERATOR, record, memory_bytes=65 << 20)
+    link.ask(messages.StopJob(caller(HELD), record.job_id, 9, 0, force=True, wait=True))
 
 
 @pytest.mark.parametrize("draining", [True, False])

@@ -90,6 +90,13 @@ def job_options(function: Function) -> Function:
     return function
 
 
+def limit_options(function: Function) -> Function:
+    """Give a command the options of limits alone."""
+    for add in reversed(_LIMIT_OPTIONS):
+        function = add(function)
+    return function
+
+
 def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[str, str]) -> jobs.JobSpec:
     """The job that a command line asks for.
 

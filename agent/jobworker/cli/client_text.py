@@ -96,6 +96,13 @@ def labelled(pairs: Pairs) -> str:
     return aligned([pair for pair in pairs if pair[1]])
 
 
+def limits_of(message: Job, names: Iterable[str]) -> str:
+    """One line of the job's limits with these names."""
+    wanted = set(names)
+    told = ", ".join(_limit(limit) for limit in message.limits if limit.name in wanted)
+    return f"{message.id}  {inline(told)}"
+
+
 def status(message: Job) -> str:
     """State and end in a word or two: `RUNNING`, `EXITED 1`, `SIGNALED KILL`, `OOM_KILLED`."""
     reason = client_json.enum_name(message, "end_reason")

@@ -17,7 +17,7 @@ from jobworker.rulebook import Rulebook
 from jobworker.sandbox import PROFILES
 
 _OWN_DIRECTORY = "the job's own, since it has commands"
-_NAMING_A_JOB = ("Stop", "Signal", "Delete", "Query", "Stream")
+_NAMING_A_JOB = ("Stop", "Signal", "Update", "Delete", "Query", "Stream")
 
 
 def explain(policy: Policy, options: Mapping[str, Any]) -> tuple[bool, str]:

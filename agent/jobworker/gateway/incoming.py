@@ -22,7 +22,7 @@ from jobworker.gateway.known import Wanted
 from jobworker.gateway.order import Position
 from jobworker.gateway.seek import MAX_TAIL_LINES, View
 from jobworker.gateway.watch import read_token
-from jobworker.wire.messages import Caller, SignalJob, StartJob, StopJob
+from jobworker.wire.messages import Caller, SignalJob, StartJob, StopJob, UpdateJob
 
 _NANOS = 1_000_000_000
 DEFAULT_GRACE_MS = 10_000
@@ -137,6 +137,17 @@ def signal_job(caller: Caller, request: pb.SignalRequest) -> SignalJob:
         InvalidField: the first field that is wrong.
     """
     return SignalJob(caller, jobs.check_job_id(request.job_id), _signal(request.signal), request.all)
+
+
+def update(caller: Caller, request: pb.UpdateRequest) -> UpdateJob:
+    """Which limits to give to which job.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    asked = _limits(request.limits)
+    asked.check(alone=False)
+    return UpdateJob(caller, jobs.check_job_id(request.job_id), asked, request.force)
 
 
 def _signal(name: str) -> int:

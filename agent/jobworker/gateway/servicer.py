@@ -79,6 +79,11 @@ class JobWorker(api.JobWorkerServiceServicer):
         reply, _ = await self._link.ask(incoming.signal_job(CALLER.get(), request), JobReply, repeatable=False)
         return pb.SignalResponse(job=outgoing.job(reply.record))
 
+    async def Update(self, request: pb.UpdateRequest, _context: Context) -> pb.UpdateResponse:
+        # Asked again, it changes nothing more.
+        reply, _ = await self._link.ask(incoming.update(CALLER.get(), request), JobReply, repeatable=True)
+        return pb.UpdateResponse(job=outgoing.job(reply.record))
+
     async def Delete(self, request: pb.DeleteRequest, _context: Context) -> pb.DeleteResponse:
         job_id = jobs.check_job_id(request.job_id)
         await self._link.ask(DeleteJob(CALLER.get(), job_id), Done, repeatable=False)

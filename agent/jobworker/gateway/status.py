@@ -48,6 +48,7 @@ RULES: Mapping[type[errors.JobWorkerError], Rule] = MappingProxyType(
         errors.IdempotencyConflict: Rule(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_CONFLICT"),
         errors.StartFailed: Rule(grpc.StatusCode.FAILED_PRECONDITION, "START_FAILED"),
         errors.LimitUnsupported: Rule(grpc.StatusCode.FAILED_PRECONDITION, "LIMIT_UNSUPPORTED"),
+        errors.LimitRefused: Rule(grpc.StatusCode.FAILED_PRECONDITION, "LIMIT_REFUSED"),
         errors.SandboxUnsupported: Rule(grpc.StatusCode.FAILED_PRECONDITION, "SANDBOX_UNSUPPORTED"),
         errors.PolicyDenied: Rule(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED"),
         errors.UserDenied: Rule(grpc.StatusCode.FAILED_PRECONDITION, "USER_DENIED"),

@@ -72,6 +72,9 @@ class SubtreeGroup(Group):
     def apply(self, limits: Limits) -> None:
         pass
 
+    def lift(self, limits: Limits) -> None:
+        pass
+
     def limit_fds(self) -> tuple[int, ...]:
         return ()
 

@@ -18,6 +18,7 @@ from jobworker import chain
 from jobworker.budget import Budget
 from jobworker.errors import HostFault, InvalidField, JobWorkerError
 from jobworker.jobs import EndReason, JobRecord, JobSpec
+from jobworker.limits import LimitStatus
 from jobworker.settings.schema import AuditSettings
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
@@ -31,6 +32,7 @@ from jobworker.wire.messages import (
     SignalJob,
     StartJob,
     StopJob,
+    UpdateJob,
 )
 
 # How far the end of a trail can be cut off and found missing by nobody who has seen the anchor before.
@@ -173,6 +175,20 @@ class Audit:
         everyone = request.everyone or None
         fields = {"job": request.job_id, "signal": _name(request.signal), "everyone": everyone}
         self._note("job_signalled", decision="allow", **fields, claimed=_claimed(request.caller))
+
+    def updated(self, request: UpdateJob, before: tuple[LimitStatus, ...], after: tuple[LimitStatus, ...]) -> None:
+        had = {status.name: status.value for status in before}
+        has = {status.name: status.value for status in after}
+        asked = [name for name, _ in request.limits.given()]
+        fields = {
+            "job": request.job_id,
+            "before": {name: had[name] for name in asked if name in had},
+            "after": {name: has[name] for name in asked},
+            "force": request.force or None,
+        }
+        # What changes nothing is a call like others: it can be made any number of times.
+        note = self._note if fields["before"] != fields["after"] else self._note_call
+        note("limits_updated", decision="allow", **fields, claimed=_claimed(request.caller))
 
     def delete_asked(self, request: DeleteJob) -> None:
         self._note("delete_asked", decision="allow", job=request.job_id, claimed=_claimed(request.caller))

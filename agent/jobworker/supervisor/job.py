@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobworker.errors import MainProcessEnded
+from jobworker.errors import JobWorkerError, MainProcessEnded
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
 from jobworker.kernel import pidfd, spawn
 from jobworker.kernel.cgroup.base import Group
@@ -346,6 +346,29 @@ class Job:
         detail = f"output is being lost: {failing}" if failing else self.record.detail
         return replace(self.record, usage=self._usage(), log_bytes=size, lost_bytes=lost, detail=detail)
 
+    def update_limits(self, limits: Limits, statuses: tuple[LimitStatus, ...], write: Callable[[], None]) -> None:
+        """Give the job new limits. On record first: a supervisor that dies over it leaves what the next one sets.
+
+        Args:
+            limits: that the group will have been given, all of them.
+            statuses: of them.
+            write: has the kernel take them, or raises a JobWorkerError and has it as before.
+
+        Raises:
+            OSError: the record can't be written.
+            JobWorkerError: what `write` raises. In both cases nothing has changed.
+        """
+        before = self.limits, self.record
+        self.limits, self.record = limits, replace(self.record, limits=statuses)
+        try:
+            self._store_record()
+            write()
+        except (OSError, JobWorkerError):
+            self.limits, self.record = before
+            self._save()
+            raise
+        self._change()
+
     def limits_changed(self, limits: tuple[LimitStatus, ...], *, restored: bool) -> None:
         """Somebody else has changed limits; these are what the kernel has now, all of them `restored` or not."""
         self._change(limits=limits, limits_restored=self.record.limits_restored + restored)
@@ -362,10 +385,13 @@ class Job:
         self._save()
         self._around.changed(self)
 
-    def _save(self) -> None:
+    def _store_record(self) -> None:
         reason = self._stopping.reason if self._stopping else None
+        self._around.store.save(self.record, self._started, reason, self._idempotency, self.limits)
+
+    def _save(self) -> None:
         try:
-            self._around.store.save(self.record, self._started, reason, self._idempotency, self.limits)
+            self._store_record()
         except OSError as error:
             if self.record.state is not State.ENDED or not isinstance(error, FileNotFoundError):
                 self._try_again_to_save(error)

@@ -129,6 +129,19 @@ class LimitRules:
                 raise LimitUnsupported(name, reason)
         return _plan(asked, found, refused)
 
+    def plan_change(self, asked: Limits, directory: str) -> Plan:
+        """What to set for a job that runs; the others of its limits stay.
+
+        Raises:
+            InvalidField: a limit is more than this host allows.
+            LimitUnsupported: one can't be enforced here.
+        """
+        self._checked(asked)
+        found, refused = self._refused(asked, directory)
+        for name, reason in refused.items():
+            raise LimitUnsupported(name, reason)
+        return _plan(asked, found, refused)
+
     def _default(self, profile: str) -> Limits:
         """What a job with this profile gets without asking."""
         profiles = self._profiles()

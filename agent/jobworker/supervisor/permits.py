@@ -1,4 +1,4 @@
-"""What root allows: asked again here of every start and stop, whatever the gateway has found.
+"""What root allows: asked again here of every start, stop and update, whatever the gateway has found.
 
 A gateway that was taken over can say that any principal calls. So this holds it to what the policy allows to some
 principal, and to what rules without a principal deny to all.
@@ -14,7 +14,7 @@ from jobworker.errors import InvalidField, JobWorkerError, PermissionDenied, Pol
 from jobworker.identity import Role
 from jobworker.jobs import JobRecord, JobSpec
 from jobworker.kernel.spawn import User
-from jobworker.policy import Request
+from jobworker.policy import Decision, Request
 from jobworker.settings.schema import Settings
 from jobworker.supervisor import accounts
 from jobworker.supervisor.accounts import Account
@@ -83,7 +83,7 @@ class Permits:
         return User(account.uid, account.gid, account.groups)
 
     def change(self, rpc: str, caller: Caller, record: JobRecord) -> None:
-        """Check that this may be done to a job: `Stop`, `Signal` or `Delete`.
+        """Check that this may be done to a job: `Stop`, `Signal`, `Update` or `Delete`.
 
         Raises:
             PermissionDenied: not with this role.
@@ -94,6 +94,28 @@ class Permits:
         request = Request(rpc, caller.principal, _writer(rpc, caller), record.principal, record.labels)
         if error := policy.refusal(self._policies.ready.decide, request, record.job_id):
             raise self._told(error, caller)
+
+    def limits(self, caller: Caller, record: JobRecord, spec: JobSpec) -> None:
+        """Check that a job which runs may be given new limits: those that it could be started with now.
+
+        Args:
+            caller: who wants that. The job could be started by this caller, or by who has started it.
+            record: of the job.
+            spec: of the job, with all limits as they would be.
+
+        Raises:
+            PolicyDenied: it could not.
+        """
+        root = bool(record.user) and record.uid == 0
+
+        def start(principal: str) -> Decision:
+            request = policy.of_a_start(principal, Role.WRITER, spec, self._sandbox, root=root)
+            return self._policies.ready.decide(request)
+
+        if start(caller.principal).allowed or (decision := start(record.principal)).allowed:
+            return
+        problem = decision.problem or "a job like this could not be started now"
+        raise self._told(PolicyDenied("Update", decision.rule, problem), caller)
 
     def agent(self, rpc: str, caller: Caller) -> None:
         """Check that this may be done to the agent itself: `Drain` or `Undrain`.

@@ -29,8 +29,9 @@ from jobworker.supervisor.output import open_segment
 from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.starts import Starts
+from jobworker.supervisor.updates import Updates
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import DeleteJob, SignalJob, StopJob
+from jobworker.wire.messages import DeleteJob, SignalJob, StopJob, UpdateJob
 
 Ended = Callable[[JobRecord], None]
 
@@ -76,6 +77,7 @@ class Registry:
         self.starts = Starts(
             self, settings, quotas, around, hierarchy, isolation, permits, self._users, launcher, profiles
         )
+        self._updates = Updates(around.store, around.log, around.audit, permits, self.starts)
 
     # Taking in.
 
@@ -165,7 +167,18 @@ class Registry:
             raise HostFault.of("signalling the job", error) from error
         return job.inspect()
 
-    def _running(self, rpc: str, request: StopJob | SignalJob) -> Job:
+    def update(self, request: UpdateJob) -> JobRecord:
+        """Give a job new limits.
+
+        Raises:
+            JobNotFound: there is no such job, or not for this caller.
+            PolicyDenied: not by this caller, or not these.
+            JobAlreadyEnded: it has ended before.
+            JobWorkerError: see `Updates.update`.
+        """
+        return self._updates.update(request, self._running("Update", request))
+
+    def _running(self, rpc: str, request: StopJob | SignalJob | UpdateJob) -> Job:
         """The running job that the caller may do this to."""
         job = self.running.get(request.job_id)
         record = job.record if job else self._ended_record(request.job_id)

@@ -220,6 +220,16 @@ class Server:
         self.log.info("job signalled", job=request.job_id, signal=request.signal, everyone=request.everyone)
         reply(messages.JobReply(record), ())
 
+    def update_job(self, _: Connection, request: messages.UpdateJob, reply: Reply) -> None:
+        def update() -> None:
+            with self._refusals("update", request.caller, request.job_id):
+                check_job_id(request.job_id)
+                record = self._registry.update(request)
+            self.log.info("limits updated", job=request.job_id, principal=request.caller.principal)
+            reply(messages.JobReply(record), ())
+
+        self._with_limits(request, reply, update)
+
     def delete_job(self, _: Connection, request: messages.DeleteJob, reply: Reply) -> None:
         with self._refusals("delete", request.caller, request.job_id):
             self._registry.delete(request)
@@ -373,6 +383,7 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.StartJob: (_GATEWAY, Server.start_job),
     messages.StopJob: (_GATEWAY, Server.stop_job),
     messages.SignalJob: (_GATEWAY, Server.signal_job),
+    messages.UpdateJob: (_GATEWAY, Server.update_job),
     messages.DeleteJob: (_GATEWAY, Server.delete_job),
     messages.Drain: (_GATEWAY, Server.drain),
     messages.InspectJob: (_GATEWAY, Server.inspect_job),

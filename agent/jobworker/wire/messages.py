@@ -12,7 +12,7 @@ from typing import Any
 
 from jobworker.identity import Role
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
-from jobworker.limits import NO_PROFILES, Enforcement, LimitProfiles
+from jobworker.limits import NO_PROFILES, Enforcement, LimitProfiles, Limits
 from jobworker.policy import Policy
 from jobworker.sandbox import Part
 
@@ -181,6 +181,21 @@ class SignalJob:
     job_id: str
     signal: int
     everyone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateJob:
+    """Answer: `JobReply`, when the job has the new limits.
+
+    Attributes:
+        limits: that are to change; what is not given stays.
+        force: also to less memory than it uses.
+    """
+
+    caller: Caller
+    job_id: str
+    limits: Limits
+    force: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +413,7 @@ REQUESTS: tuple[type[Any], ...] = (
     StartJob,
     StopJob,
     SignalJob,
+    UpdateJob,
     DeleteJob,
     Drain,
     InspectJob,

@@ -127,7 +127,7 @@ Global___Enforcement: _TypeAlias = Enforcement  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """Limits as a client asks for them. What is left out gets the host's default."""
+    """Limits as a client asks for them. What is left out gets the host's default, and in an Update stays as it is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -67,6 +67,11 @@ class JobWorkerServiceStub:
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.SerializeToString,
                 response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.FromString,
                 _registered_method=True)
+        self.Update = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Update',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UpdateRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UpdateResponse.FromString,
+                _registered_method=True)
         self.Delete = channel.unary_unary(
                 '/jobworker.api.v1.JobWorkerService/Delete',
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.DeleteRequest.SerializeToString,
@@ -161,6 +166,23 @@ class JobWorkerServiceServicer:
         been sent; without one (UNAVAILABLE) it may have been or not.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
         only descendants are left, which `all` reaches), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Update(self, request, context):
+        """Gives a running job new limits. Role: WRITER.
+
+        Only those that are given change; one that the job did not have is added. All of them are changed, or none: the
+        answer comes when the kernel has them, they are on record, and every later supervisor holds the job to them. They
+        have to be what the job could be started with now, by the caller or by who has started it: the same caps, the
+        same bounds of the policy's rules for Start, the same room for memory. A limit that cannot be enforced is refused.
+        With cgroup v1 a cpuset can be given to those jobs alone that were started with one.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), PERMISSION_DENIED (POLICY_DENIED), FAILED_PRECONDITION
+        (JOB_ALREADY_ENDED; LIMIT_UNSUPPORTED; LIMIT_REFUSED: the job has more memory than that now, or the kernel
+        refuses), RESOURCE_EXHAUSTED (CAP_EXCEEDED), INTERNAL (HOST_FAULT: the record cannot be written), UNAVAILABLE: they
+        may have been changed or not, and it is safe to ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,6 +294,11 @@ def add_JobWorkerServiceServicer_to_server(servicer, server):
                     servicer.Signal,
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.FromString,
                     response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.SerializeToString,
+            ),
+            'Update': grpc.unary_unary_rpc_method_handler(
+                    servicer.Update,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UpdateRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UpdateResponse.SerializeToString,
             ),
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
@@ -413,6 +440,33 @@ class JobWorkerService:
             '/jobworker.api.v1.JobWorkerService/Signal',
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.SerializeToString,
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Update(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Update',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UpdateRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UpdateResponse.FromString,
             options,
             channel_credentials,
             insecure,

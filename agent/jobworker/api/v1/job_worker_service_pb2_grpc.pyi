@@ -75,6 +75,19 @@ class JobWorkerServiceStub:
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
     only descendants are left, which `all` reaches), UNAVAILABLE.
     """
+    Update: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.UpdateRequest, _job_worker_service_pb2.UpdateResponse]
+    """Gives a running job new limits. Role: WRITER.
+
+    Only those that are given change; one that the job did not have is added. All of them are changed, or none: the
+    answer comes when the kernel has them, they are on record, and every later supervisor holds the job to them. They
+    have to be what the job could be started with now, by the caller or by who has started it: the same caps, the
+    same bounds of the policy's rules for Start, the same room for memory. A limit that cannot be enforced is refused.
+    With cgroup v1 a cpuset can be given to those jobs alone that were started with one.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), PERMISSION_DENIED (POLICY_DENIED), FAILED_PRECONDITION
+    (JOB_ALREADY_ENDED; LIMIT_UNSUPPORTED; LIMIT_REFUSED: the job has more memory than that now, or the kernel
+    refuses), RESOURCE_EXHAUSTED (CAP_EXCEEDED), INTERNAL (HOST_FAULT: the record cannot be written), UNAVAILABLE: they
+    may have been changed or not, and it is safe to ask again.
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.DeleteRequest, _job_worker_service_pb2.DeleteResponse]
     """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
 
@@ -178,6 +191,19 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     been sent; without one (UNAVAILABLE) it may have been or not.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
     only descendants are left, which `all` reaches), UNAVAILABLE.
+    """
+    Update: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.UpdateRequest, _job_worker_service_pb2.UpdateResponse]  # type: ignore[assignment]
+    """Gives a running job new limits. Role: WRITER.
+
+    Only those that are given change; one that the job did not have is added. All of them are changed, or none: the
+    answer comes when the kernel has them, they are on record, and every later supervisor holds the job to them. They
+    have to be what the job could be started with now, by the caller or by who has started it: the same caps, the
+    same bounds of the policy's rules for Start, the same room for memory. A limit that cannot be enforced is refused.
+    With cgroup v1 a cpuset can be given to those jobs alone that were started with one.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), PERMISSION_DENIED (POLICY_DENIED), FAILED_PRECONDITION
+    (JOB_ALREADY_ENDED; LIMIT_UNSUPPORTED; LIMIT_REFUSED: the job has more memory than that now, or the kernel
+    refuses), RESOURCE_EXHAUSTED (CAP_EXCEEDED), INTERNAL (HOST_FAULT: the record cannot be written), UNAVAILABLE: they
+    may have been changed or not, and it is safe to ask again.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.DeleteRequest, _job_worker_service_pb2.DeleteResponse]  # type: ignore[assignment]
     """Removes an ended job: its record, its output, and its working directory with all that is in it. Role: WRITER.
@@ -297,6 +323,25 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         been sent; without one (UNAVAILABLE) it may have been or not.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
         only descendants are left, which `all` reaches), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def Update(
+        self,
+        request: _job_worker_service_pb2.UpdateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.UpdateResponse, _abc.Awaitable[_job_worker_service_pb2.UpdateResponse]]:
+        """Gives a running job new limits. Role: WRITER.
+
+        Only those that are given change; one that the job did not have is added. All of them are changed, or none: the
+        answer comes when the kernel has them, they are on record, and every later supervisor holds the job to them. They
+        have to be what the job could be started with now, by the caller or by who has started it: the same caps, the
+        same bounds of the policy's rules for Start, the same room for memory. A limit that cannot be enforced is refused.
+        With cgroup v1 a cpuset can be given to those jobs alone that were started with one.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), PERMISSION_DENIED (POLICY_DENIED), FAILED_PRECONDITION
+        (JOB_ALREADY_ENDED; LIMIT_UNSUPPORTED; LIMIT_REFUSED: the job has more memory than that now, or the kernel
+        refuses), RESOURCE_EXHAUSTED (CAP_EXCEEDED), INTERNAL (HOST_FAULT: the record cannot be written), UNAVAILABLE: they
+        may have been changed or not, and it is safe to ask again.
         """
 
     @_abc_1.abstractmethod

@@ -22,6 +22,7 @@ from jobworker.client.rpc.connection import Connection
 from jobworker.client.rpc.stream import Position, resumed
 from jobworker.client.rpc.waiting import ends, idle
 from jobworker.errors import JobNotFound
+from jobworker.limits import Limits
 
 # What an agent takes where no grace is given.
 DEFAULT_GRACE_MS = 10_000
@@ -112,6 +113,17 @@ class Client:
         """
         request = requests.signal(job_id, signal, everyone=everyone)
         return self._connection.call(self._stub.Signal, request, self._timeout).job
+
+    def update(self, job_id: str, limits: Limits, *, force: bool = False) -> job_pb2.Job:
+        """Give a running job new limits, all of them or none; tried again while the agent is unavailable.
+
+        Args:
+            job_id: a whole id.
+            limits: those that change.
+            force: limit the memory also to less than the job has now.
+        """
+        request = requests.update(job_id, limits, force=force)
+        return self._connection.call(self._stub.Update, request, self._timeout, _READ).job
 
     def delete(self, job_id: str) -> None:
         """Remove an ended job: its record, its output and its working directory.

@@ -62,6 +62,16 @@ def signal(job_id: str, name: str, *, everyone: bool) -> pb.SignalRequest:
     return pb.SignalRequest(job_id=_text("job_id", job_id), signal=_text("signal", name), all=everyone)
 
 
+def update(job_id: str, asked: limits.Limits, *, force: bool) -> pb.UpdateRequest:
+    """Ask for these limits.
+
+    Raises:
+        InvalidField: no agent would take them.
+    """
+    asked.check(alone=False)
+    return pb.UpdateRequest(job_id=_text("job_id", job_id), limits=_limits(asked), force=force)
+
+
 def watch(
     job_ids: Iterable[str], states: Iterable[jobs.State], labels: Mapping[str, str] | None, principal: str
 ) -> pb.WatchRequest:

@@ -81,6 +81,18 @@ class Group(ABC):
         """
 
     @abstractmethod
+    def lift(self, limits: Limits) -> None:
+        """Take away the limits that are given here, whatever their values.
+
+        Raises:
+            OSError: the kernel refused; the error names the file.
+        """
+
+    def lacking(self, limit: str) -> str:  # noqa: ARG002 - most groups can be given any
+        """Why the group can't be given a limit of this kind, though the hierarchy has it; empty if it can."""
+        return ""
+
+    @abstractmethod
     def limits(self, disk: str | None) -> Limits:
         """The limits as the kernel has them; those of IO for this disk, `MAJOR:MINOR`."""
 

@@ -81,6 +81,27 @@ class V1Group(Group):
             if (rate := getattr(limits, field)) is not None:
                 self._dirs["blkio"].write(name, f"{limits.io_device} {rate}")
 
+    def lift(self, limits: Limits) -> None:
+        if limits.cpu_millis is not None:
+            self._dirs["cpu"].write("cpu.cfs_quota_us", "-1")
+        if limits.memory_bytes is not None:
+            if self._read_swap():
+                self._dirs["memory"].write("memory.memsw.limit_in_bytes", "-1")
+            self._dirs["memory"].write("memory.limit_in_bytes", "-1")
+        if limits.pids is not None:
+            self._dirs["pids"].write("pids.max", "max")
+        if limits.cpu_weight is not None:
+            self._dirs["cpu"].write("cpu.shares", str(_SHARES))
+        for field, name in _IO_FILES.items():
+            if getattr(limits, field) is not None:
+                self._dirs["blkio"].write(name, f"{limits.io_device} 0")
+
+    def lacking(self, limit: str) -> str:
+        controller = _NAMES.get(CONTROLLERS[limit], CONTROLLERS[limit])
+        if controller in self._dirs:
+            return ""
+        return f"with cgroup v1 only a job that joined the {controller} controller at its start can be given one"
+
     def _apply_memory(self, memory: int, with_swap: int) -> None:
         """Both, so that the limit does not push the job out to swap; the second one is absent without swap."""
         values = [("memory.limit_in_bytes", memory)]

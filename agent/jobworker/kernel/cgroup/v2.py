@@ -22,7 +22,7 @@ from jobworker.kernel.cgroup.base import (
     unsupported,
 )
 from jobworker.kernel.cgroup.files import CgroupDir
-from jobworker.limits import Limits
+from jobworker.limits import USUAL_WEIGHT, Limits
 
 _CONTROLLERS = tuple(dict.fromkeys(CONTROLLERS.values()))
 # Limits by the key that io.max has them under.
@@ -60,6 +60,24 @@ class V2Group(Group):
             asked = {key: getattr(limits, field) for key, field in _IO_KEYS.items()}
             rates = " ".join(f"{key}={rate}" for key, rate in asked.items() if rate is not None)
             self._dir.write("io.max", f"{limits.io_device} {rates}")
+
+    def lift(self, limits: Limits) -> None:
+        if limits.cpu_millis is not None:
+            self._dir.write("cpu.max", f"max {CPU_PERIOD_USEC}")
+        if limits.memory_bytes is not None:
+            self._dir.write("memory.max", "max")
+            with contextlib.suppress(FileNotFoundError):
+                self._dir.write("memory.swap.max", "max")
+        if limits.pids is not None:
+            self._dir.write("pids.max", "max")
+        if limits.cpu_weight is not None:
+            self._dir.write("cpu.weight", str(USUAL_WEIGHT))
+        if limits.cpuset is not None:
+            # Empty: those of the parent.
+            self._dir.write("cpuset.cpus", "\n")
+        if limits.io_device is not None:
+            given = (key for key, field in _IO_KEYS.items() if getattr(limits, field) is not None)
+            self._dir.write("io.max", " ".join((limits.io_device, *(f"{key}=max" for key in given))))
 
     def limits(self, disk: str | None) -> Limits:
         read = self._dir.read_if_there

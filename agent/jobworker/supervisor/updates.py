@@ -1,0 +1,190 @@
+"""New limits for jobs that run: all that is asked for, or nothing is changed.
+
+Everything that can refuse is asked first. Then the new limits go on record, then into the kernel: a supervisor
+that dies in between leaves a record of what the next one sets. If the kernel refuses one after all, those that
+were written are taken back, and so is the record.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from jobworker.errors import HostFault, InvalidField, LimitRefused, LimitUnsupported
+from jobworker.jobs import JobRecord, JobSpec
+from jobworker.limits import BY_NAME, IO, KINDS, Limits, LimitStatus
+from jobworker.supervisor.audit import Audit
+from jobworker.supervisor.guard import different
+from jobworker.supervisor.job import Job
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.permits import Permits
+from jobworker.supervisor.starts import Starts
+from jobworker.supervisor.store import Store
+from jobworker.wire.messages import UpdateJob
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Updates:
+    """Gives jobs new limits."""
+
+    def __init__(self, store: Store, log: Log, audit: Audit, permits: Permits, starts: Starts) -> None:
+        self._store = store
+        self._log = log
+        self._audit = audit
+        self._permits = permits
+        self._shares = starts.shares
+        self._rules = starts.limits
+
+    def update(self, request: UpdateJob, job: Job) -> JobRecord:
+        """Give a job that the caller may update the limits that are asked for; the others stay.
+
+        Raises:
+            InvalidField: a limit is none, or more than this host allows.
+            PolicyDenied: the job could not be started with them.
+            LimitUnsupported: one can't be enforced here, or for this job.
+            CapExceeded, QuotaExceeded: there is no room for so much memory.
+            LimitRefused: the job uses more memory, or the kernel refuses.
+            HostFault: the record can't be written.
+        """
+        asked, record, group = request.limits, job.record, job.group
+        if not any(asked.given()):
+            raise InvalidField("limits", "name nothing that is to change", "memory 512M")
+        asked.check(alone=False)
+        self._permits.limits(request.caller, record, self._spec(record, _merged(job.limits, asked)))
+        plan = self._rules.plan_change(asked, record.workdir)
+        for name, _ in asked.given():
+            if reason := group.lacking(name) or _moved(name, plan.settable, job.limits):
+                raise LimitUnsupported(name, reason)
+        changes = _written(plan.settable, job.limits, swap=not self._rules.lacks("swap"))
+        self._check_memory(job, changes, force=request.force)
+        statuses = _statuses(record.limits, self._rules.status(plan, changes))
+        try:
+            before = group.limits(changes.io_device)
+            job.update_limits(
+                _merged(job.limits, changes), statuses, lambda: self._write(job, asked, changes, before)
+            )
+        except OSError as error:
+            raise HostFault.of("changing the job's limits", error) from error
+        self._audit.updated(request, record.limits, statuses)
+        return job.inspect()
+
+    def _spec(self, record: JobRecord, limits: Limits) -> JobSpec:
+        """As which the job would be started again."""
+        own = record.workdir == self._store.work_path(record.job_id)
+        return JobSpec(
+            command=record.command,
+            args=record.args,
+            env=tuple((name, "") for name in record.env_names),
+            workdir="" if own else record.workdir,
+            limits=limits,
+            labels=record.labels,
+            sandbox=record.sandbox.profile,
+            user=record.user,
+        )
+
+    def _check_memory(self, job: Job, changes: Limits, *, force: bool) -> None:
+        if (memory := changes.memory_bytes) is None:
+            return
+        if (more := memory - (job.limits.memory_bytes or 0)) > 0:
+            self._shares.check_memory(job.record.principal, more)
+        used, show = job.inspect().usage.memory_bytes, BY_NAME["memory"].show
+        if memory < used and memory != job.limits.memory_bytes and not force:
+            advice = "with force the kernel takes back what it can, and ends processes for the rest or refuses"
+            raise LimitRefused("memory", f"the job has {show(used)}, more than {show(memory)}; {advice}")
+
+    def _write(self, job: Job, asked: Limits, changes: Limits, before: Limits) -> None:
+        """Write, and read back.
+
+        Raises:
+            LimitRefused: by the kernel; all is as it was.
+        """
+        name, problem = "", ""
+        try:
+            for name, part in _parts(asked, changes):  # noqa: B007 - the one that fails is told
+                job.group.apply(part)
+            if off := different(job.group.limits(changes.io_device), changes):
+                name, problem = off[0], "the kernel makes another value of it"
+        except OSError as error:
+            refusal = errno.errorcode.get(error.errno or 0, "?")
+            problem = f"the kernel refuses it: {refusal} ({os.path.basename(error.filename or '')})"
+            if error.errno == errno.EBUSY:
+                problem += ": the job uses more, which cannot be taken back"
+        if problem:
+            self._put_back(job, changes, before)
+            raise LimitRefused(name, problem)
+
+    def _put_back(self, job: Job, changes: Limits, before: Limits) -> None:
+        fields = [BY_NAME[name].field for name, _ in changes.given()]
+        values = {field: getattr(before, field) for field in fields}
+        new = {field: getattr(changes, field) for field in fields if values[field] is None}
+        try:
+            job.group.apply(Limits(**values, io_device=_device(values, changes)))
+            job.group.lift(Limits(**new, io_device=_device(new, changes)))
+        except OSError as error:
+            # The guard sees what a job was given before, and says what it can't set again.
+            self._log.error("limits not put back", job=job.record.job_id, error=str(error))
+
+
+def _moved(name: str, limits: Limits, held: Limits) -> str:
+    """Why a limit can't be for the same disk as those that the job has; empty if it can."""
+    if name not in IO or held.io_device in (None, limits.io_device):
+        return ""
+    return f"its directory was on the disk {held.io_device} at its start, and is on another now"
+
+
+def _merged(limits: Limits, changes: Limits) -> Limits:
+    """Limits with others in the place of some."""
+    values: dict[str, Any] = {BY_NAME[name].field: value for name, value in changes.given()}
+    return replace(limits, **values, io_device=changes.io_device or limits.io_device)
+
+
+def _written(limits: Limits, held: Limits, *, swap: bool) -> Limits:
+    """What is to be written, as the kernel keeps it: memory and swap belong together, and are whole pages.
+
+    Args:
+        limits: that were asked for.
+        held: what the job has.
+        swap: the kernel accounts for it.
+
+    Raises:
+        InvalidField: swap without a limit of memory.
+    """
+    if limits.memory_bytes is None and limits.swap_bytes is None:
+        return limits
+    memory = held.memory_bytes if limits.memory_bytes is None else limits.memory_bytes
+    beyond = held.swap_bytes if limits.swap_bytes is None else limits.swap_bytes
+    if memory is None:
+        raise InvalidField("limits.swap", "is nothing without limits.memory, and the job has none", "memory 64M")
+    whole = (beyond or 0) // _PAGE * _PAGE
+    return replace(limits, memory_bytes=memory // _PAGE * _PAGE, swap_bytes=whole if swap else None)
+
+
+def _parts(asked: Limits, changes: Limits) -> Iterator[tuple[str, Limits]]:
+    """The changes one by one, each with the name of the limit that was asked for."""
+    for kind in KINDS:
+        value = getattr(changes, kind.field)
+        if value is None or kind.name == "swap":
+            continue
+        part: dict[str, Any] = {kind.field: value}
+        name = kind.name
+        if name == "memory":
+            part["swap_bytes"] = changes.swap_bytes
+            name = "memory" if asked.memory_bytes is not None else "swap"
+        elif name in IO:
+            part["io_device"] = changes.io_device
+        yield name, Limits(**part)
+
+
+def _device(values: dict[str, Any], changes: Limits) -> str | None:
+    """The disk, if one of these limits is for it."""
+    has_io = any(values.get(BY_NAME[name].field) is not None for name in IO)
+    return changes.io_device if has_io else None
+
+
+def _statuses(before: tuple[LimitStatus, ...], changed: tuple[LimitStatus, ...]) -> tuple[LimitStatus, ...]:
+    by_name = {status.name: status for status in (*before, *changed)}
+    return tuple(by_name[kind.name] for kind in KINDS if kind.name in by_name)

@@ -1,0 +1,303 @@
+"""New limits for jobs that run: what is given changes, all of it or nothing, and it lasts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobworker.errors import (
+    CapExceeded,
+    InvalidField,
+    JobAlreadyEnded,
+    JobNotFound,
+    JobWorkerError,
+    LimitRefused,
+    LimitUnsupported,
+)
+from jobworker.jobs import JobRecord
+from jobworker.limits import Limits
+from jobworker.wire import messages
+from support.agent import Agent
+from support.limit_files import kernel_limits, limit_file
+from support.root_side import CALLER, Link, RootSide, root_side
+from support.trails import events
+from support.waiting import until
+
+pytestmark = pytest.mark.root
+
+_MIB = 1 << 20
+# What the job below has: by itself some hundred KiB.
+_LARGE = 100 * _MIB
+
+
+@pytest.fixture
+def own_side() -> Iterator[RootSide]:
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory, max_jobs_memory_bytes=300 * _MIB) as running:
+            yield running
+
+
+def update(link: Link, job: JobRecord, *, force: bool = False, **limits: Any) -> JobRecord:
+    record: JobRecord = link.ask(messages.UpdateJob(CALLER, job.job_id, Limits(**limits), force)).record
+    return record
+
+
+def values(record: JobRecord) -> dict[str, str]:
+    return {status.name: status.value for status in record.limits}
+
+
+def large(link: Link, **limits: Any) -> JobRecord:
+    """A job that has a lot of memory and keeps it."""
+    script = f"data = bytearray(b'x') * {_LARGE}; print('there', flush=True); import time; time.sleep(1000)"
+    job = link.start("/usr/bin/python3", "-I", "-S", "-c", script, limits=Limits(**limits))
+    link.wait_output(job.job_id)
+    return job
+
+
+def test_only_what_is_given_changes(link: Link) -> None:
+    job = link.start("/bin/sleep", "1000", limits=Limits(cpu_millis=500, memory_bytes=64 * _MIB, pids=20))
+    after = update(link, job, memory_bytes=128 * _MIB)
+    assert values(after) == {"cpu": "50%", "memory": "128M", "pids": "20"}
+    assert kernel_limits(job) == values(after)
+    after = update(link, job, cpu_millis=250, pids=10, memory_bytes=32 * _MIB)
+    assert kernel_limits(job) == values(after) == {"cpu": "25%", "memory": "32M", "pids": "10"}
+    assert link.inspect(job.job_id).limits == after.limits
+    assert (after.limits_restored, after.pid) == (0, job.pid)
+    link.stop(job.job_id, force=True)
+
+
+def test_a_job_is_given_limits_that_it_did_not_have(link: Link) -> None:
+    job = link.start("/bin/sleep", "1000")
+    assert kernel_limits(job) == {"pids": "1024"}
+    after = update(link, job, cpu_millis=500, memory_bytes=64 * _MIB, cpu_weight=300)
+    assert values(after) == {"cpu": "50%", "cpu_weight": "300", "memory": "64M", "pids": "1024"}
+    assert kernel_limits(job) == {"cpu": "50%", "memory": "64M", "pids": "1024"}
+    swap = limit_file(job, "memory").parent / "memory.memsw.limit_in_bytes"
+    if swap.exists():
+        assert swap.read_text() == f"{64 * _MIB}\n"
+    link.stop(job.job_id, force=True)
+
+
+def test_the_job_feels_it(link: Link) -> None:
+    job = link.start("/bin/sh", "-c", "while :; do :; done")
+    update(link, job, cpu_millis=100)
+    until(lambda: link.inspect(job.job_id).usage.throttled_usec > 0, True)
+    link.stop(job.job_id, force=True)
+
+
+def test_a_size_that_is_no_whole_page_is_told_as_the_kernel_keeps_it(link: Link) -> None:
+    job = link.start("/bin/sleep", "1000")
+    after = update(link, job, memory_bytes=64 * _MIB + 5)
+    (memory,) = (status for status in after.limits if status.name == "memory")
+    assert (memory.requested, memory.value) == (str(64 * _MIB + 5), "64M")
+    assert kernel_limits(job)["memory"] == "64M"
+    until(lambda: link.inspect(job.job_id).limits_restored, 0)
+    link.stop(job.job_id, force=True)
+
+
+def test_it_is_on_disk_with_the_answer_and_survives_the_supervisor(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    job = link.start("/bin/sleep", "1000", limits=Limits(pids=20))
+    after = update(link, job, pids=10, cpu_millis=300)
+    stored = json.loads(Path(own_side.state_dir, "jobs", job.job_id, "job.json").read_text())
+    assert {limit["name"]: limit["value"] for limit in stored["record"]["limits"]} == values(after)
+    assert (stored["held_to"]["pids"], stored["held_to"]["cpu_millis"]) == (10, 300)
+    own_side.freeze_keeper()
+    os.kill(own_side.supervisor_pid(), signal.SIGKILL)
+    link.drain()
+    limit_file(job, "cpu").write_text("90000")
+    own_side.thaw_keeper()
+    again = own_side.reconnect(subscribe=True)
+    # What others have changed is set to the new value, not to that of the start.
+    until(lambda: again.inspect(job.job_id).limits_restored, 1)
+    assert kernel_limits(job) == {"pids": "10", "cpu": "30%"}
+    assert again.inspect(job.job_id).limits == after.limits
+
+
+def test_the_guard_knows_the_new_limits(link: Link) -> None:
+    job = link.start("/bin/sleep", "1000", limits=Limits(pids=20))
+    update(link, job, pids=10)
+    limit_file(job, "pids").write_text("20")
+    until(lambda: link.inspect(job.job_id).limits_restored, 1)
+    assert limit_file(job, "pids").read_text() == "10\n"
+    link.stop(job.job_id, force=True)
+
+
+def test_watchers_and_the_trail_are_told(side: RootSide, link: Link) -> None:
+    watching = side.link(subscribe=True)
+    job = link.start("/bin/sleep", "1000", limits=Limits(pids=20, memory_bytes=64 * _MIB))
+    before = link.inspect(job.job_id).revision
+    update(link, job, pids=10, cpu_millis=500)
+    while not (
+        isinstance(
+            event := watching.events.popleft() if watching.events else watching.receive().message,
+            messages.JobChanged,
+        )
+        and event.record.job_id == job.job_id
+        and event.record.revision > before
+    ):
+        pass
+    assert values(event.record)["pids"] == "10"
+    (line,) = [
+        line
+        for line in events(side.state_dir, "jobs")
+        if line["event"] == "limits_updated" and line["job"] == job.job_id
+    ]
+    assert (line["before"], line["after"]) == ({"pids": "20"}, {"cpu": "50%", "pids": "10"})
+    assert (line["by"], line["decision"]) == ("supervisor", "allow")
+    assert line["claimed"]["principal"] == CALLER.principal
+    # What changes nothing is a call, of which anyone may make any number.
+    update(link, job, pids=10)
+    told = [line["event"] for line in events(side.state_dir, "calls") if line.get("job") == job.job_id]
+    assert told == ["limits_updated"]
+    link.stop(job.job_id, force=True)
+
+
+def test_of_a_job_that_is_being_stopped_too(link: Link) -> None:
+    job = link.start("/bin/sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.01; done")
+    link.wait_output(job.job_id)
+    link.stop(job.job_id, wait=False)
+    assert values(update(link, job, pids=300))["pids"] == "300"
+    link.stop(job.job_id, force=True)
+
+
+# What is refused.
+
+
+def refused(link: Link, job: JobRecord, error: type[JobWorkerError], said: str, **limits: Any) -> None:
+    """And nothing has changed."""
+    before, kernel = link.inspect(job.job_id), kernel_limits(job)
+    with pytest.raises(error, match=said):
+        update(link, job, **limits)
+    after = link.inspect(job.job_id)
+    assert (after.limits, after.revision, kernel_limits(job)) == (before.limits, before.revision, kernel)
+
+
+def test_what_no_start_could_have(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    job = link.start("/bin/sleep", "1000", limits=Limits(pids=20))
+    refused(link, job, InvalidField, r"limits: name nothing that is to change")
+    refused(link, job, InvalidField, r"limits\.pids: 0 is not between", pids=0)
+    refused(link, job, InvalidField, r"limits\.pids: 40000 is more than this host allows", pids=40_000)
+    refused(link, job, InvalidField, r"limits\.cpu: .* is more than this host", cpu_millis=9_000_000, pids=5)
+    refused(link, job, InvalidField, r"limits\.swap: is nothing without limits\.memory, and the", swap_bytes=_MIB)
+    refused(link, job, InvalidField, r"limits\.cpuset: 8000 is not among the agent's CPUs", cpuset="8000")
+    # There is room for so much memory of all jobs together.
+    other = link.start("/bin/sleep", "1000", limits=Limits(memory_bytes=200 * _MIB))
+    refused(link, job, CapExceeded, "jobs are limited to together", memory_bytes=101 * _MIB, cpu_millis=500)
+    assert values(update(link, job, memory_bytes=100 * _MIB))["memory"] == "100M"
+    # What the job had before makes room for what it gets.
+    assert values(update(link, other, memory_bytes=150 * _MIB))["memory"] == "150M"
+    assert values(update(link, job, memory_bytes=150 * _MIB))["memory"] == "150M"
+
+
+def test_a_job_that_has_ended_or_is_not_there(link: Link) -> None:
+    job = link.wait_ended(link.start("/bin/true").job_id)
+    with pytest.raises(JobAlreadyEnded):
+        update(link, job, pids=10)
+    with pytest.raises(JobNotFound):
+        link.ask(messages.UpdateJob(CALLER, "0000-0000-0000-0000", Limits(pids=1), force=False))
+    with pytest.raises(InvalidField):
+        link.ask(messages.UpdateJob(CALLER, "../x", Limits(pids=1), force=False))
+
+
+def test_less_memory_than_it_has_needs_force(link: Link) -> None:
+    job = large(link, memory_bytes=200 * _MIB)
+    refused(
+        link,
+        job,
+        LimitRefused,
+        r"limits\.memory cannot be changed: the job has .*, more than 50M",
+        memory_bytes=50 * _MIB,
+    )
+    assert values(update(link, job, memory_bytes=150 * _MIB))["memory"] == "150M"
+    link.stop(job.job_id, force=True)
+
+
+def test_what_the_kernel_refuses_in_the_middle_is_taken_back(link: Link) -> None:
+    """With v1 it does not take more memory back than it can."""
+    job = large(link, pids=20)
+    if limit_file(job, "memory").name == "memory.max":
+        pytest.skip("cgroup v2 takes any limit, and ends the job for it")
+    before = link.inspect(job.job_id)
+    # The CPU limit, which it does not have yet, comes first, and the other processes' last.
+    with pytest.raises(LimitRefused, match=r"limits\.memory cannot be changed: the kernel refuses it: EBUSY"):
+        update(link, job, force=True, cpu_millis=500, memory_bytes=20 * _MIB, pids=10)
+    assert kernel_limits(job) == {"pids": "20"}
+    assert link.inspect(job.job_id).limits == before.limits
+    # Nor is anything of it set later: the next change is all that there is.
+    assert values(update(link, job, pids=15)) == {"pids": "15"}
+    assert kernel_limits(job) == {"pids": "15"}
+    assert link.stop(job.job_id, force=True).limits_restored == 0
+
+
+def test_with_force_the_kernel_takes_back_what_it_can(link: Link) -> None:
+    script = f"head -c {_LARGE} /dev/zero > file; echo there; sleep 1000"
+    job = link.start("/bin/sh", "-c", script, limits=Limits(memory_bytes=200 * _MIB))
+    link.wait_output(job.job_id)
+    if link.inspect(job.job_id).usage.memory_bytes < 50 * _MIB:
+        pytest.skip("what is written here is not charged")
+    refused(link, job, LimitRefused, "more than 20M", memory_bytes=20 * _MIB)
+    # Pages that are on their way to the disk can't be taken back yet.
+    os.sync()
+    assert values(update(link, job, force=True, memory_bytes=20 * _MIB))["memory"] == "20M"
+    assert kernel_limits(job)["memory"] == "20M"
+    assert link.stop(job.job_id, force=True).limits_restored == 0
+
+
+def test_cpus_are_for_those_who_had_some(link: Link) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    with_some = link.start("/bin/sleep", "1000", limits=Limits(cpuset=str(cpus[0])))
+    assert values(update(link, with_some, cpuset=str(cpus[-1])))["cpuset"] == str(cpus[-1])
+    assert os.sched_getaffinity(with_some.pid) == {cpus[-1]}
+    without = link.start("/bin/sleep", "1000")
+    if link.welcome.host.cgroup_mode == "v2":
+        assert values(update(link, without, cpuset=str(cpus[0])))["cpuset"] == str(cpus[0])
+    else:
+        said = "only a job that joined the cpuset controller at its start"
+        refused(link, without, LimitUnsupported, said, cpuset=str(cpus[0]), pids=10)
+    for job in (with_some, without):
+        link.stop(job.job_id, force=True)
+
+
+def test_a_record_that_cannot_be_written_changes_nothing(side: RootSide, link: Link) -> None:
+    job = link.start("/bin/sleep", "1000", limits=Limits(pids=20))
+    beside = Path(side.state_dir, "jobs", job.job_id, "job.json.new")
+    beside.mkdir()
+    try:
+        refused(link, job, JobWorkerError, "the host failed at changing the job's limits", pids=10)
+    finally:
+        beside.rmdir()
+    assert values(update(link, job, pids=10))["pids"] == "10"
+    link.stop(job.job_id, force=True)
+
+
+# As a user has it.
+
+
+def test_the_command(agent: Agent) -> None:
+    job = agent.start_job("--pids", "20", "sleep", "1000")
+    done = agent.cli("update", job[:9], "--memory", "64M", "--cpu", "50%")
+    assert (done.returncode, done.stdout.decode()) == (0, f"{job}  cpu 50% ENFORCED, memory 64M ENFORCED\n")
+    told = json.loads(agent.cli("update", job, "--pids", "30", "--format", "json", check=True).stdout)
+    assert {name: limit["value"] for name, limit in told["limits"].items()} == {
+        "cpu": "50%",
+        "memory": "64M",
+        "pids": "30",
+    }
+    nothing = agent.cli("update", job)
+    assert (nothing.returncode, b"give a limit that is to change" in nothing.stderr) == (2, True)
+    wrong = agent.cli("update", job, "--memory", "64MB")
+    assert (wrong.returncode, b"--memory: '64MB' is not a size; for example 256M" in wrong.stderr) == (2, True)
+    assert agent.cli("update", job, "--pids", "5", role="reader").returncode == 4
+    agent.cli("stop", job, "--force", check=True)
+    ended = agent.cli("update", job, "--pids", "5")
+    assert (ended.returncode, b"has already ended" in ended.stderr) == (1, True)
