@@ -133,6 +133,12 @@ def test_a_configuration_is_obeyed() -> None:
         assert limits["pids"]["requested"] == "77"
 
 
+def test_every_section_of_a_configuration_is_obeyed() -> None:
+    # The writer's certificate is good for longer than that.
+    with running_agent("quotas: {active_jobs: 1}\ntls: {certificates: {max_client_life: 1h}}\n") as agent:
+        assert b"the certificate is made for 365 days" in agent.cli("info").stderr
+
+
 def test_a_bad_configuration_is_explained(tmp_path: object) -> None:
     config = os.path.join(str(tmp_path), "agent.yaml")
     with open(config, "w") as file:

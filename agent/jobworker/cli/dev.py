@@ -95,18 +95,10 @@ def _settings(directory: str, pki: str, listen: str, config: str | None) -> Sett
     )
     if config is None:
         return own
-    # Where everything is stays as asked for on the command line.
+    # Where everything is stays as asked for on the command line, and the certificates are those made here.
     loaded = service.canonical(config, own)
-    return replace(
-        own,
-        jobs=loaded.jobs,
-        isolation=loaded.isolation,
-        log_level=loaded.log_level,
-        metrics=loaded.metrics,
-        audit=loaded.audit,
-        policy=loaded.policy,
-        limits=loaded.limits,
-    )
+    tls = replace(loaded.tls, ca=ca, cert=cert, key=key, role_oid=own.tls.role_oid)
+    return replace(loaded, state_dir=own.state_dir, listen=listen, gateway_uid=own.gateway_uid, tls=tls)
 
 
 @contextlib.contextmanager
