@@ -206,6 +206,18 @@ def test_a_policy_is_put_in_place_and_taken_away(fleet: Fleet) -> None:
     assert fleet.client("run", "--", "true", user="ann").returncode == 0
 
 
+def test_limits_come_by_profile(fleet: Fleet) -> None:
+    limits = {"version": 1, "default": "small", "profiles": {"small": {"memory": "32M"}, "big": {"memory": "64M"}}}
+    play = fleet.play("site", agent_limits=limits)
+    assert play.status == 0, play.tail()
+    for words, memory in (((), "32M"), (("--profile", "big"), "64M")):
+        job_id = fleet.cli("start", *words, "--", "sleep", "1000").strip()
+        assert fleet.asked("query", job_id)["limits"]["memory"]["value"] == memory
+        fleet.cli("update", job_id, "--memory", "48M")
+        assert fleet.asked("query", job_id)["limits"]["memory"]["value"] == "48M"
+        fleet.cli("stop", job_id, "--force")
+
+
 def test_a_gateway_that_hangs_is_started_again(fleet: Fleet) -> None:
     guest, before = fleet.guest, main_pid(fleet.guest, GATEWAY)
     guest.root.check_output(f"kill -STOP {before}")
