@@ -160,6 +160,17 @@ def test_memory_and_swap_together_are_the_end(link: Link) -> None:
     assert record.usage.memory_peak_bytes <= 40 * _MIB
 
 
+def test_a_base_that_somebody_removed_is_made_again(link: Link) -> None:
+    job = link.start("/bin/sleep", "1000", limits=_ALL, best_effort=True)
+    bases = {os.path.dirname(path) for path in cgroups(job.job_id)}
+    link.stop(job.job_id, force=True)
+    for base in bases:
+        os.rmdir(base)
+    again = link.start("/bin/true", limits=_ALL, best_effort=True)
+    assert {each.enforcement for each in again.limits} <= {Enforcement.ENFORCED, Enforcement.BEST_EFFORT}
+    assert link.wait_ended(again.job_id).exit_code == 0
+
+
 def test_a_cpu_that_is_not_there(link: Link) -> None:
     with pytest.raises(InvalidField, match=rf"limits\.cpuset: 8000 is not among the agent's CPUs; .* {_CPUS[0]}"):
         link.start("/bin/true", limits=Limits(cpuset=f"{_CPUS[0]},8000"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import sys
 import threading
 from queue import SimpleQueue
@@ -67,7 +69,7 @@ def _follow(client: Client, job_id: str) -> None:
         JobWorkerError: a stream failed.
         OSError: nobody takes the output; for BrokenPipeError the job is stopped, as a local command would be.
     """
-    ended: SimpleQueue[Exception | None] = SimpleQueue()
+    ended = _Ends()
 
     def copy(source: Source | None, fd: int) -> None:
         failure = None
@@ -84,10 +86,34 @@ def _follow(client: Client, job_id: str) -> None:
         # Daemons: one that is stuck in a write must not keep this process from ending.
         threading.Thread(target=copy, args=route, daemon=True).start()
     for _ in routes:
-        if failure := ended.get():
+        if failure := ended.wait():
             if isinstance(failure, BrokenPipeError):
                 stop_unless_ended(client, job_id)
             raise failure
+
+
+class _Ends:
+    """What threads have come to, for the main one to wait for, which signals interrupt.
+
+    Not a queue alone: if the kernel gives a signal to another thread, nothing ends a wait for a lock.
+    """
+
+    def __init__(self) -> None:
+        self._told: SimpleQueue[Exception | None] = SimpleQueue()
+        # Stays open, for a thread may outlive all use of it.
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+
+    def put(self, failure: Exception | None) -> None:
+        self._told.put(failure)
+        os.write(self._wake, b"\0")
+
+    def wait(self) -> Exception | None:
+        """The next one."""
+        while self._told.empty():
+            select.select([self._woken], [], [])
+            os.read(self._woken, 1)
+        return self._told.get()
 
 
 def _routes() -> list[tuple[Source | None, int]]:

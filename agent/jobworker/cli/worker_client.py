@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 
 import click
 
+import jobworker
 from jobworker.cli.client_options import fleet_options, shared_options, write_options
 
 # A shell's exit codes for what a signal has ended.
@@ -92,6 +93,7 @@ done, 1 some failed, 3 some not reached and none failed, 130 interrupted.
 
 
 @click.group(cls=_Commands, params=[*shared_options(), *fleet_options()], no_args_is_help=False, help=_HELP)
+@click.version_option(jobworker.__version__, prog_name="worker-client", message="%(prog)s %(version)s")
 def cli() -> None:
     pass
 

@@ -10,11 +10,12 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from jobworker.kernel import mounts
 from jobworker.kernel.cgroup import tree
 from jobworker.kernel.cgroup.base import CONTROLLERS, Hierarchy
-from jobworker.kernel.cgroup.files import CgroupDir
+from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.kernel.cgroup.v1 import USED, V1Hierarchy
 from jobworker.kernel.cgroup.v2 import V2Hierarchy, make_chain
 
@@ -90,7 +91,7 @@ def _why_not(error: OSError) -> str:
 def _v2(mount: str, instance: str, parent: str) -> V2Hierarchy:
     top = CgroupDir.open(mount)
     path = parent or _choose_parent(mount)
-    return V2Hierarchy(make_chain(top, f"{path}/{instance}"), top)
+    return V2Hierarchy(Base(partial(make_chain, top, f"{path}/{instance}")), top)
 
 
 def _choose_parent(mount: str) -> str:
@@ -130,14 +131,14 @@ def _leave_for_leaf(path: str) -> None:
 def _v1(found: Mounts, instance: str, parent: str) -> V1Hierarchy:
     path = f"{parent or '/jobworker'}/{instance}"
     holder_top = CgroupDir.open(found.v2) if found.v2 else _mount_own()
-    holder = make_chain(holder_top, path)
+    holder = Base(partial(make_chain, holder_top, path))
     bases, tops = {}, []
     for controller, point in found.v1.items():
         top = CgroupDir.open(point)
         # A controller that the agent may not write is reported as unsupported, each for itself.
         with contextlib.suppress(PermissionError):
             prepare = _inherit_cpus if controller == "cpuset" else None
-            bases[controller] = make_plain_chain(top, path, prepare)
+            bases[controller] = Base(partial(make_plain_chain, top, path, prepare))
             tops.append(top)
     return V1Hierarchy("hybrid" if found.v2 else "v1", holder, bases, (*tops, holder_top))
 

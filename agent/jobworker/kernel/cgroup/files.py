@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 
 _CHUNK = 4096
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -82,3 +83,30 @@ class CgroupDir:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+class Base:
+    """Where the agent has its groups in one hierarchy.
+
+    Attributes:
+        dir: it, open.
+    """
+
+    def __init__(self, make: Callable[[], CgroupDir]) -> None:
+        """Make it.
+
+        Args:
+            make: opens it, and makes what is missing of it.
+        """
+        self._make = make
+        self.dir = make()
+
+    def make_child(self, name: str) -> CgroupDir:
+        """Make the child cgroup unless it exists, and open it."""
+        try:
+            return self.dir.make_child(name)
+        except FileNotFoundError:
+            # It was empty. With cgroup v1 systemd removes such cgroups of a controller that no unit has need of.
+            self.dir.close()
+            self.dir = self._make()
+            return self.dir.make_child(name)

@@ -22,7 +22,7 @@ from jobworker.kernel.cgroup.base import (
     Support,
     unsupported,
 )
-from jobworker.kernel.cgroup.files import CgroupDir
+from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.kernel.cgroup.v2 import remove_chain
 from jobworker.limits import USUAL_WEIGHT, Enforcement, Limits
 
@@ -207,7 +207,7 @@ class V1Hierarchy(Hierarchy):
     """
 
     def __init__(
-        self, mode: str, holder: CgroupDir, bases: dict[str, CgroupDir], tops: tuple[CgroupDir, ...]
+        self, mode: str, holder: Base, bases: dict[str, Base], tops: tuple[CgroupDir, ...]
     ) -> None:
         self.mode = mode
         self._holder = holder
@@ -219,7 +219,7 @@ class V1Hierarchy(Hierarchy):
         controller = _NAMES.get(controller, controller)
         if controller not in self._bases:
             return unsupported(name, f"the {controller} controller is not mounted or not writable")
-        if name == "swap" and not self._bases["memory"].has("memory.memsw.limit_in_bytes"):
+        if name == "swap" and not self._bases["memory"].dir.has("memory.memsw.limit_in_bytes"):
             return unsupported(name, "the kernel does not account for swap")
         if name in ("io_write", "io_write_ops"):
             return Support(name, Enforcement.BEST_EFFORT, _LATE_WRITES)
@@ -250,11 +250,11 @@ class V1Hierarchy(Hierarchy):
 
     def adopt(self, name: str) -> V1Group:
         with contextlib.ExitStack() as undo:
-            holder, dirs = _opened(undo, self._holder.child(name)), {}
+            holder, dirs = _opened(undo, self._holder.dir.child(name)), {}
             for controller, base in self._bases.items():
                 # One that it did not ask for, or that the version which made it did not use.
                 with contextlib.suppress(FileNotFoundError):
-                    dirs[controller] = _opened(undo, base.child(name))
+                    dirs[controller] = _opened(undo, base.dir.child(name))
             group = V1Group(self, holder, dirs, name)
             undo.pop_all()
         return group
@@ -262,13 +262,13 @@ class V1Hierarchy(Hierarchy):
     def discard(self, name: str) -> None:
         # The holder last: while it is there, the group is still known by it.
         for base in (*self._bases.values(), self._holder):
-            base.remove_child(name)
+            base.dir.remove_child(name)
 
     def names(self) -> list[str]:
         bases = (self._holder, *self._bases.values())
-        return sorted({name for base in bases for name in base.children()})
+        return sorted({name for base in bases for name in base.dir.children()})
 
     def remove(self) -> None:
         for top, base in zip(self._tops, (*self._bases.values(), self._holder), strict=True):
-            remove_chain(top, base)
+            remove_chain(top, base.dir)
             top.close()

@@ -21,7 +21,7 @@ from jobworker.kernel.cgroup.base import (
     Support,
     unsupported,
 )
-from jobworker.kernel.cgroup.files import CgroupDir
+from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.limits import USUAL_WEIGHT, Limits
 
 _CONTROLLERS = tuple(dict.fromkeys(CONTROLLERS.values()))
@@ -30,7 +30,7 @@ _IO_KEYS = {"rbps": "io_read_bps", "wbps": "io_write_bps", "riops": "io_read_ops
 
 
 class V2Group(Group):
-    def __init__(self, parent: CgroupDir, directory: CgroupDir, name: str) -> None:
+    def __init__(self, parent: Base, directory: CgroupDir, name: str) -> None:
         self._parent = parent
         self._dir = directory
         self.name = name
@@ -138,7 +138,7 @@ class V2Group(Group):
         return sum(int(value) for name, _, value in pairs if name == key)
 
     def remove(self) -> None:
-        self._parent.remove_child(self.name)
+        self._parent.dir.remove_child(self.name)
         self.close()
 
     def close(self) -> None:
@@ -149,17 +149,17 @@ class V2Group(Group):
 class V2Hierarchy(Hierarchy):
     """Groups below `base`, whose ancestors hand the controllers down."""
 
-    def __init__(self, base: CgroupDir, top: CgroupDir) -> None:
+    def __init__(self, base: Base, top: CgroupDir) -> None:
         self.mode = "v2"
         self._base = base
         self._top = top
-        self._available = frozenset(base.read("cgroup.subtree_control").split())
+        self._available = frozenset(base.dir.read("cgroup.subtree_control").split())
         self.support = tuple(self._support(name, controller) for name, controller in CONTROLLERS.items())
 
     def _support(self, name: str, controller: str) -> Support:
         if controller not in self._available:
             return unsupported(name, f"the {controller} controller is not delegated to the agent")
-        if name == "swap" and not self._base.has("memory.swap.max"):
+        if name == "swap" and not self._base.dir.has("memory.swap.max"):
             return unsupported(name, "the kernel does not account for swap")
         return Support(name)
 
@@ -173,16 +173,16 @@ class V2Hierarchy(Hierarchy):
         return group
 
     def adopt(self, name: str) -> V2Group:
-        return V2Group(self._base, self._base.child(name), name)
+        return V2Group(self._base, self._base.dir.child(name), name)
 
     def discard(self, name: str) -> None:
-        self._base.remove_child(name)
+        self._base.dir.remove_child(name)
 
     def names(self) -> list[str]:
-        return self._base.children()
+        return self._base.dir.children()
 
     def remove(self) -> None:
-        remove_chain(self._top, self._base)
+        remove_chain(self._top, self._base.dir)
 
 
 def remove_chain(top: CgroupDir, base: CgroupDir) -> None:
