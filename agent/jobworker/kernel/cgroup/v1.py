@@ -206,9 +206,7 @@ class V1Hierarchy(Hierarchy):
         tops: the roots of these hierarchies, the v2 one's last.
     """
 
-    def __init__(
-        self, mode: str, holder: Base, bases: dict[str, Base], tops: tuple[CgroupDir, ...]
-    ) -> None:
+    def __init__(self, mode: str, holder: Base, bases: dict[str, Base], tops: tuple[CgroupDir, ...]) -> None:
         self.mode = mode
         self._holder = holder
         self._bases = bases
