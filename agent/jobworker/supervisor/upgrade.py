@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from jobworker.supervisor.loop import Loop
 
-_PATIENCE = 30.0
+# Of a slow machine under load, too: nothing waits for the proof but who has asked for the upgrade.
+_PATIENCE = 100.0
 
 
 def command(settings_path: str) -> list[str]:
@@ -63,6 +64,7 @@ class Proof:
             self._loop.forget(self._reading)
 
     def _give_up(self) -> None:
+        self._said = b"it has not proven itself within %d s" % _PATIENCE
         signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _on_end(self) -> None:
