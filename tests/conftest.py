@@ -14,6 +14,8 @@ from jobworker import tls13
 # Test modules import grpc before the packages that would see to this.
 tls13.require()
 
+from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub  # noqa: E402
+from support import gateway  # noqa: E402
 from support.agent import Agent, running_agent  # noqa: E402
 from support.root_side import Link, RootSide, root_side  # noqa: E402
 
@@ -68,6 +70,20 @@ def side() -> Iterator[RootSide]:
         os.chmod(directory, 0o755)  # noqa: S103
         with root_side(directory) as running:
             yield running
+
+
+@pytest.fixture(scope="module")
+def running(side: RootSide, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
+    """A gateway in front of the shared supervisor."""
+    with gateway.gateway(tmp_path_factory.mktemp("gateway"), gateway.behind(side.settings)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def stub(running: gateway.Gateway) -> Iterator[JobWorkerServiceStub]:
+    """Its calls, as a writer makes them."""
+    with running.stub() as connected:
+        yield connected
 
 
 @pytest.fixture

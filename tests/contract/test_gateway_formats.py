@@ -31,12 +31,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gatewa
         yield started
 
 
-@pytest.fixture(scope="module")
-def stub(running: gateway.Gateway) -> Iterator[Stub]:
-    with running.stub() as connected:
-        yield connected
-
-
 def start(stub: Stub, script: str) -> job_pb2.Job:
     return stub.Start(pb.StartRequest(command="sh", args=["-c", script])).job
 

@@ -38,18 +38,6 @@ def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RootSide]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def running(side: RootSide, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
-    with gateway.gateway(tmp_path_factory.mktemp("gateway"), gateway.behind(side.settings)) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def stub(running: gateway.Gateway) -> Iterator[Stub]:
-    with running.stub() as connected:
-        yield connected
-
-
 def start(stub: Stub, *command: str, **fields: Any) -> job_pb2.Job:
     return stub.Start(pb.StartRequest(command=command[0], args=command[1:], **fields)).job
 

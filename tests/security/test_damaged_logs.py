@@ -37,18 +37,6 @@ def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[root_side.RootSid
         yield running
 
 
-@pytest.fixture(scope="module")
-def running(side: root_side.RootSide, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
-    with gateway.gateway(tmp_path_factory.mktemp("gateway"), gateway.behind(side.settings)) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def stub(running: gateway.Gateway) -> Iterator[Stub]:
-    with running.stub() as connected:
-        yield connected
-
-
 def halve(path: Path) -> None:
     # In the midst of a line, and of a record.
     os.truncate(path, path.stat().st_size // 2 + 1)

@@ -76,7 +76,7 @@ def offered(agent: scripted.ScriptedAgent, line: str, expected: list[str], **mor
 
 def test_commands_and_options(agent: scripted.ScriptedAgent) -> None:
     assert offers(agent, "worker-client dr") == ["drain"]
-    assert offers(agent, "worker-client stop --gr") == ["--grace"]
+    assert offers(agent, "worker-client stop --gr") == ["--grace", "--group"]
     assert not agent.requests
 
 
