@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,15 +61,9 @@ def everybody_is_answered(running: gateway.Gateway, printout: list[str], beside:
 
 
 def test_silent_connections_and_handshakes(running: gateway.Gateway, printout: list[str]) -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    host, _, port = running.address.rpartition(":")
-    before = running.memory_kib()
-    with contextlib.ExitStack() as silent:
-        for _ in range(SILENT):
-            silent.enter_context(socket.create_connection((host, int(port)), gateway.DEADLINE))
-        with flood(running.address, certs.dev_pki().files("writer"), connections=4) as flooding:
-            everybody_is_answered(running, printout, f"{SILENT} silent connections and a loop of handshakes")
+    before, files = running.memory_kib(), certs.dev_pki().files("writer")
+    with flood(running.address, files, connections=4, silent=SILENT) as flooding:
+        everybody_is_answered(running, printout, f"{SILENT} silent connections and a loop of handshakes")
     grown = running.memory_kib("VmHWM") - before
     printout.append(f"  the flood:       {flooding.counts}; {grown // MIB} MiB more memory at the most")
     assert flooding.counts["OK"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 import ssl
 import subprocess
@@ -36,11 +37,18 @@ class Flood:
 
 
 @contextlib.contextmanager
-def flood(address: str, files: certs.Files, *, connections: int = 20) -> Iterator[Flood]:
-    """Flood an address with handshakes; begins when the first has succeeded."""
+def flood(address: str, files: certs.Files, *, connections: int, silent: int) -> Iterator[Flood]:
+    """Flood an address with handshakes; begins when the first has succeeded.
+
+    Args:
+        address: HOST:PORT.
+        files: who it is.
+        connections: so many at a time shake hands.
+        silent: so many others are open meanwhile, on which nothing is said.
+    """
     command = [sys.executable, "-m", "support.flood", address, files.ca, files.cert, files.key]
     process = subprocess.Popen(
-        [*command, str(connections)],
+        [*command, str(connections), str(silent)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(__file__))},
@@ -84,8 +92,14 @@ def _handshakes(address: str, files: certs.Files, connections: int) -> Counter[s
 
 
 def _main() -> None:
-    address, ca, cert, key, connections = sys.argv[1:]
-    print(json.dumps(_handshakes(address, certs.Files(ca, cert, key), int(connections))))
+    address, ca, cert, key, connections, silent = sys.argv[1:]
+    host, _, port = address.rpartition(":")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.ExitStack() as held:
+        for _ in range(int(silent)):
+            held.enter_context(socket.create_connection((host, int(port)), _DEADLINE))
+        print(json.dumps(_handshakes(address, certs.Files(ca, cert, key), int(connections))))
 
 
 if __name__ == "__main__":
