@@ -57,7 +57,7 @@ def test_what_a_signal_ends_has_ended_by_itself(link: Link) -> None:
 
 @pytest.mark.parametrize("sandbox", ["standard", "strict"])
 def test_a_job_is_halted_and_goes_on(link: Link, sandbox: str) -> None:
-    record = link.start("/bin/sh", "-c", "while :; do sleep 0.01; done", sandbox=sandbox)
+    record = link.start("/bin/sh", "-c", "sleep 1000 & wait", sandbox=sandbox)
     link.ask(SignalJob(CALLER, record.job_id, signal.SIGSTOP, everyone=True))
     while {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in _processes(record)} != {
         "T"
