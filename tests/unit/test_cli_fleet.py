@@ -37,7 +37,8 @@ class Host:
         self.output: list[tuple[Any, bytes]] = []
         self.end = job_pb2.Job(id=IDS[name], state=ENDED, end_reason=job_pb2.END_REASON_EXITED, exit_code=0)
         self.job = job_pb2.Job(id=IDS[name], state=RUNNING, command="sleep", args=["9"])
-        self.following, self.finished = threading.Event(), threading.Event()
+        self.asked_for, self.following, self.finished = (threading.Event() for _ in range(3))
+        self.before_output: list[threading.Event] = []
         self.finished.set()
         methods = ("Start", "Stream", "Watch", "Stop", "Query", "Drain", "Undrain", "GetAgentInfo")
         self.agent.handlers.update({name: getattr(self, name.lower()) for name in methods}, List=self.listed)
@@ -54,6 +55,9 @@ class Host:
     def stream(self, request: pb.StreamRequest, context: grpc.ServicerContext) -> Iterator[pb.StreamResponse]:
         assert (request.follow, request.timestamps) == (True, True)
         offset = 0
+        self.asked_for.set()
+        for event in self.before_output:
+            assert event.wait(60)
         for source, data in self.output:
             yield scripted.chunk(offset, data, source)
             offset += len(data)
@@ -315,14 +319,41 @@ def test_nobody_reading_ends_the_jobs_quietly(web: Web) -> None:
     for host in web.each.values():
         host.waits()
         host.output = [(OUT, b"x\n")]
+        # Both jobs are followed by then.
+        host.before_output = [each.asked_for for each in web.each.values()]
     reading, writing = os.pipe()
     os.close(reading)
     with running(web, "run", "sleep", "9", stdout=writing) as process:
         os.close(writing)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (141, b"")
-    # Of the others a job may be on its way just then.
-    assert any(host.asked(pb.StopRequest) for host in web.each.values())
+    assert all(host.asked(pb.StopRequest) for host in web.each.values())
+
+
+def test_nobody_reading_ends_a_job_that_is_being_started(web: Web) -> None:
+    first, second = web.each.values()
+    starting, stopped = threading.Event(), threading.Event()
+
+    def start_late(_request: Any, _context: Any) -> pb.StartResponse:
+        starting.set()
+        assert stopped.wait(60)
+        return pb.StartResponse(job=second.job)
+
+    def stop_first(request: Any, context: Any) -> pb.StopResponse:
+        stopped.set()
+        return first.stop(request, context)
+
+    first.waits()
+    second.waits()
+    first.before_output = [starting]
+    first.output = [(OUT, b"x\n")]
+    first.agent.handlers["Stop"], second.agent.handlers["Start"] = stop_first, start_late
+    reading, writing = os.pipe()
+    os.close(reading)
+    with running(web, "run", "sleep", "9", stdout=writing) as process:
+        os.close(writing)
+        assert process.wait(60) == 141
+    assert all(host.asked(pb.StopRequest) for host in web.each.values())
 
 
 def on_a_terminal(command: list[Any], **variables: str) -> bytes:

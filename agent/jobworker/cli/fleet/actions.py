@@ -79,8 +79,9 @@ def _run(options: Options) -> Action:
     spec = spec_of(options["words"], options, os.environ)
 
     def act(visit: Visit) -> Outcome:
-        started = visit.client.start(spec, idempotency_key=options["idempotency_key"])
-        visit.interrupts.started(visit.lane.host, visit.client, started.id)
+        started = visit.interrupts.start(visit.lane.host, visit.client, spec, options["idempotency_key"])
+        if started is None:
+            return Outcome(visit.lane.host, Status.NOT_BEGUN)
         try:
             visit.show_job("", started)
             # With the times comes who wrote what, in one stream and so in order.

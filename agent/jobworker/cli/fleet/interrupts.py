@@ -12,7 +12,9 @@ from jobworker.cli.client_interrupt import stop_unless_ended
 from jobworker.client.failures import CallFailed
 
 if TYPE_CHECKING:
+    from jobworker.api.v1.job_pb2 import Job
     from jobworker.client.rpc.client import Client
+    from jobworker.jobs import JobSpec
 
 
 _INTERRUPT = {signal.SIGINT}
@@ -39,8 +41,9 @@ class Interrupts:
         self.count = 0
         self._close, self._leave = close, leave
         self._detach = detach
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._followed: dict[str, tuple[Client, str]] = {}
+        self._starting = 0
         self._stopping = False
         # Who starts this in the background has the signal ignored, and means it.
         self._ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -54,13 +57,27 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
 
-    def started(self, host: str, client: Client, job_id: str) -> None:
-        """From now on there is a job to stop on this host."""
+    def start(self, host: str, client: Client, spec: JobSpec, idempotency_key: str) -> Job | None:
+        """Start a job, which there is to stop on this host from then on; None if all are being stopped by now."""
+        with self._lock:
+            if self._stopping:
+                return None
+            self._starting += 1
+        try:
+            job = client.start(spec, idempotency_key=idempotency_key)
+            if self._follow(host, client, job.id):
+                _stop(host, client, job.id)
+            return job
+        finally:
+            with self._lock:
+                self._starting -= 1
+                self._lock.notify_all()
+
+    def _follow(self, host: str, client: Client, job_id: str) -> bool:
+        """True if the job is to be stopped at once."""
         with self._lock:
             self._followed[host] = (client, job_id)
-            stopping = self._stopping
-        if stopping:
-            _stop(host, client, job_id)
+            return self._stopping
 
     def ended(self, host: str) -> None:
         """There is none any more."""
@@ -68,7 +85,7 @@ class Interrupts:
             self._followed.pop(host, None)
 
     def stop_all(self) -> None:
-        """Begin no other host, and have all jobs stopped that are followed now, or are started yet.
+        """Begin no other host, start no other job, and have all stopped that are followed or being started.
 
         Returns when the agents have answered.
         """
@@ -83,6 +100,8 @@ class Interrupts:
             thread.start()
         for thread in threads:
             thread.join()
+        with self._lock:
+            self._lock.wait_for(lambda: not self._starting)
 
     def followed(self) -> dict[str, str]:
         """The ids of the jobs that are followed, by host."""
