@@ -332,11 +332,11 @@ def test_nobody_reading_ends_the_jobs_quietly(web: Web) -> None:
 
 def test_nobody_reading_ends_a_job_that_is_being_started(web: Web) -> None:
     first, second = web.each.values()
-    starting, stopped = threading.Event(), threading.Event()
+    starting, stopped, answer = (threading.Event() for _ in range(3))
 
     def start_late(_request: Any, _context: Any) -> pb.StartResponse:
         starting.set()
-        assert stopped.wait(60)
+        assert answer.wait(60)
         return pb.StartResponse(job=second.job)
 
     def stop_first(request: Any, context: Any) -> pb.StopResponse:
@@ -352,6 +352,11 @@ def test_nobody_reading_ends_a_job_that_is_being_started(web: Web) -> None:
     os.close(reading)
     with running(web, "run", "sleep", "9", stdout=writing) as process:
         os.close(writing)
+        assert stopped.wait(60)
+        # It does not leave before it knows what to stop.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        answer.set()
         assert process.wait(60) == 141
     assert all(host.asked(pb.StopRequest) for host in web.each.values())
 
