@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -14,12 +13,6 @@ import jobworker
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import scripted
-
-
-@pytest.fixture
-def agent() -> Iterator[scripted.ScriptedAgent]:
-    with scripted.scripted_agent() as running:
-        yield running
 
 
 def good(**fields: Any) -> pb.GetAgentInfoResponse:

@@ -71,12 +71,6 @@ class OneJob:
         return pb.StopResponse(job=self._end)
 
 
-@pytest.fixture
-def agent() -> Iterator[scripted.ScriptedAgent]:
-    with scripted.scripted_agent() as running:
-        yield running
-
-
 @contextlib.contextmanager
 def started(job: OneJob, *args: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
     command = job.agent.command("run", *args, "sleep", "9")

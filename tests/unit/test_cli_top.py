@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -64,12 +63,6 @@ class Host:
         job.usage.memory_bytes = 1024**2 if second else 1024**3
         job.usage.processes = 7 if second else 3
         return pb.QueryResponse(job=job)
-
-
-@pytest.fixture
-def agent() -> Iterator[scripted.ScriptedAgent]:
-    with scripted.scripted_agent() as running:
-        yield running
 
 
 @pytest.fixture

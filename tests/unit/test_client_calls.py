@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -20,18 +19,6 @@ from support import certs, scripted
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 OTHER = "k7f3-9m2q-x4tz-b1ce"
-
-
-@pytest.fixture
-def agent() -> Iterator[scripted.ScriptedAgent]:
-    with scripted.scripted_agent() as running:
-        yield running
-
-
-@pytest.fixture
-def client(agent: scripted.ScriptedAgent) -> Iterator[Client]:
-    with connect(agent.endpoint()) as connected:
-        yield connected
 
 
 def test_start_sends_the_whole_specification(agent: scripted.ScriptedAgent, client: Client) -> None:

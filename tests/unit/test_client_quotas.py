@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -17,18 +16,6 @@ from jobworker.jobs import JobSpec
 from support import scripted
 
 ID = "k7f3-9m2q-x4tz-b1cd"
-
-
-@pytest.fixture
-def agent() -> Iterator[scripted.ScriptedAgent]:
-    with scripted.scripted_agent() as running:
-        yield running
-
-
-@pytest.fixture
-def client(agent: scripted.ScriptedAgent) -> Iterator[Client]:
-    with connect(agent.endpoint()) as connected:
-        yield connected
 
 
 def refusing(agent: scripted.ScriptedAgent, times: int, answer: Any, retry_ms: int = 20) -> scripted.Handler:

@@ -14,7 +14,6 @@ import pytest
 
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
-from jobworker.client import connect
 from jobworker.client.changes import Changed, Event, Mark, Removed, Restarted
 from jobworker.client.failures import CallFailed, WaitTimedOut
 from jobworker.client.rpc.client import Client
@@ -25,18 +24,6 @@ from support import scripted
 A, B, C = (f"k7f3-9m2q-x4tz-b1c{letter}" for letter in "abc")
 RUNNING, ENDED = job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_ENDED
 Answers = Callable[[pb.WatchRequest, grpc.ServicerContext], Iterator[pb.WatchResponse]]
-
-
-@pytest.fixture
-def agent() -> Iterator[scripted.ScriptedAgent]:
-    with scripted.scripted_agent() as running:
-        yield running
-
-
-@pytest.fixture
-def client(agent: scripted.ScriptedAgent) -> Iterator[Client]:
-    with connect(agent.endpoint()) as connected:
-        yield connected
 
 
 def changed(job_id: str, token: str = "", state: Any = RUNNING, **fields: Any) -> pb.WatchResponse:
