@@ -72,6 +72,20 @@ def test_each_host_costs_its_own_line(sick: Hosts) -> None:
         assert sum(each.startswith(line) for each in done.stderr.splitlines()) == 1, done.stderr
 
 
+def test_output_comes_as_lines_with_their_sources(hosts: Hosts) -> None:
+    done = hosts.cli("--group", "web", "--format", "json", "run", "--", "sh", "-c", "echo a; printf '\\377' >&2")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    found = {
+        (event["host"], event["source"], event.get("text"), event.get("base64"))
+        for event in events
+        if event["type"] == "line"
+    }
+    assert found == {
+        each for name in ("one", "two") for each in ((name, "STDOUT", "a", None), (name, "STDERR", None, "/w=="))
+    }
+
+
 def test_why_is_told_to_programs(sick: Hosts) -> None:
     done = sick.cli("--group", "web", "--connect-timeout", "1s", "--format", "json", "info")
     results = told(done)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -59,8 +58,11 @@ class Host:
         for event in self.before_output:
             assert event.wait(60)
         for source, data in self.output:
-            yield scripted.chunk(offset, data, source)
+            message = scripted.chunk(offset, data, source)
             offset += len(data)
+            if request.format == pb.OUTPUT_FORMAT_JSON:
+                message.chunk.resume_offset = offset
+            yield message
         self.following.set()
         context.add_callback(self.finished.set)
         assert self.finished.wait(60)
@@ -149,14 +151,15 @@ def test_a_host_that_fails_is_told_and_gathered(web: Web) -> None:
 
 
 def test_json_is_an_object_for_each_event(web: Web) -> None:
-    web.each["web1"].output = [(ERR, b"no\nend")]
+    line = {"type": "line", "offset": 0, "end": 3, "source": "STDERR", "text": "no"}
+    web.each["web1"].output = [(OUT, json.dumps(line).encode() + b"\n")]
     web.each["web2"].end.exit_code = 3
     done = web.cli("--group", "web", "run", "--format", "json", "x")
     assert done.returncode == 1
     events = [json.loads(line) for line in done.stdout.splitlines()]
     mine = [event for event in events if event["host"] == "web1"]
-    assert [event["type"] for event in mine] == ["job", "chunk", "end", "job", "result"]
-    assert (base64.b64decode(mine[1]["data"]), mine[1]["source"]) == (b"no\nend", "STDERR")
+    assert [event["type"] for event in mine] == ["job", "line", "end", "job", "result"]
+    assert mine[1] == {"host": "web1", **line}
     assert [event["job"]["state"] for event in mine if event["type"] == "job"] == ["RUNNING", "ENDED"]
     assert {name: (result["status"], result["reason"]) for name, result in told(done).items()} == {
         "web1": ("OK", ""),

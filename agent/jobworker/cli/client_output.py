@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
+from jobworker.cli import client_json
 from jobworker.cli.client_command import complain
-from jobworker.cli.client_time import shown
 from jobworker.cli.terminal import TerminalFilter
-from jobworker.client.output import Chunk, Gap, Item, Lines
-
-# As wide as a time.
-_NO_TIME = f"{'-':24}"
+from jobworker.client.output import Chunk, End, Gap, Item, Lines
 
 
 class Sink:
@@ -79,30 +74,17 @@ class Gaps:
             self._tell(f"output bytes {gap.offset} to {gap.stop - 1} are missing: {gap.reason}")
 
 
-def plain(item: Item) -> dict[str, Any]:
-    """An item as plain data, for `--format json`."""
-    match item:
-        case Chunk(offset, data, source, time_ns):
-            text = base64.b64encode(data).decode()
-            time = {"time": shown(time_ns)} if time_ns else {}
-            return {"type": "chunk", "offset": offset, "source": source and source.name, **time, "data": text}
-        case Lines(offset, data, stop):
-            return {"type": "lines", "offset": offset, "end": stop, "data": data.decode()}
-        case Gap(offset, length, reason):
-            return {"type": "gap", "offset": offset, "length": length, "reason": reason}
-        case _:
-            return {"type": "end", "offset": item.offset, "output_ended": item.output_ended}
-
-
-def stamped(items: Iterable[Item]) -> Iterator[Item]:
-    """The same with the time before each line; a line that several chunks make has the first one's."""
-    at_start = True
+def json_lines(items: Iterable[Item]) -> Iterator[str]:
+    """What a stream of JSON brings, as whole lines: its own, and an object for each gap and for the end."""
     for item in items:
-        if isinstance(item, Chunk):
-            stamp = f"{shown(item.time_ns) if item.time_ns else _NO_TIME} ".encode()
-            at_end = item.data.endswith(b"\n")
-            body = item.data[: len(item.data) - at_end].replace(b"\n", b"\n" + stamp)
-            yield replace(item, data=stamp * at_start + body + b"\n" * at_end)
-            at_start = at_end
-        else:
-            yield item
+        match item:
+            case Lines(data=data):
+                yield data.decode()
+            case Gap(offset, length, reason):
+                yield _line({"type": "gap", "offset": offset, "length": length, "reason": reason})
+            case End(offset, output_ended):
+                yield _line({"type": "end", "offset": offset, "output_ended": output_ended})
+
+
+def _line(fields: dict[str, Any]) -> str:
+    return f"{client_json.line(fields)}\n"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import Any
 
 import click
 
-from jobworker.cli import client_json, client_offers
+from jobworker.cli import client_offers
 from jobworker.cli.client_command import ClientCommand, as_json, connect
-from jobworker.cli.client_output import Sink
+from jobworker.cli.client_output import Sink, json_lines
 from jobworker.cli.client_time import moment
-from jobworker.client.output import End, Gap, Item, Lines
 from jobworker.jobs import OutputFormat, Source
 
 _HELP = """Write a job's output. Also called `logs`.
@@ -84,7 +81,8 @@ def stream(
             compress=compress,
         )
         if as_json():
-            _print_objects(items)
+            for text in json_lines(items):
+                click.echo(text, nl=False)
         else:
             Sink(sys.stdout.fileno()).copy(items)
 
@@ -93,18 +91,3 @@ def _format(*, lines: bool) -> OutputFormat:
     if as_json():
         return OutputFormat.JSON
     return OutputFormat.TEXT if lines else OutputFormat.BINARY
-
-
-def _print_objects(items: Iterable[Item]) -> None:
-    for item in items:
-        match item:
-            case Lines(data=data):
-                click.echo(data, nl=False)
-            case Gap(offset, length, reason):
-                _print_object({"type": "gap", "offset": offset, "length": length, "reason": reason})
-            case End(offset, output_ended):
-                _print_object({"type": "end", "offset": offset, "output_ended": output_ended})
-
-
-def _print_object(value: dict[str, Any]) -> None:
-    click.echo(client_json.line(value))

@@ -85,7 +85,10 @@ def _run(options: Options) -> Action:
         try:
             visit.show_job("", started)
             # With the times comes who wrote what, in one stream and so in order.
-            visit.lane.output(visit.client.stream(started.id, follow=True, timestamps=True))
+            output = visit.client.stream(
+                started.id, follow=True, timestamps=True, output_format=visit.lane.output_format
+            )
+            visit.lane.output(output)
             (job,) = visit.client.wait([started.id])
         except BrokenPipeError:
             # Here, where the connection still is; what ends everything sees to the other hosts.

@@ -5,6 +5,7 @@ The form `web1: …` is the one of pdsh, whose `dshbak` gathers hosts that say t
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -13,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobworker.cli import client_json
-from jobworker.cli.client_output import Gaps, plain
+from jobworker.cli.client_output import Gaps, json_lines
 from jobworker.cli.fleet.outcome import Outcome, Status
 from jobworker.cli.terminal import TerminalFilter, inline
 from jobworker.client.output import Chunk, Gap, Item
-from jobworker.jobs import Source
+from jobworker.jobs import OutputFormat, Source
 
 # A line that is longer comes in pieces.
 _LONGEST = 65_536
@@ -74,6 +75,11 @@ class Lane:
         self._lines = {source: _Lines() for source in Source}
         self._gaps = Gaps(self.tell)
 
+    @property
+    def output_format(self) -> OutputFormat:
+        """What to ask for output in."""
+        return OutputFormat.JSON if self._printer.as_json else OutputFormat.BINARY
+
     def show(self, text: str, kind: str, **fields: Any) -> None:
         """Tell something in whichever form is asked for: as text, or as an object of this type."""
         if self._printer.as_json:
@@ -85,17 +91,18 @@ class Lane:
         self._printer.tell(self.host, sentence)
 
     def output(self, items: Iterable[Item]) -> None:
-        """Tell of a job's output, whose chunks have their sources.
+        """Tell of a job's output, which comes in `output_format` and with its sources.
 
         Raises:
             JobWorkerError: the stream failed.
             OSError: this process's output did.
         """
         try:
-            for item in items:
-                if self._printer.as_json:
-                    self._printer.event({"host": self.host, **plain(item)})
-                else:
+            if self._printer.as_json:
+                for line in (line for text in json_lines(items) for line in text.splitlines()):
+                    self._printer.event({"host": self.host, **json.loads(line)})
+            else:
+                for item in items:
                     self._text(item)
         finally:
             self._gaps.close()
