@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -192,6 +193,24 @@ def test_ctrl_c_stops_the_job_and_follows_it_to_its_end(agent: scripted.Scripted
     assert out == b"out \xff\x00\x1b[2J\r\nmore"
     assert b"was stopped" in rest
     assert [request.no_wait for request in job.asked_to_stop] == [True]
+
+
+def test_ctrl_c_counts_whichever_thread_the_kernel_gives_it_to(agent: scripted.ScriptedAgent) -> None:
+    job = OneJob(agent, ended("EXITED", exit_code=0), [])
+    with started(job) as process:
+        assert job.following.wait(60)
+        others = [int(name) for name in os.listdir(f"/proc/{process.pid}/task") if name != str(process.pid)]
+        for thread in others:
+            # Those that have it blocked keep it to themselves.
+            with open(f"/proc/{process.pid}/task/{thread}/status") as file:
+                blocked = next(line for line in file if line.startswith("SigBlk"))
+            if not int(blocked.split()[1], 16) & 1 << (signal.SIGINT - 1):
+                assert ctypes.CDLL(None).tgkill(process.pid, thread, signal.SIGINT) == 0
+                break
+        assert f"worker-client: stopping job {ID}".encode() in line_of(process)
+        job.finish()
+        process.communicate(timeout=60)
+    assert process.returncode == 130
 
 
 def test_a_second_ctrl_c_leaves_at_once(agent: scripted.ScriptedAgent) -> None:

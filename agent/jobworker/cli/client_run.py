@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-import signal
 import sys
 import threading
 from queue import SimpleQueue
@@ -17,6 +15,7 @@ from jobworker.cli.client_exit import INTERRUPTED, ExitsAsJob, exit_status, noti
 from jobworker.cli.client_interrupt import Interrupts, stop_unless_ended
 from jobworker.cli.client_output import Sink
 from jobworker.cli.client_spec import CONTEXT_SETTINGS, job_options, spec_of
+from jobworker.cli.wakeups import Wakeups
 from jobworker.errors import JobWorkerError
 from jobworker.jobs import Source
 
@@ -69,7 +68,8 @@ def _follow(client: Client, job_id: str) -> None:
         JobWorkerError: a stream failed.
         OSError: nobody takes the output; for BrokenPipeError the job is stopped, as a local command would be.
     """
-    ended = _Ends()
+    ended: SimpleQueue[Exception | None] = SimpleQueue()
+    wakeups = Wakeups()
 
     def copy(source: Source | None, fd: int) -> None:
         failure = None
@@ -80,40 +80,20 @@ def _follow(client: Client, job_id: str) -> None:
             failure = error
         finally:
             ended.put(failure)
+            wakeups.wake()
 
     routes = _routes()
     for route in routes:
         # Daemons: one that is stuck in a write must not keep this process from ending.
         threading.Thread(target=copy, args=route, daemon=True).start()
-    for _ in routes:
-        if failure := ended.wait():
-            if isinstance(failure, BrokenPipeError):
-                stop_unless_ended(client, job_id)
-            raise failure
-
-
-class _Ends:
-    """What threads have come to, for the main one to wait for, which signals interrupt.
-
-    Not a queue alone: if the kernel gives a signal to another thread, nothing ends a wait for a lock.
-    """
-
-    def __init__(self) -> None:
-        self._told: SimpleQueue[Exception | None] = SimpleQueue()
-        # Stays open, for a thread may outlive all use of it.
-        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-
-    def put(self, failure: Exception | None) -> None:
-        self._told.put(failure)
-        os.write(self._wake, b"\0")
-
-    def wait(self) -> Exception | None:
-        """The next one."""
-        while self._told.empty():
-            select.select([self._woken], [], [])
-            os.read(self._woken, 1)
-        return self._told.get()
+    with wakeups.of_signals():
+        for _ in routes:
+            while ended.empty():
+                wakeups.wait()
+            if failure := ended.get():
+                if isinstance(failure, BrokenPipeError):
+                    stop_unless_ended(client, job_id)
+                raise failure
 
 
 def _routes() -> list[tuple[Source | None, int]]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +15,7 @@ from jobworker.cli import client_json, top_table
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.terminal import inline
 from jobworker.cli.top_sample import Picture, Sampler
+from jobworker.cli.wakeups import Wakeups
 from jobworker.cli.worker_client import BY_SIGNAL
 from jobworker.errors import InvalidField, JobWorkerError
 
@@ -91,44 +89,42 @@ class _Live:
         self._picture = sampler.sample()
         self._problem = ""
         self._left = threading.Event()
+        self._wakeups = Wakeups()
 
     def run(self) -> int:
         """Until a key, or a signal, ends it; the exit code."""
         from jobworker.cli.top_screen import Screen  # noqa: PLC0415 - needs a terminal
 
-        with _wakeups() as (wakeup, wake):
-            thread = threading.Thread(target=self._look, args=(wake,), daemon=True)
-            with Screen(0, 1, coloured=not os.environ.get("NO_COLOR")) as screen:
-                thread.start()
-                try:
-                    while (ended := self._once(screen, wakeup)) is None:
-                        pass
-                finally:
-                    self._left.set()
+        thread = threading.Thread(target=self._look, daemon=True)
+        coloured = not os.environ.get("NO_COLOR")
+        with self._wakeups.of_signals(_SIGNALS), Screen(0, 1, coloured=coloured) as screen:
+            thread.start()
+            try:
+                while (ended := self._once(screen)) is None:
+                    pass
+            finally:
+                self._left.set()
         return ended
 
-    def _look(self, wake: int) -> None:
+    def _look(self) -> None:
         while not self._left.wait(self._interval):
             try:
                 self._picture = self._sampler.sample()
                 self._problem = ""
             except JobWorkerError as error:
                 self._problem = str(error)
-            # Of a pipe that is full somebody is told enough.
-            with suppress(BlockingIOError):
-                os.write(wake, b"\0")
+            self._wakeups.wake()
 
-    def _once(self, screen: Screen, wakeup: int) -> int | None:
+    def _once(self, screen: Screen) -> int | None:
         """Draw, and wait for what happens next; the exit code if that is the end."""
         self._draw(screen)
-        ready, _, _ = select.select([0, wakeup], [], [])
-        if wakeup in ready:
-            for number in os.read(wakeup, 1024):
-                if number == signal.SIGTERM:
-                    return BY_SIGNAL + number
-                if number == signal.SIGTSTP:
-                    screen.suspend()
-        if 0 in ready:
+        numbers, ready = self._wakeups.wait(0)
+        for number in numbers:
+            if number == signal.SIGTERM:
+                return BY_SIGNAL + number
+            if number == signal.SIGTSTP:
+                screen.suspend()
+        if ready:
             keys = os.read(0, 1024)
             if not keys or _LEAVE in keys:
                 return 0
@@ -145,20 +141,3 @@ class _Live:
             return f"what follows is not fresh: {inline(self._problem)}"
         number = f"the newest {len(picture.uses)} jobs" if picture.more else f"{len(picture.uses)} jobs"
         return f"{inline(picture.host)}: {number}, by {self._sort}; c m i p sort, q leaves"
-
-
-@contextmanager
-def _wakeups() -> Iterator[tuple[int, int]]:
-    """A pipe's two ends: what comes out is the number of each signal, and what else is written into it.
-
-    It is never closed: who writes may not have noticed yet that nobody reads any more.
-    """
-    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = {number: signal.signal(number, lambda _number, _frame: None) for number in _SIGNALS}
-    old = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    try:
-        yield reading, writing
-    finally:
-        signal.set_wakeup_fd(old)
-        for number, handler in before.items():
-            signal.signal(number, handler)
