@@ -11,9 +11,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from jobworker.cli import dev
+from jobworker.settings.schema import Settings
 from support.agent import DEADLINE, Agent, running_agent
 from support.leftovers import cgroups, processes_of, processes_with
 from support.waiting import until
@@ -133,7 +137,29 @@ def test_a_configuration_is_obeyed() -> None:
         assert limits["pids"]["requested"] == "77"
 
 
-def test_every_section_of_a_configuration_is_obeyed() -> None:
+def test_every_section_of_a_configuration_is_taken(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text(
+        """
+        log_level: debug
+        policy: /etc/jobworker/policy.yaml
+        limits: /etc/jobworker/limits.yaml
+        tls: {certificates: {max_client_life: 1h}}
+        jobs: {max_active: 3}
+        quotas: {active_jobs: 1}
+        isolation: {default: strict}
+        metrics: {listen: "127.0.0.1:7444"}
+        audit: {keep: 3}
+        """
+    )
+    where = str(tmp_path), str(tmp_path), "127.0.0.1:0"
+    made, without = dev._settings(*where, str(config)), dev._settings(*where, None)
+    same = {field.name for field in fields(Settings) if getattr(made, field.name) == getattr(without, field.name)}
+    # These are asked for on the command line, or go without saying.
+    assert same == {"state_dir", "listen", "gateway_uid"}
+
+
+def test_what_is_not_about_jobs_is_obeyed_too() -> None:
     # The writer's certificate is good for longer than that.
     with running_agent("quotas: {active_jobs: 1}\ntls: {certificates: {max_client_life: 1h}}\n") as agent:
         assert b"the certificate is made for 365 days" in agent.cli("info").stderr
