@@ -70,19 +70,22 @@ def _handshakes(address: str, files: certs.Files, connections: int) -> Counter[s
     counts: Counter[str] = Counter()
     over = Event()
 
+    def shake() -> None:
+        try:
+            with (
+                socket.create_connection((host, int(port)), _DEADLINE) as plain,
+                context.wrap_socket(plain, server_hostname=host),
+            ):
+                counts["OK"] += 1
+        except OSError as error:
+            counts[type(error).__name__] += 1
+
     def shake_all_the_time() -> None:
         while not over.is_set():
-            try:
-                with (
-                    socket.create_connection((host, int(port)), _DEADLINE) as plain,
-                    context.wrap_socket(plain, server_hostname=host),
-                ):
-                    counts["OK"] += 1
-            except OSError as error:
-                counts[type(error).__name__] += 1
-            if counts.total() == 1:
-                print("begun", flush=True)
+            shake()
 
+    shake()
+    print("begun", flush=True)
     with ThreadPoolExecutor(connections) as threads:
         for _ in range(connections):
             threads.submit(shake_all_the_time)
