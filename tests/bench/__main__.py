@@ -15,6 +15,7 @@ tls13.require()
 from bench import (  # noqa: E402
     cli_startup,
     document,
+    fanout,
     idle_cpu,
     memory_use,
     pump,
@@ -36,6 +37,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Outcome]] = {
     "pump": pump.measure,
     "stream": stream_rate.measure,
     "formats": stream_formats.measure,
+    "fanout": fanout.measure,
     "memory": memory_use.measure,
     "idle": idle_cpu.measure,
     "query": query_speed.measure,

@@ -1,6 +1,7 @@
 """`python -m bench.bare_server CA CERT KEY`: grpc.aio with mutual TLS that streams from memory, and nothing else.
 
-Says its port on standard output and serves until standard input ends. The request is the number of messages.
+Says its port on standard output and serves until standard input ends. `Stream` is asked for a number of messages;
+`Ticks` sends every follower the same line each PERIOD, until it leaves.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from bench.ticks import tick
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.gateway.output import CHUNK_BYTES
 
-SERVICE, METHOD = "bench.Bare", "Stream"
+SERVICE, METHOD, TICKS = "bench.Bare", "Stream", "Ticks"
+# Seconds.
+PERIOD = 0.2
 
 
 async def _stream(request: bytes, context: aio.ServicerContext[Any, Any]) -> None:
@@ -26,13 +30,33 @@ async def _stream(request: bytes, context: aio.ServicerContext[Any, Any]) -> Non
         await context.write(message)
 
 
+class Ticker:
+    """Writes a line each period, and wakes whom it is for."""
+
+    def __init__(self) -> None:
+        self._message = b""
+        self._news = asyncio.Event()
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD)
+            self._message = pb.StreamResponse(chunk=pb.OutputChunk(data=tick())).SerializeToString()
+            self._news.set()
+            self._news.clear()
+
+    async def stream(self, _: bytes, context: aio.ServicerContext[Any, Any]) -> None:
+        while await self._news.wait():
+            await context.write(self._message)
+
+
 async def main(paths: Sequence[str]) -> None:
     ca, cert, key = map(_read, paths)
     server = aio.server(options=(("grpc.so_reuseport", 0),))
     # grpc's stubs know handlers that are not coroutines only.
-    handler: Any = _stream
+    ticker = Ticker()
+    methods: dict[str, Any] = {METHOD: _stream, TICKS: ticker.stream}
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        METHOD: grpc.unary_stream_rpc_method_handler(handler)
+        name: grpc.unary_stream_rpc_method_handler(method) for name, method in methods.items()
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     credentials = grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
@@ -40,7 +64,9 @@ async def main(paths: Sequence[str]) -> None:
     await server.start()
     sys.stdout.write(f"{port}\n")
     sys.stdout.flush()
+    ticking = asyncio.create_task(ticker.run())
     await asyncio.to_thread(sys.stdin.read)
+    ticking.cancel()
     await server.stop(None)
 
 

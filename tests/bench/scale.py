@@ -20,6 +20,9 @@ class Scale:
         quiet_jobs: for what one job costs in memory.
         many_jobs: for idle CPU and recovery.
         ended_jobs: for what one ended job costs in memory.
+        followers: idle ones, for what one costs in memory.
+        fanout: followers of one job, and `stalled` of them beside it, for what it takes to reach them all.
+        fanout_seconds: of one round.
         stored_jobs: for the speed of Query and List.
         calls: of Query and of List.
         idle_seconds: over which CPU time is taken.
@@ -37,6 +40,9 @@ class Scale:
     many_jobs: int = 1_000
     ended_jobs: int = 2_000
     followers: int = 200
+    fanout: int = 1_000
+    stalled: int = 50
+    fanout_seconds: float = 10.0
     stored_jobs: int = 10_000
     calls: int = 1_000
     idle_seconds: float = 10.0
@@ -55,6 +61,9 @@ QUICK = Scale(
     stream_bytes=128 * MIB,
     many_jobs=200,
     idle_seconds=5.0,
+    fanout=200,
+    stalled=10,
+    fanout_seconds=3.0,
     stored_jobs=2_000,
     calls=300,
     cold_starts=5,

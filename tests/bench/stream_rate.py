@@ -40,7 +40,7 @@ def measure(scale: Scale) -> Outcome:
         jobs = {size: _job_with_output(service, size) for size in _sizes(scale)}
         pki = certs.DevPki(agent.pki_dir)
         files = pki.files("writer")
-        bare_pid, addr = stack.enter_context(_bare(pki))
+        bare_pid, addr = stack.enter_context(bare(pki))
         contenders = (
             Contender(
                 "jobworker",
@@ -75,7 +75,7 @@ def _job_with_output(service: JobWorkerServiceStub, size: int) -> str:
 
 
 @contextlib.contextmanager
-def _bare(pki: certs.DevPki) -> Iterator[tuple[int, str]]:
+def bare(pki: certs.DevPki) -> Iterator[tuple[int, str]]:
     """The bare server's pid and address."""
     files = pki.files("server")
     with child("bench.bare_server", files.ca, files.cert, files.key) as process:
