@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from jobworker.kernel.cgroup import detect
 
 
-def cgroups(name: str) -> list[str]:
-    """Every cgroup directory of this name, in any hierarchy."""
+def all_cgroups() -> Iterator[str]:
+    """Every cgroup directory, in any hierarchy."""
     found = detect.cgroup_mounts()
-    roots = {*found.v1.values(), *([found.v2] if found.v2 else [])}
-    return [path for root in roots for path, _, _ in os.walk(root) if os.path.basename(path) == name]
+    for root in {*found.v1.values(), *([found.v2] if found.v2 else [])}:
+        for path, _, _ in os.walk(root):
+            yield path
+
+
+def cgroups(name: str) -> list[str]:
+    """Every cgroup directory of this name."""
+    return [path for path in all_cgroups() if os.path.basename(path) == name]
 
 
 def processes_of(uid: int | range) -> list[int]:
