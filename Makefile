@@ -94,12 +94,15 @@ lint-ansible: setup-fleet ## Check the collection, by the profile for production
 	cd $(COLLECTIONS)/ansible_collections/jobworker/jobworker && PATH="$(CURDIR)/$(FLEET)/bin:$$PATH" \
 	  ANSIBLE_COLLECTIONS_PATH=$(CURDIR)/$(COLLECTIONS) ansible-lint --offline
 
-.PHONY: vms-up vms-test vms-down vms-ssh
+.PHONY: vms-up vms-test vms-fleet vms-down vms-ssh
 vms-up: ## Bring up the virtual machines v1, v2 and v2-next, or some of them: M="v1 v2"
 	@vagrant/vms up $(M)
 
 vms-test: setup setup-fleet wheelhouse ## Run the suites in the machines, and look at them from outside: M="v1 v2"
 	@vagrant/vms test $(M)
+
+vms-fleet: setup setup-fleet wheelhouse ## Set the machines up by playbooks, and change them, as one fleet: M="v1 v2"
+	@vagrant/vms fleet $(M)
 
 vms-down: ## Remove the machines and all that runs for them
 	@vagrant/vms down

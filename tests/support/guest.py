@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import testinfra  # type: ignore[import-untyped]
 from testinfra.host import Host  # type: ignore[import-untyped]
 
@@ -40,6 +41,22 @@ KINDS = {
     "v2": Kind("v2", ("cgroup2fs", 1), "3.11"),
     "v2-next": Kind("v2", ("cgroup2fs", 1), "3.13"),
 }
+
+
+def machine_names() -> list[str]:
+    """The machines that this run is for."""
+    return os.environ.get("JOBWORKER_VM", "").split()
+
+
+def lab() -> list[Guest]:
+    """The machines that this run is for; their cgroups have been looked at before anything else."""
+    if not machine_names():
+        pytest.skip("runs for virtual machines: make vms-up vms-test")
+    ssh, wheels = os.environ["JOBWORKER_VM_SSH"], os.environ["JOBWORKER_VM_WHEELS"]
+    guests = [Guest(name, ssh, wheels) for name in machine_names()]
+    for guest in guests:
+        guest.assert_mode()
+    return guests
 
 
 class Guest:

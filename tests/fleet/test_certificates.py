@@ -1,0 +1,51 @@
+"""Certificates and revocation lists by playbook, while jobs are followed."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.counting import UNTIL_TOLD, check_count, check_end, tell
+from support.fleet import GATEWAY, Fleet
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+def test_a_renewal_is_taken_without_a_restart_or_a_cut_stream(fleet: Fleet) -> None:
+    followed = {}
+    for member in fleet:
+        job_id = member.cli("start", "--", "sh", "-c", UNTIL_TOLD).strip()
+        followed[member] = job_id, member.follow(job_id)
+    before = {m: (m.asked("info")["certificate_expires_at"], m.main_pid(GATEWAY)) for m in fleet}
+    play = fleet.play("rotate_certs", pki_force=True)
+    assert play.status == 0, play.tail()
+    for member, (job_id, follower) in followed.items():
+        after = member.asked("info")["certificate_expires_at"], member.main_pid(GATEWAY)
+        assert after[0] > before[member][0]
+        assert after[1] == before[member][1]
+        tell(member)
+        output, said = follower.communicate(timeout=300)
+        assert (follower.returncode, said) == (0, "")
+        assert check_count(output) > 0
+        check_end(member, job_id)
+
+
+def test_a_revoked_client_is_refused_and_its_streams_are_ended(fleet: Fleet) -> None:
+    fleet.issue("mallory")
+    followed = {}
+    for member in fleet:
+        job_id = member.cli("start", "--", "sh", "-c", UNTIL_TOLD).strip()
+        for user in ("mallory", "ansible"):
+            follower = followed[member, user] = member.follow(job_id, user)
+            assert follower.stdout
+            assert follower.stdout.readline() == "0\n"
+    play = fleet.play("revoke", revoke_certificate="pki/users/mallory.pem", revoke_reason="keyCompromise")
+    assert play.status == 0, play.tail()
+    for member in fleet:
+        _, said = followed[member, "mallory"].communicate(timeout=300)
+        assert (followed[member, "mallory"].returncode != 0, "revoked" in said) == (True, True), said
+        refused = member.client("info", user="mallory")
+        assert (refused.returncode != 0, "revoked" in refused.stderr) == (True, True), refused.stderr
+        tell(member)
+        output, said = followed[member, "ansible"].communicate(timeout=300)
+        assert (followed[member, "ansible"].returncode, said) == (0, "")
+        assert check_count("0\n" + output) > 0

@@ -1,0 +1,119 @@
+"""Other versions come and go under fifty jobs on each host, which lose nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jobworker.client.output import Chunk, End
+from jobworker.jobs import JobSpec
+from support.counting import UNTIL_TOLD, check_count, tell
+from support.fleet import KEEPER, Fleet
+from support.versions import WHEELHOUSE, make_version
+
+pytestmark = pytest.mark.timeout(3600)
+JOBS = 50
+
+
+class Running:
+    """Fifty jobs on each host that count, and what was when they were started."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._jobs = {}
+        self._keepers = {member: member.main_pid(KEEPER) for member in fleet}
+        for member in fleet:
+            with member.connect() as client:
+                spec = JobSpec("/bin/sh", ("-c", UNTIL_TOLD.replace("sleep 1", "sleep 5")))
+                self._jobs[member] = {job.id: job.pid for job in (client.start(spec) for _ in range(JOBS))}
+
+    def check(self) -> None:
+        """They run as before; told to end, they have lost neither a line nor an exit code."""
+        for member, jobs in self._jobs.items():
+            assert member.main_pid(KEEPER) == self._keepers[member]
+            with member.connect() as client:
+                assert {job_id: client.query(job_id).pid for job_id in jobs} == jobs
+                tell(member)
+                ended = client.wait(jobs, timeout=600)
+                assert {job.exit_code for job in ended} == {5}
+                for job_id in jobs:
+                    *chunks, end = client.stream(job_id)
+                    assert isinstance(end, End)
+                    assert check_count(b"".join(c.data for c in chunks if isinstance(c, Chunk))) > 0
+
+
+def versions(fleet: Fleet) -> set[str]:
+    return {member.asked("info")["version"] for member in fleet}
+
+
+def make(fleet: Fleet, version: str, directory: Path, *, says: str = "") -> str:
+    """The archives of another version for all Pythons of the fleet; their directory."""
+    for python in {member.guest.kind.python for member in fleet}:
+        own = directory / python
+        own.mkdir()
+        made = make_version(version, python, own, says=says)
+        shutil.copytree(made, directory / "wheelhouse", dirs_exist_ok=True)
+    return str(directory / "wheelhouse")
+
+
+def test_an_upgrade_and_the_way_back_lose_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    wheelhouse = make(fleet, "0.1.1", tmp_path)
+    running = Running(fleet)
+    play = fleet.play("upgrade", agent_version="0.1.1", agent_wheelhouse=wheelhouse)
+    assert play.status == 0, play.tail()
+    assert versions(fleet) == {"0.1.1"}
+    play = fleet.play("rollback", rollback_version="0.1.0")
+    assert play.status == 0, play.tail()
+    assert versions(fleet) == {"0.1.0"}
+    running.check()
+
+
+def test_a_broken_version_is_taken_back_from_the_first_host_and_reaches_no_other(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    # It is another one than it should be.
+    wheelhouse = make(fleet, "0.1.2", tmp_path, says="0.0.9")
+    running = Running(fleet)
+    play = fleet.play("upgrade", agent_version="0.1.2", agent_wheelhouse=wheelhouse, agent_gate_retries=5)
+    assert play.status != 0
+    assert "is back at 0.1.0" in play.output
+    assert versions(fleet) == {"0.1.0"}
+    for member, here in zip(fleet, [True, *[False] * len(fleet.members)], strict=False):
+        assert member.guest.root.check_output("readlink /opt/jobworker/current") == "0.1.0"
+        assert member.guest.root.file("/opt/jobworker/0.1.2").exists is here
+    running.check()
+
+
+def test_an_upgrade_of_drained_hosts_waits_for_jobs_and_takes_new_ones(fleet: Fleet, tmp_path: Path) -> None:
+    wheelhouse = make(fleet, "0.1.4", tmp_path)
+    jobs = {member: member.cli("start", "--", "sleep", "20").strip() for member in fleet}
+    play = fleet.play("upgrade", agent_version="0.1.4", agent_wheelhouse=wheelhouse, agent_drain=True)
+    assert play.status == 0, play.tail()
+    assert versions(fleet) == {"0.1.4"}
+    for member, job_id in jobs.items():
+        assert member.asked("query", job_id)["exit_code"] == 0
+        assert member.asked("info")["draining"] is False
+    play = fleet.play("rollback", rollback_version="0.1.0")
+    assert play.status == 0, play.tail()
+
+
+def test_a_wheel_that_was_changed_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    for python in {member.guest.kind.python for member in fleet}:
+        name = f"jobworker-0.1.0-py{python}-x86_64.tar"
+        shutil.copy(os.path.join(WHEELHOUSE, name), tmp_path)
+        subprocess.run(["tar", "-xf", name, "--wildcards", "./click-*.whl"], cwd=tmp_path, check=True)
+        (wheel,) = tmp_path.glob("click-*.whl")
+        with zipfile.ZipFile(wheel, "a") as archive:
+            archive.writestr("click/more.py", "evil = True")
+        subprocess.run(["tar", "--append", "-f", name, f"./{wheel.name}"], cwd=tmp_path, check=True)
+        # Beside the version that runs, which stays as it is.
+        (tmp_path / name).rename(tmp_path / name.replace("0.1.0", "0.1.3"))
+        wheel.unlink()
+    play = fleet.play("upgrade", agent_version="0.1.3", agent_wheelhouse=str(tmp_path))
+    assert play.status != 0
+    assert "DO NOT MATCH THE HASHES" in play.output
+    assert versions(fleet) == {"0.1.0"}

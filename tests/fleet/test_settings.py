@@ -1,0 +1,76 @@
+"""Settings, policy and limits by playbook: taken without a restart, or refused and explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.counting import COUNT, COUNTED, check_end
+from support.fleet import Fleet
+
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("restored")]
+
+
+@pytest.fixture(scope="module")
+def restored(fleet: Fleet) -> Iterator[None]:
+    """Other tests find the fleet as its inventory says."""
+    yield
+    assert fleet.play("site").status == 0
+
+
+def test_a_reload_takes_settings_and_keeps_exit_codes(fleet: Fleet) -> None:
+    jobs = {member: member.cli("start", "--", "sh", "-c", COUNT).strip() for member in fleet}
+    play = fleet.play("site", agent_settings=fleet.settings | {"jobs": {"default_pids": 321}})
+    assert play.status == 0, play.tail()
+    for member, job_id in jobs.items():
+        assert member.asked("info")["limits"]["pids"]["default"] == "321"
+        assert member.cli("stream", job_id, "--follow") == COUNTED
+        check_end(member, job_id)
+
+
+def test_settings_that_are_wrong_are_not_put_in_place(fleet: Fleet) -> None:
+    play = fleet.play("site", agent_settings=fleet.settings | {"jobs": {"default_pids": "many"}})
+    assert play.status != 0
+    assert "jobs.default_pids" in play.output
+    for member in fleet:
+        assert "many" not in member.guest.root.check_output("cat /etc/jobworker/agent.yaml")
+        assert member.answers()
+
+
+def test_a_policy_is_put_in_place_and_taken_away(fleet: Fleet) -> None:
+    here = {"name": "ansible", "allow": "all", "principals": ["spiffe://fleet.test/user/ansible"]}
+    look = {"name": "look", "allow": ["GetAgentInfo"]}
+    fleet.issue("ann")
+
+    def put(*rules: object) -> str:
+        play = fleet.play("site", agent_policy={"version": 1, "rules": rules})
+        assert play.status == 0, play.tail()
+        return play.output
+
+    put(here)
+    for member in fleet:
+        refused = member.client("info", user="ann")
+        assert (refused.returncode != 0, "policy" in refused.stderr) == (True, True), refused.stderr
+    put(here, look)
+    for member in fleet:
+        assert member.client("info", user="ann").returncode == 0
+    wrong = {"name": "wrong", "allow": "Query"}
+    play = fleet.play("site", agent_policy={"version": 1, "rules": [here, wrong]})
+    assert (play.status != 0, "rules[1].allow" in play.output) == (True, True)
+    assert fleet.play("site").status == 0
+    for member in fleet:
+        assert member.client("run", "--", "true", user="ann").returncode == 0
+
+
+def test_limits_come_by_profile(fleet: Fleet) -> None:
+    limits = {"version": 1, "default": "small", "profiles": {"small": {"memory": "32M"}, "big": {"memory": "64M"}}}
+    play = fleet.play("site", agent_limits=limits)
+    assert play.status == 0, play.tail()
+    for member in fleet:
+        for words, memory in (((), "32M"), (("--profile", "big"), "64M")):
+            job_id = member.cli("start", *words, "--", "sleep", "1000").strip()
+            assert member.asked("query", job_id)["limits"]["memory"]["value"] == memory
+            member.cli("update", job_id, "--memory", "48M")
+            assert member.asked("query", job_id)["limits"]["memory"]["value"] == "48M"
+            member.cli("stop", job_id, "--force")
