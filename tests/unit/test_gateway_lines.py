@@ -24,6 +24,7 @@ from support.logs import Write, memfd, segment, written
 
 OUT, ERR = Source.STDOUT, Source.STDERR
 CELL = 8
+SPAN = lines.SPAN_CELLS * CELL
 
 # Newlines often, characters of one to four bytes, and what is none.
 PARTS = [b"\n", b"a", b"bc", "é".encode(), "€".encode(), "😀".encode(), b"\xff", b"\\"]
@@ -63,7 +64,7 @@ def told(
             step = line_pieces.step(made, Part(log, at.read, end, lossy=True), at)
             at = step.standing
             pieces += step.pieces
-            assert sum(len(held.data) for _, held in at.open) <= 2 * 2 * CELL
+            assert sum(len(held.data) for _, held in at.open) <= 2 * 4 * CELL
     pieces.append(line_pieces.ending(log, at, output_ended=True))
     messages = [pb.StreamResponse.FromString(piece.message) for piece in pieces]
     return [getattr(message, str(message.WhichOneof("item"))) for message in messages]
@@ -187,6 +188,24 @@ def test_a_line_of_a_cell_or_less_is_not_cut(before: int, length: int, flood: in
     line = b"x" * length + b"\n"
     writes = [Write(OUT, b"-" * before + b"\n"), Write(ERR, b"\n" * (flood + 1)), Write(OUT, line)]
     assert content(objects(told(segment(writes), size_of(writes)))[-1]) == line
+
+
+@given(
+    before=st.integers(0, 3 * CELL),
+    cut=st.integers(1, CELL // 4),
+    between=st.integers(1, SPAN - CELL // 4 - 1),
+)
+def test_a_short_line_that_waits_for_the_other_source_is_not_cut(before: int, cut: int, between: int) -> None:
+    line = b"x" * (CELL // 4) + b"\n"
+    writes = [Write(OUT, b"-" * before + b"\n"), Write(OUT, line[:cut]), Write(ERR, b"\n" * between)]
+    writes.append(Write(OUT, line[cut:]))
+    assert content(objects(told(segment(writes), size_of(writes)))[-1]) == line
+
+
+def test_a_line_that_waits_for_long_is_cut() -> None:
+    writes = [Write(OUT, b"ab"), Write(ERR, b"\n" * 2 * SPAN), Write(OUT, b"c\n")]
+    found = objects(told(segment(writes), size_of(writes)))
+    assert [content(each) for each in found if each["source"] == "STDOUT"] == [b"ab", b"c\n"]
 
 
 def test_a_line_is_put_together_from_what_came_between_the_other_sources() -> None:

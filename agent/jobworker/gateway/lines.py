@@ -3,7 +3,7 @@
 A line is told where it ends. So one offset says what was told, all lines that end before it, and who goes on there
 gets every other line whole, with what stands before the offset. For that a reader begins a little earlier
 (`lookback`): what is open at an offset follows from the log alone, since nothing stays open for longer than two
-cells. Cells are ranges of the log, so that all readers cut alike, wherever they began.
+spans of cells. These are ranges of the log, so that all readers cut alike, wherever they began.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import codecs
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-# Lines of which no two bytes are further apart stay whole.
+# Lines of which no two bytes are further apart stay whole,
 CELL = 64 * 1024
+# and those of a quarter of a cell at the most if no two bytes are further apart than so many cells. What is taken
+# from two pipes in turn is cut anywhere, and up to 128 KiB come before the rest (ROUND_BYTES of the pump).
+SPAN_CELLS = 4
 
 # A character of UTF-8 that is not complete has at most so many bytes.
 _MAX_UNFINISHED = 3
@@ -21,7 +24,8 @@ _MAX_UNFINISHED = 3
 
 def lookback(offset: int) -> int:
     """Where to begin to read, so that at this offset it is known what is open."""
-    return max(0, (offset // CELL - 2) * CELL)
+    span = SPAN_CELLS * CELL
+    return max(0, (offset // span - 2) * span)
 
 
 def cell_end(offset: int) -> int:
@@ -59,7 +63,9 @@ class _Open:
         end: behind its last one.
         time_ns: when that came.
         fresh: so many bytes at its end are of this cell, and next to one another.
-        late: what the source wrote in the cell before ended without a newline.
+        late: it was open already when this cell began.
+        since: where it began, or was cut last.
+        grown: in this span.
     """
 
     data: bytes = b""
@@ -68,12 +74,15 @@ class _Open:
     time_ns: int = 0
     fresh: int = 0
     late: bool = False
+    since: int = -1
+    grown: bool = False
 
     def more(self, offset: int, data: bytes, time_ns: int) -> _Open:
         end = offset + len(data)
         fresh = len(data) + (self.fresh if offset == self.end else 0)
         begins = self.offset if self.data else offset
-        return _Open(self.data + data, begins, end, time_ns, fresh, self.late)
+        since = offset if self.since < 0 else self.since
+        return _Open(self.data + data, begins, end, time_ns, fresh, self.late, since, grown=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +156,20 @@ class Lines:
                     self._enter_cell(source, held)
 
     def _enter_cell(self, source: int, held: _Open) -> None:
-        """Go on with what is open; cut it off if it was already when the cell began that has ended."""
-        kept, offset = held.data, held.offset
-        if held.late:
+        """Go on with what is open; cut it off if it is long, or has been open since the span before this."""
+        span = SPAN_CELLS * CELL
+        kept, offset, since, spanned = held.data, held.offset, held.since, self.read % span == 0
+        long = held.late and held.fresh > CELL // 4
+        if long or (spanned and since <= self.read - span):
             rest = self._unfinished(held)
             piece, kept = held.data[: len(held.data) - rest], held.data[len(held.data) - rest :]
             if piece:
                 self._complete(Block(held.offset, self.read, source, held.time_ns, piece, goes_on=True))
-            offset = self.read - rest
-        if kept or held.fresh:
-            self._open[source] = replace(held, data=kept, offset=offset, fresh=0, late=held.fresh > 0)
+            offset, since = self.read - rest, self.read
+        if held.grown or not spanned:
+            self._open[source] = replace(
+                held, data=kept, offset=offset, fresh=0, late=True, since=since, grown=held.grown and not spanned
+            )
         else:
             del self._open[source]
 
