@@ -398,4 +398,4 @@ def test_gaps_are_told_with_their_host(web: Web) -> None:
 
 
 def test_the_commands_for_many_hosts_are_those_that_take_them() -> None:
-    assert tuple(ACTIONS) == client_options.ON_MANY_HOSTS
+    assert (*ACTIONS, "top") == client_options.ON_MANY_HOSTS

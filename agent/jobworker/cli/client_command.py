@@ -35,7 +35,7 @@ class ClientCommand(click.Command):
         super().__init__(*args, **kwargs)
         self.params.extend(client_options.shared_options())
         if self.name in client_options.ON_MANY_HOSTS:
-            # Behind `list`, --limit is its own.
+            # Behind `list` and `top`, --limit is their own.
             own = {param.name for param in self.params}
             self.params.extend(each for each in client_options.fleet_options() if each.name not in own)
 

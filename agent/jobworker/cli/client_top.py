@@ -14,7 +14,7 @@ from jobworker import units
 from jobworker.cli import client_json, top_table
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.terminal import inline
-from jobworker.cli.top_sample import Picture, Sampler
+from jobworker.cli.top_sample import Looks, Picture, Sampler
 from jobworker.cli.wakeups import Wakeups
 from jobworker.cli.worker_client import BY_SIGNAL
 from jobworker.errors import InvalidField, JobWorkerError
@@ -22,15 +22,16 @@ from jobworker.errors import InvalidField, JobWorkerError
 if TYPE_CHECKING:
     from jobworker.cli.top_screen import Screen
 
-_HELP = """Show what the host's jobs use, again and again; once where the output is no terminal.
+_HELP = """Show what the jobs of a host, or of many, use, again and again; once where the output is no terminal.
 
 CPU is in percent of one CPU; what is read and written is from and to disks, in bytes a second. Of all active jobs
-the newest are looked at, each by a call of its own.
+of a host the newest are looked at, each by a call of its own.
 
 \b
 worker-client top
 worker-client top --sort memory --interval 5s
 worker-client top --once --format json | jq -r 'select(.cpu_percent > 90) | .id'
+worker-client --group web top --sort memory
 
 \b
 Keys: c, m, i, p sort by CPU, memory, disk, processes; q leaves. NO_COLOR leaves colours out.
@@ -48,28 +49,42 @@ _SIGNALS = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGTERM)
 @click.option("--limit", metavar="N", type=click.IntRange(1, 2000), default=100, help="Only the newest N: 100.")
 @click.option("--once", is_flag=True, help="Print one plain table, from two looks, and end.")
 def top(interval: str, sort: str, limit: int, *, once: bool) -> int:
-    millis = units.parse_duration(interval, "--interval")
+    seconds = interval_seconds(interval)
+    with connect() as client:
+        return show(Sampler(client, limit), seconds, sort, once=once)
+
+
+def interval_seconds(text: str) -> float:
+    """The time between two looks.
+
+    Raises:
+        InvalidField: the text is no time, or a short one.
+    """
+    millis = units.parse_duration(text, "--interval")
     if millis < _SHORTEST_MS:
         raise InvalidField("--interval", f"is shorter than {_SHORTEST_MS}ms", "2s")
-    with connect() as client:
-        sampler = Sampler(client, limit)
-        if once or as_json() or not _on_a_terminal():
-            _print(sampler, millis / 1000, sort)
-            return 0
-        return _Live(sampler, millis / 1000, sort).run()
+    return millis / 1000
+
+
+def show(looks: Looks, interval: float, sort: str, *, once: bool) -> int:
+    """Show what there is to see, as the terminal and the options have it; the exit code."""
+    if once or as_json() or not _on_a_terminal():
+        _print(looks, interval, sort)
+        return 0
+    return _Live(looks, interval, sort).run()
 
 
 def _on_a_terminal() -> bool:
     return os.environ.get("TERM") != "dumb" and all(os.isatty(fd) for fd in (0, 1))
 
 
-def _print(sampler: Sampler, interval: float, sort: str) -> None:
-    sampler.sample()
+def _print(looks: Looks, interval: float, sort: str) -> None:
+    looks.sample()
     time.sleep(interval)
-    picture = sampler.sample()
+    picture = looks.sample()
     if as_json():
         for use in sorted(picture.uses, key=top_table.SORTS[sort], reverse=True):
-            click.echo(client_json.line(top_table.plain(picture, use)))
+            click.echo(client_json.line(top_table.plain(use)))
     else:
         for line in top_table.rows(picture, sort, time.time()):
             click.echo(line.rstrip())
@@ -82,11 +97,11 @@ class _Live:
         JobWorkerError: already the first look failed.
     """
 
-    def __init__(self, sampler: Sampler, interval: float, sort: str) -> None:
-        self._sampler = sampler
+    def __init__(self, looks: Looks, interval: float, sort: str) -> None:
+        self._looks = looks
         self._interval = interval
         self._sort = sort
-        self._picture = sampler.sample()
+        self._picture = looks.sample()
         self._problem = ""
         self._left = threading.Event()
         self._wakeups = Wakeups()
@@ -109,7 +124,7 @@ class _Live:
     def _look(self) -> None:
         while not self._left.wait(self._interval):
             try:
-                self._picture = self._sampler.sample()
+                self._picture = self._looks.sample()
                 self._problem = ""
             except JobWorkerError as error:
                 self._problem = str(error)
@@ -140,4 +155,4 @@ class _Live:
         if self._problem:
             return f"what follows is not fresh: {inline(self._problem)}"
         number = f"the newest {len(picture.uses)} jobs" if picture.more else f"{len(picture.uses)} jobs"
-        return f"{inline(picture.host)}: {number}, by {self._sort}; c m i p sort, q leaves"
+        return f"{inline(picture.name)}: {number}, by {self._sort}; c m i p sort, q leaves"

@@ -1,4 +1,4 @@
-"""What the jobs of a host use at the moment, from the difference of two looks at them."""
+"""What the jobs of hosts use at the moment, from the difference of two looks at them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from jobworker.cli import client_json
 from jobworker.client.failures import CallFailed
@@ -25,6 +25,7 @@ class Use:
     """One job, and what it uses.
 
     Attributes:
+        host: that it runs on.
         cpu: in percent of one CPU.
         read: from disks, in bytes a second.
         written: likewise.
@@ -32,6 +33,7 @@ class Use:
     """
 
     job: Job
+    host: str
     cpu: float = 0.0
     read: float = 0.0
     written: float = 0.0
@@ -48,17 +50,29 @@ class _Look:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A host at one moment.
+    """Hosts at one moment.
 
     Attributes:
-        host: its name.
+        name: what they are called.
         uses: of the newest active jobs.
         more: there are active jobs that were not looked at.
     """
 
-    host: str
+    name: str
     uses: tuple[Use, ...]
     more: bool
+
+
+class Looks(Protocol):
+    """What can be looked at again and again."""
+
+    def sample(self) -> Picture:
+        """Look once.
+
+        Raises:
+            JobWorkerError: there is nothing to be seen.
+        """
+        ...
 
 
 class Sampler:
@@ -66,25 +80,21 @@ class Sampler:
 
     Args:
         most: at so many of them.
+        host: what to call it; by default as it calls itself.
     """
 
-    def __init__(self, client: Client, most: int) -> None:
+    def __init__(self, client: Client, most: int, host: str = "") -> None:
         self._client = client
         self._most = most
         self._before: dict[str, _Look] = {}
-        self._host = ""
+        self._host = host
 
     def sample(self) -> Picture:
-        """Look once.
-
-        Raises:
-            JobWorkerError: the agent does not answer as it should.
-        """
         self._host = self._host or self._hostname()
         ids = [job.id for job in islice(self._client.list_jobs(states=ACTIVE), self._most + 1)]
         with ThreadPoolExecutor(_CALLS) as calls:
             looks = [look for look in calls.map(self._look, ids[: self._most]) if look]
-        uses = tuple(_use(self._before.get(look.job.id), look) for look in looks)
+        uses = tuple(_use(self._before.get(look.job.id), look, self._host) for look in looks)
         self._before = {look.job.id: look for look in looks}
         return Picture(self._host, uses, more=len(ids) > self._most)
 
@@ -109,13 +119,14 @@ class Sampler:
         return None if ended else _Look(job, time.monotonic())
 
 
-def _use(before: _Look | None, now: _Look) -> Use:
+def _use(before: _Look | None, now: _Look, host: str) -> Use:
     if before is None or now.at <= before.at:
-        return Use(now.job)
+        return Use(now.job, host)
     seconds, old, new = now.at - before.at, before.job.usage, now.job.usage
     # A figure that the host could not tell for once is 0, and the next one no rate.
     return Use(
         now.job,
+        host,
         cpu=100 * max(0.0, client_json.seconds(new.cpu_time) - client_json.seconds(old.cpu_time)) / seconds,
         read=max(0, new.io_read_bytes - old.io_read_bytes) / seconds,
         written=max(0, new.io_written_bytes - old.io_written_bytes) / seconds,

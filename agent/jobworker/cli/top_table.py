@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobworker.cli import client_text
+from jobworker.cli.terminal import inline
 from jobworker.cli.top_sample import Picture, Use
 
 SORTS: dict[str, Callable[[Use], float]] = {
@@ -27,14 +28,14 @@ def rows(picture: Picture, sort: str, now: float) -> list[str]:
         now: Unix time in seconds.
     """
     uses = sorted(picture.uses, key=SORTS[sort], reverse=True)
-    return client_text.aligned([_HEAD, *(_row(picture, use, now) for use in uses)]).split("\n")
+    return client_text.aligned([_HEAD, *(_row(use, now) for use in uses)]).split("\n")
 
 
-def _row(picture: Picture, use: Use, now: float) -> tuple[str, ...]:
+def _row(use: Use, now: float) -> tuple[str, ...]:
     job = use.job
     return (
         job.id,
-        picture.host[:_HOST_WIDTH],
+        inline(use.host)[:_HOST_WIDTH],
         job.principal.rpartition("/")[2],
         f"{use.cpu:6.1f}" if use.measured else "     -",
         f"{_size(job.usage.memory_bytes):>6}",
@@ -50,11 +51,11 @@ def _size(count: float) -> str:
     return client_text.size(int(count)).removesuffix(" bytes")
 
 
-def plain(picture: Picture, use: Use) -> dict[str, Any]:
+def plain(use: Use) -> dict[str, Any]:
     """One job; `None` for what two looks were too few for."""
     return {
         "id": use.job.id,
-        "host": picture.host,
+        "host": use.host,
         "principal": use.job.principal,
         "cpu_percent": round(use.cpu, 1) if use.measured else None,
         "memory_bytes": use.job.usage.memory_bytes,

@@ -7,23 +7,15 @@ from collections.abc import Iterator
 
 import click
 
-from jobworker import units
-from jobworker.cli import client_options
 from jobworker.cli.client_command import as_json, complain, connect_to
-from jobworker.cli.fleet import sources
+from jobworker.cli.fleet import asked, top
 from jobworker.cli.fleet.actions import Action, Visit, prepare
-from jobworker.cli.fleet.fanout import Budget, Fanout, read_budget
+from jobworker.cli.fleet.fanout import Fanout
 from jobworker.cli.fleet.interrupts import Interrupts
 from jobworker.cli.fleet.outcome import Outcome, exit_code, of_error, summary
 from jobworker.cli.fleet.printer import Lane, Printer
-from jobworker.cli.fleet.targets import Target, Wanted, choose, targets
-from jobworker.client import context, tls
-from jobworker.client.endpoint import Endpoint
-from jobworker.errors import InvalidField, JobWorkerError
-
-_FORKS, _CONNECT_TIMEOUT = 20, "5s"
-# Each host has its own; nobody calls this one.
-_NO_ADDR = "0.0.0.0:1"
+from jobworker.cli.fleet.targets import Target
+from jobworker.errors import JobWorkerError
 
 
 def invoke(ctx: click.Context) -> int:
@@ -33,11 +25,14 @@ def invoke(ctx: click.Context) -> int:
         JobWorkerError: a mistake in what was asked for; no host was called.
         OSError: nobody takes the output; jobs that were followed are stopped if it is a BrokenPipeError.
     """
+    if ctx.command.name == "top":
+        # The one that comes back to its hosts.
+        return top.invoke(ctx)
     action = prepare(ctx.command.name or "", ctx.params)
-    found = list(_targets(ctx))
-    seconds = _connect_timeout(ctx)
+    found = list(asked.targets(ctx))
+    seconds = asked.connect_timeout(ctx)
     printer = Printer(as_json=as_json(), environ=os.environ)
-    fanout = Fanout(found, _budget(ctx))
+    fanout = Fanout(found, asked.budget(ctx))
     detach = ctx.params.get("detach_on_interrupt", False)
     with Interrupts(fanout.close, fanout.leave, detach=detach) as interrupts:
 
@@ -45,7 +40,7 @@ def invoke(ctx: click.Context) -> int:
             return _visit(target, action, Lane(printer, target.name), interrupts, seconds)
 
         try:
-            _follow(fanout.run(visit, client_options.value_or(ctx, "forks", _FORKS)), fanout)
+            _follow(fanout.run(visit, asked.forks(ctx)), fanout)
         except BrokenPipeError:
             interrupts.stop_all()
             raise
@@ -80,51 +75,3 @@ def _told(rest: list[Outcome], printer: Printer) -> list[Outcome]:
     for outcome in rest:
         Lane(printer, outcome.host).result(outcome)
     return rest
-
-
-def _targets(ctx: click.Context) -> Iterator[Target]:
-    for name in ("addr", "server_name"):
-        if client_options.value(ctx, name):
-            option = f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{option} is for one host; of many the inventory tells it")
-    path = client_options.value(ctx, "inventory") or os.environ.get("JOBWORKER_INVENTORY", "")
-    if not path:
-        raise click.UsageError("there is no inventory; give --inventory FILE, or set JOBWORKER_INVENTORY")
-    groups = client_options.value_or(ctx, "group", tuple[str, ...]())
-    hosts = client_options.value_or(ctx, "host", tuple[str, ...]())
-    wanted = Wanted(groups, hosts, client_options.value(ctx, "limit"))
-    if wanted == Wanted((), (), ""):
-        raise click.UsageError("say which hosts of the inventory: --group all for all of them")
-    base = _base(ctx)
-    inventory = sources.read(path)
-    chosen = choose(inventory, wanted)
-    for term in chosen.unmatched:
-        complain(f"--limit: {term!r:.80} matches nothing in the inventory")
-    return targets(inventory, chosen.hosts, base)
-
-
-def _base(ctx: click.Context) -> Endpoint:
-    """What one proves oneself with to all hosts.
-
-    Raises:
-        JobWorkerError: something is missing, or no agent would take it.
-    """
-    flags = {name: client_options.value(ctx, name) for name in ("ca", "cert", "key")}
-    base = context.endpoint({**flags, "addr": _NO_ADDR}, os.environ, client_options.value(ctx, "context"))
-    # Told once, and not by each host.
-    tls.preflight(base)
-    return base
-
-
-def _budget(ctx: click.Context) -> Budget | None:
-    text = client_options.value(ctx, "max_fail")
-    return read_budget(text, "--max-fail") if text else None
-
-
-def _connect_timeout(ctx: click.Context) -> float:
-    """In seconds."""
-    text = client_options.value_or(ctx, "connect_timeout", _CONNECT_TIMEOUT)
-    millis = units.parse_duration(text, "--connect-timeout")
-    if not millis:
-        raise InvalidField("--connect-timeout", "is no time at all", _CONNECT_TIMEOUT)
-    return millis / 1000

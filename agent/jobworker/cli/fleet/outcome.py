@@ -67,7 +67,7 @@ def summary(outcomes: Iterable[Outcome]) -> Iterator[str]:
         kinds.setdefault((outcome.status, outcome.reason), []).append(outcome.host)
     counts = _counts(kinds)
     told = ", ".join(f"{counts[status]} {status}" for status in Status if status in counts)
-    yield f"{_hosts(sum(counts.values()))}: {told}"
+    yield f"{hosts_text(sum(counts.values()))}: {told}"
     for (status, reason), hosts in sorted(kinds.items(), key=_by_status):
         if status not in (Status.OK, Status.WITHOUT):
             yield f"  {status}{f', {reason}' if reason else ''}: {some(hosts)}"
@@ -96,5 +96,6 @@ def _by_status(kind: tuple[tuple[Status, str], list[str]]) -> tuple[int, str]:
     return list(Status).index(status), reason
 
 
-def _hosts(count: int) -> str:
+def hosts_text(count: int) -> str:
+    """So many hosts, in words."""
     return "1 host" if count == 1 else f"{count} hosts"

@@ -1,0 +1,118 @@
+"""`worker-client top` over many hosts: one table of all their jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+import click
+
+from jobworker.cli import client_top
+from jobworker.cli.client_command import complain, connect_to
+from jobworker.cli.fleet import asked
+from jobworker.cli.fleet.outcome import Outcome, Status, exit_code, hosts_text, of_error, summary
+from jobworker.cli.fleet.targets import Target, some
+from jobworker.cli.top_sample import Picture, Sampler
+from jobworker.errors import JobWorkerError
+
+if TYPE_CHECKING:
+    from jobworker.client.rpc.client import Client
+
+
+def invoke(ctx: click.Context) -> int:
+    """Show what the jobs of the hosts use; the exit code, which tells of hosts that did not answer in the end.
+
+    Raises:
+        JobWorkerError: a mistake in what was asked for.
+    """
+    options = ctx.params
+    interval = client_top.interval_seconds(options["interval"])
+    looks = FleetLooks(asked.targets(ctx), options["limit"], asked.forks(ctx), asked.connect_timeout(ctx))
+    try:
+        status = client_top.show(looks, interval, options["sort"], once=options["once"])
+    finally:
+        looks.close()
+    outcomes = looks.outcomes()
+    if all(outcome.status is Status.OK for outcome in outcomes):
+        return status
+    for line in summary(outcomes):
+        complain(line)
+    return status or exit_code(outcomes, interrupted=False)
+
+
+class _Host:
+    """One of them, over all looks.
+
+    Attributes:
+        picture: of the last look; `None` where there is none to be had.
+        outcome: how that went.
+        looking: the look that is under way, or the last one.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.picture: Picture | None = None
+        self.outcome = Outcome(target.name, Status.UNREACHABLE, detail="has not answered yet")
+        self.looking: Future[None] | None = None
+        self._client: Client | None = None
+        self._sampler: Sampler | None = None
+
+    def look(self, most: int, seconds: float) -> None:
+        try:
+            if self._sampler is None:
+                self._sampler = self._reached(most, seconds)
+            self.picture = self._sampler.sample()
+            self.outcome = Outcome(self.target.name, Status.OK)
+        except JobWorkerError as error:
+            self.picture, self.outcome = None, of_error(self.target.name, error)
+
+    def _reached(self, most: int, seconds: float) -> Sampler:
+        if self._client is None:
+            self._client = connect_to(self.target.endpoint, connect_timeout=seconds)
+        self._client.reach()
+        return Sampler(self._client, most, self.target.name)
+
+    def close(self) -> None:
+        if self._client:
+            self._client.close()
+
+
+class FleetLooks:
+    """Looks at all hosts; one that hangs is left out until it answers, and holds up no other."""
+
+    def __init__(self, targets: Iterable[Target], most: int, forks: int, seconds: float) -> None:
+        """Prepare the looks; no host is called before the first.
+
+        Args:
+            targets: the hosts.
+            most: jobs to look at on each.
+            forks: so many hosts at a time.
+            seconds: to reach a host, and to wait for those that are late.
+        """
+        self._hosts = [_Host(target) for target in targets]
+        self._most, self._seconds = most, seconds
+        self._threads = ThreadPoolExecutor(forks)
+
+    def sample(self) -> Picture:
+        for host in self._hosts:
+            if host.looking is None or host.looking.done():
+                host.looking = self._threads.submit(host.look, self._most, self._seconds)
+        _, late = wait([host.looking for host in self._hosts if host.looking], self._seconds)
+        seen = [host.picture for host in self._hosts if host.looking not in late and host.picture]
+        missing = [host.target.name for host in self._hosts if host.looking in late or not host.picture]
+        return Picture(
+            hosts_text(len(seen)) + (f", without {some(missing)}" if missing else ""),
+            tuple(use for picture in seen for use in picture.uses),
+            more=any(picture.more for picture in seen),
+        )
+
+    def outcomes(self) -> list[Outcome]:
+        """How the last look at each host went."""
+        return [host.outcome for host in self._hosts]
+
+    def close(self) -> None:
+        """End all connections, and with them the looks that are under way."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for host in self._hosts:
+            host.close()
