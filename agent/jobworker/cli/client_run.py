@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobworker.cli import client_plan
 from jobworker.cli.client_command import complain, connect
 from jobworker.cli.client_exit import INTERRUPTED, ExitsAsJob, exit_status, notice_of
 from jobworker.cli.client_interrupt import Interrupts, stop_unless_ended
@@ -26,7 +27,7 @@ _HELP = """Start a job, follow its output, and exit with its exit code.
 
 What the job writes to its standard output and standard error comes out of those of this command. The first
 Ctrl-C stops the job, the second one leaves it at that. From the command on, everything is the job's own.
-`--format` changes nothing here, except on many hosts.
+`--format` changes nothing here, except on many hosts and with --dry-run, which `start` explains.
 
 \b
 worker-client run --cpu 50% --memory 256M -- make all
@@ -44,8 +45,11 @@ not reached and no job failed.
 @click.command("run", cls=ExitsAsJob, help=_HELP, context_settings=CONTEXT_SETTINGS)
 @click.option("--detach-on-interrupt", is_flag=True, help="Let the job go on after Ctrl-C.")
 @job_options
-def run(words: tuple[str, ...], *, detach_on_interrupt: bool, **options: Any) -> int:
+def run(words: tuple[str, ...], *, detach_on_interrupt: bool, dry_run: bool, **options: Any) -> int:
     spec = spec_of(words, options, os.environ)
+    if dry_run:
+        client_plan.show(spec, options["idempotency_key"])
+        return 0
     with connect() as client, Interrupts(client, detach=detach_on_interrupt) as interrupts:
         try:
             job_id = client.start(spec, idempotency_key=options["idempotency_key"]).id

@@ -79,6 +79,7 @@ _OPTIONS = (
         help="What the job reads from its standard input, up to 64 KiB; `-` for yours. By default nothing.",
     ),
     click.option("--best-effort", is_flag=True, help="Start even if a limit cannot be enforced there."),
+    click.option("--dry-run", is_flag=True, help="Start nothing, and show what would be started, or why not."),
     click.argument("words", metavar="[--] COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED),
 )
 

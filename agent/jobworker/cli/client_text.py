@@ -16,7 +16,12 @@ from jobworker.findings import by_reason
 
 if TYPE_CHECKING:
     from jobworker.api.v1.job_pb2 import Job, LimitStatus, Usage
-    from jobworker.api.v1.job_worker_service_pb2 import GetAgentInfoResponse, LimitProfile, LimitSupport
+    from jobworker.api.v1.job_worker_service_pb2 import (
+        GetAgentInfoResponse,
+        LimitProfile,
+        LimitSupport,
+        StartResponse,
+    )
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -35,6 +40,40 @@ def job(message: Job, now: float) -> str:
     return labelled(
         (*_what(message), *_life(message, now), *_sandbox(message), *_limits(message), *_output(message))
     )
+
+
+def plan(message: StartResponse) -> str:
+    """What a start would make, as labelled lines."""
+    job, rule = message.job, ("allowed by", f"rule {message.rule}")
+    if job.id:
+        return labelled((("started before", f"{job.id}, {status(job)}"), ("command", command(job)), rule))
+    return labelled(
+        (
+            ("would start", command(job)),
+            rule,
+            ("directory", job.workdir or "a fresh one of its own"),
+            *_given(job),
+            ("user", _user(job)),
+            ("timeout", _timeout(job)),
+            *_sandbox(job),
+            ("profile", job.profile),
+            *_under("limits", [_limit(limit) for limit in job.limits]),
+        )
+    )
+
+
+def plan_line(message: StartResponse) -> str:
+    """The same in a line, to compare agents by."""
+    job = message.job
+    limits = ", ".join(_limit(limit) for limit in job.limits) or "no limits"
+    what = f"started before: {job.id}, {status(job)}" if job.id else f"would start, {limits}"
+    return f"{inline(what)}; allowed by rule {inline(message.rule)}"
+
+
+def _user(message: Job) -> str:
+    if message.user:
+        return f"{message.user} ({message.uid})"
+    return f"the agent's ({message.uid})" if message.uid else "one of its own"
 
 
 def table(jobs: Iterable[Job], now: float) -> str:
@@ -151,11 +190,15 @@ def _what(message: Job) -> Pairs:
     yield "detail", message.detail
     yield "command", command(message)
     yield "directory", message.workdir
-    yield "environment", ", ".join(message.env_names)
-    yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(message.labels.items()))
+    yield from _given(message)
     yield "started by", message.principal
     user = f"user {message.user} ({message.uid})" if message.user else f"user id {message.uid}"
     yield "process", f"{message.pid}, {user}" if message.pid else ""
+
+
+def _given(message: Job) -> Pairs:
+    yield "environment", ", ".join(message.env_names)
+    yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(message.labels.items()))
 
 
 def _sandbox(message: Job) -> Pairs:
@@ -169,12 +212,15 @@ def _life(message: Job, now: float) -> Pairs:
     for label, field in (("created", "created_at"), ("started", "started_at"), ("ended", "ended_at")):
         told = client_json.time(message, field)
         yield label, f"{told} ({age(now - getattr(message, field).seconds)} ago)" if told else ""
-    limit = f"{client_json.seconds(message.timeout):g} s" if message.HasField("timeout") else ""
-    yield "timeout", limit
+    yield "timeout", _timeout(message)
     if message.HasField("exit_code"):
         yield "exit code", str(message.exit_code)
     if message.HasField("signal"):
         yield "signal", f"{message.signal} ({signal_name(message.signal)})"
+
+
+def _timeout(message: Job) -> str:
+    return f"{client_json.seconds(message.timeout):g} s" if message.HasField("timeout") else ""
 
 
 def _limits(message: Job) -> Pairs:

@@ -58,7 +58,7 @@ def start(caller: Caller, request: pb.StartRequest) -> StartJob:
     # Of the whole specification, the environment's values included: those must not be stored to be compared.
     idempotency = jobs.Idempotency(key, hashlib.sha256(codec.dumps_sparse(made)).hexdigest() if key else "")
     idempotency.check()
-    return StartJob(caller, made, idempotency)
+    return StartJob(caller, made, idempotency, request.dry_run)
 
 
 def spec(request: pb.StartRequest) -> jobs.JobSpec:

@@ -28,7 +28,17 @@ from jobworker.gateway.seek import Log, View
 from jobworker.gateway.trust import Trust
 from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
-from jobworker.wire.messages import DeleteJob, Done, Drain, Drained, HostIs, InspectJob, JobReply, ReadLimits
+from jobworker.wire.messages import (
+    DeleteJob,
+    Done,
+    Drain,
+    Drained,
+    HostIs,
+    InspectJob,
+    JobReply,
+    ReadLimits,
+    StartPlanned,
+)
 
 # In a stream's trailers: where to go on.
 RESUME_OFFSET, RESUME_TOKEN = "jobworker-resume-offset", "jobworker-resume-token"
@@ -59,6 +69,9 @@ class JobWorker(api.JobWorkerServiceServicer):
     async def Start(self, request: pb.StartRequest, _context: Context) -> pb.StartResponse:
         message = incoming.start(CALLER.get(), request)
         self._permits.start(PRINCIPAL.get(), message.spec)
+        if message.dry_run:
+            planned, _ = await self._link.ask(message, StartPlanned, repeatable=True)
+            return pb.StartResponse(job=outgoing.job(planned.record), rule=planned.rule)
         reply, _ = await self._link.ask(message, JobReply, repeatable=bool(request.idempotency_key))
         return pb.StartResponse(job=outgoing.job(reply.record))
 

@@ -144,11 +144,16 @@ class Audit:
             raise HostFault("writing the audit trail", self._jobs.failing, problem)
 
     def start_refused(self, request: StartJob, error: JobWorkerError) -> None:
-        fields = {**_command(request.spec), **_problem(error)}
+        fields = {**_dry(request), **_command(request.spec), **_problem(error)}
         self._note_call("start_refused", decision="deny", **fields, claimed=_claimed(request.caller))
 
     def start_repeated(self, request: StartJob, job_id: str) -> None:
-        self._note_call("start_repeated", decision="allow", job=job_id, claimed=_claimed(request.caller))
+        fields = {"job": job_id, **_dry(request)}
+        self._note_call("start_repeated", decision="allow", **fields, claimed=_claimed(request.caller))
+
+    def start_planned(self, request: StartJob, rule: str) -> None:
+        fields = {"rule": _clip(rule), **_dry(request), **_command(request.spec)}
+        self._note_call("start_planned", decision="allow", **fields, claimed=_claimed(request.caller))
 
     def started(self, caller: Caller, record: JobRecord) -> None:
         self._note("job_started", decision="allow", **_job(record), claimed=_claimed(caller))
@@ -350,6 +355,10 @@ def _job(record: JobRecord) -> dict[str, Any]:
         "sandbox": record.sandbox.profile,
         "profile": record.profile,
     }
+
+
+def _dry(request: StartJob) -> dict[str, bool]:
+    return {"dry_run": True} if request.dry_run else {}
 
 
 def _command(spec: JobSpec) -> dict[str, Any]:

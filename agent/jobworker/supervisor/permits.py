@@ -31,12 +31,14 @@ class Permit:
         spec: with the limits that the policy holds it to.
         prescribed: the names of limits that must be enforced.
         filled: the names of limits that are the policy's and not the client's.
+        rule: the name of the rule that allows it.
         user: the host's user to run as; None where the job has one of its own.
     """
 
     spec: JobSpec
     prescribed: tuple[str, ...]
     filled: tuple[str, ...]
+    rule: str
     user: User | None
 
 
@@ -69,7 +71,8 @@ class Permits:
         if not decision.allowed:
             raise self._told(policy.denied(request, decision), caller)
         user = self._user(spec.user, account) if spec.user else None
-        return Permit(replace(spec, limits=decision.limits), decision.prescribed, decision.filled, user)
+        held = replace(spec, limits=decision.limits)
+        return Permit(held, decision.prescribed, decision.filled, decision.rule, user)
 
     def _user(self, name: str, account: Account | None) -> User:
         if os.geteuid() != 0:

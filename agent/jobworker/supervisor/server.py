@@ -28,6 +28,7 @@ from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.policies import Policies
 from jobworker.supervisor.registry import Registry
+from jobworker.supervisor.starts import Outcome
 from jobworker.wire import frames, messages, sockets
 
 _MAX_CONNECTIONS = 32
@@ -178,9 +179,11 @@ class Server:
             connection.subscribe([record.job_id for record in records], whole=self._registry.is_whole)
 
     def start_job(self, _: Connection, request: messages.StartJob, reply: Reply) -> None:
-        def started(outcome: JobRecord | JobWorkerError) -> None:
+        def started(outcome: Outcome) -> None:
             if isinstance(outcome, JobWorkerError):
                 reply(frames.failed(outcome), ())
+            elif isinstance(outcome, messages.StartPlanned):
+                reply(outcome, ())
             else:
                 self.log.info("job started", job=outcome.job_id, principal=outcome.principal, uid=outcome.uid)
                 reply(messages.JobReply(outcome), ())

@@ -20,12 +20,13 @@ from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import Launcher, Order
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.limits import LimitRules, host_memory
-from jobworker.supervisor.permits import Permits
+from jobworker.supervisor.permits import Permit, Permits
 from jobworker.supervisor.shares import Shares
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import Caller, Drain, Drained, HostInfo, StartJob
+from jobworker.wire.messages import Caller, Drain, Drained, HostInfo, StartJob, StartPlanned
 
-Started = Callable[[JobRecord | JobWorkerError], None]
+Outcome = JobRecord | StartPlanned | JobWorkerError
+Started = Callable[[Outcome], None]
 
 _MAX_EARLY = 256
 # What fits a message.
@@ -109,7 +110,7 @@ class Starts:
         return job_id in self._launching
 
     def start(self, request: StartJob, started: Started) -> None:
-        """Start a job; `started` gets its record once the command was executed.
+        """Start a job; `started` gets its record once the command was executed, or what a dry run has found.
 
         Raises:
             JobWorkerError: why it can't be started.
@@ -124,10 +125,33 @@ class Starts:
             return
         principal = request.caller.principal
         permit = self._permits.start(request.caller, self.limits.profiled(spec))
+        if request.dry_run:
+            started = _planned(started, permit.rule)
         if known := self.keys.find(principal, idempotency):
             self._audit.start_repeated(request, known)
             self._started_before(known, started)
             return
+        order = self._order(request, permit)
+        if request.dry_run:
+            self._audit.start_planned(request, permit.rule)
+            started(_as_it_would_be(order))
+            return
+        self._audit.start_asked(request)
+        self._users.take(order.own_uid)
+        self._launching[order.record.job_id] = order, [started]
+        self.keys.remember(order.record, idempotency)
+        try:
+            self._launcher.launch(order, lambda outcome: self._launched(order, request.caller, outcome))
+        except JobWorkerError as error:
+            self._launched(order, request.caller, error)
+
+    def _order(self, request: StartJob, permit: Permit) -> Order:
+        """All that is decided about a start; nothing has been made for it, or taken.
+
+        Raises:
+            JobWorkerError: why it can't be started.
+        """
+        spec, principal = request.spec, request.caller.principal
         self._admit(principal)
         profile = self.limits.profile(spec.profile)
         permit.spec.limits.check()
@@ -136,26 +160,19 @@ class Starts:
         plan = self.limits.plan(permit.spec, directory, profile, permit.prescribed, permit.filled)
         self.shares.check_memory(principal, plan.settable.memory_bytes or 0)
         confinement, applied = self._isolation.decide(spec, self._store.work_path(job_id))
-        self._audit.start_asked(request)
-        own_uid = None if permit.user else self._users.take()
+        own_uid = None if permit.user else self._users.find()
         user = permit.user if own_uid is None else User(own_uid, own_uid)
         record = self._new_record(job_id, principal, spec, user.uid if user else os.geteuid())
-        order = Order(
+        return Order(
             record=replace(record, sandbox=applied, profile=profile),
             spec=spec,
             user=user,
             own_uid=own_uid,
             confinement=confinement,
             limits=plan.settable,
-            idempotency=idempotency,
+            idempotency=request.idempotency,
             report=lambda actual: self.limits.status(plan, actual),
         )
-        self._launching[order.record.job_id] = order, [started]
-        self.keys.remember(order.record, idempotency)
-        try:
-            self._launcher.launch(order, lambda outcome: self._launched(order, request.caller, outcome))
-        except JobWorkerError as error:
-            self._launched(order, request.caller, error)
 
     def _started_before(self, job_id: str, started: Started) -> None:
         if launching := self._launching.get(job_id):
@@ -267,3 +284,22 @@ class Starts:
             profiles=self._profiles.value,
             limits_problem=self._profiles.problem,
         )
+
+
+def _planned(tell: Started, rule: str) -> Started:
+    """Tells of a job that a dry run asks for in the way that it is asked."""
+    return lambda outcome: tell(StartPlanned(outcome, rule) if isinstance(outcome, JobRecord) else outcome)
+
+
+def _as_it_would_be(order: Order) -> JobRecord:
+    """The record of a job that is not started, without what this alone would make it have."""
+    record = order.record
+    return replace(
+        record,
+        job_id="",
+        created_ns=0,
+        workdir=order.spec.workdir,
+        uid=0 if order.own_uid is not None else record.uid,
+        log_path="",
+        limits=order.report(order.limits),
+    )

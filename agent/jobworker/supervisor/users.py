@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 
 from jobworker.errors import CapExceeded
@@ -17,22 +16,28 @@ class Users:
     def __init__(self, settings: JobSettings) -> None:
         self.one_per_job = os.geteuid() == 0
         self._count = settings.uid_count
-        self._ids = itertools.cycle(range(settings.first_uid, settings.first_uid + settings.uid_count))
+        self._first = settings.first_uid
+        self._turn = 0
         self._used: set[int] = set()
 
-    def take(self) -> int | None:
-        """A user id that is not in use; None where jobs have none of their own.
+    def find(self) -> int | None:
+        """A user id that is not in use, for `take`; None where jobs have none of their own.
 
         Raises:
             CapExceeded: there is none left.
         """
         if not self.one_per_job:
             return None
-        for uid in itertools.islice(self._ids, self._count):
-            if uid not in self._used:
-                self._used.add(uid)
+        for turn in range(self._turn, self._turn + self._count):
+            if (uid := self._first + turn % self._count) not in self._used:
                 return uid
         raise CapExceeded("the number of jobs that have a user id", self._count, _RETRY_SECONDS)
+
+    def take(self, uid: int | None) -> None:
+        """Use the one that was found."""
+        if uid is not None:
+            self._used.add(uid)
+            self._turn = (uid - self._first + 1) % self._count
 
     def keep(self, uid: int) -> None:
         """It is in use, by a job of an earlier life; or is a user of the host, which no job is given."""

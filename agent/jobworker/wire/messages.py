@@ -17,7 +17,7 @@ from jobworker.policy import Policy
 from jobworker.sandbox import Part
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 4
+PROTOCOL = 5
 # The supervisor writes so many lines without letting a job's output wait.
 MAX_REPORTS = 64
 
@@ -139,11 +139,16 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class StartJob:
-    """Answer: `JobReply` after exec succeeded, or of the job that the same key has started before."""
+    """Answer: `JobReply` after exec succeeded, or of the job that the same key has started before.
+
+    Attributes:
+        dry_run: start nothing; the answer is `StartPlanned`.
+    """
 
     caller: Caller
     spec: JobSpec
     idempotency: Idempotency = field(default_factory=Idempotency)
+    dry_run: bool = False
 
     @property
     def principal(self) -> str:
@@ -322,6 +327,19 @@ class JobReply:
 
 
 @dataclass(frozen=True, slots=True)
+class StartPlanned:
+    """What a start would make.
+
+    Attributes:
+        record: without an id; or of the job that the same key has started before.
+        rule: of the policy, that allows it.
+    """
+
+    record: JobRecord
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogSegment:
     """Comes with two descriptors: the segment's bytes and its index.
 
@@ -426,5 +444,15 @@ REQUESTS: tuple[type[Any], ...] = (
     Shutdown,
     Upgrade,
 )
-ANSWERS: tuple[type[Any], ...] = (Welcome, JobReply, LogSegment, PolicyIs, HostIs, Done, Drained, Failed)
+ANSWERS: tuple[type[Any], ...] = (
+    Welcome,
+    JobReply,
+    StartPlanned,
+    LogSegment,
+    PolicyIs,
+    HostIs,
+    Done,
+    Drained,
+    Failed,
+)
 EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, DrainChanged, PolicyIs, HostIs)

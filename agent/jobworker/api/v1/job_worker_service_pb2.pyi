@@ -169,6 +169,7 @@ class StartRequest(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
     STDIN_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     command: _builtins.str
     """A path, or a name that is looked up in the PATH of `env`, or in the host's default path without one."""
     workdir: _builtins.str
@@ -193,6 +194,12 @@ class StartRequest(_message.Message):
     stdin: _builtins.bytes
     """What the job reads from its standard input, up to 65,536 bytes, and its end behind that. It is not kept: neither
     records nor logs have it.
+    """
+    dry_run: _builtins.bool
+    """Start nothing, and tell what would be started. All that decides on a Start decides on this as well and refuses it
+    with the same errors: policy, limits, sandbox, user, quotas, room for one more job, draining. What only the launch
+    itself can find out it does not tell: whether the command exists, say. Nothing of it stays but lines of the audit
+    trail. An agent that does not know this field refuses the request.
     """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -230,10 +237,11 @@ class StartRequest(_message.Message):
         user: _builtins.str = ...,
         profile: _builtins.str = ...,
         stdin: _builtins.bytes = ...,
+        dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "profile", b"profile", "sandbox", b"sandbox", "stdin", b"stdin", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "dry_run", b"dry_run", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "profile", b"profile", "sandbox", b"sandbox", "stdin", b"stdin", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,23 +249,30 @@ Global___StartRequest: _TypeAlias = StartRequest  # noqa: Y015
 
 @_typing.final
 class StartResponse(_message.Message):
-    """A job that runs."""
+    """A job that runs, or would."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """Of a dry run: the name of the policy's rule that allows it. Without a policy the rule is called `roles`."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job."""
+        """The job. Of a dry run as it would be: without id, process and times, and without a directory, log or user id where
+        these would be its own; its limits are those that would be set, as far as the host is known to enforce them. If
+        the idempotency key has its job already: that job, which has an id.
+        """
 
     def __init__(
         self,
         *,
         job: _job_pb2.Job | None = ...,
+        rule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

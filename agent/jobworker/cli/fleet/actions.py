@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from jobworker import jobs
-from jobworker.cli import client_json, client_text
+from jobworker.cli import client_json, client_plan, client_text
 from jobworker.cli.client_drain import wait_seconds
 from jobworker.cli.client_exit import exit_status, notice_of
 from jobworker.cli.client_interrupt import stop_unless_ended
@@ -67,6 +67,9 @@ def prepare(command: str, options: Options) -> Action:
 def _start(options: Options) -> Action:
     spec = spec_of(options["words"], options, os.environ)
 
+    if options["dry_run"]:
+        return _plan(spec, options)
+
     def act(visit: Visit) -> Outcome:
         job = visit.client.start(spec, idempotency_key=options["idempotency_key"])
         visit.show_job(job.id, job)
@@ -75,8 +78,20 @@ def _start(options: Options) -> Action:
     return act
 
 
+def _plan(spec: jobs.JobSpec, options: Options) -> Action:
+    def act(visit: Visit) -> Outcome:
+        found = visit.client.plan(spec, idempotency_key=options["idempotency_key"])
+        visit.lane.show(client_text.plan_line(found), "plan", **client_plan.plain(found))
+        return visit.done()
+
+    return act
+
+
 def _run(options: Options) -> Action:
     spec = spec_of(options["words"], options, os.environ)
+
+    if options["dry_run"]:
+        return _plan(spec, options)
 
     def act(visit: Visit) -> Outcome:
         started = visit.interrupts.start(visit.lane.host, visit.client, spec, options["idempotency_key"])

@@ -81,6 +81,19 @@ class Client:
         again = (_READ,) if idempotency_key else ()
         return self._connection.call(self._stub.Start, request, self._timeout, *again).job
 
+    def plan(self, spec: jobs.JobSpec, *, idempotency_key: str = "") -> pb.StartResponse:
+        """What `start` would do now, without doing it: fails as that would, or tells the job as it would be.
+
+        What only the launch can find out is not known: whether the command exists, say.
+
+        Args:
+            spec: what to run.
+            idempotency_key: the job that has it already, if there is one, is the answer's.
+        """
+        request = requests.start(spec, idempotency_key)
+        request.dry_run = True
+        return self._connection.call(self._stub.Start, request, self._timeout, _READ)
+
     def stop(
         self,
         job_id: str,
