@@ -10,17 +10,13 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import click
-import yaml
 
-from jobworker import units
 from jobworker.cli import worker_agent, worker_client
-from jobworker.errors import InvalidField
-from jobworker.settings import load, schema
+from jobworker.settings import effective, load, schema
 from jobworker_pki import cli as worker_pki
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _WIDTH = 100
-_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 
 _COMMANDS = """\
 # Commands
@@ -32,8 +28,9 @@ _CONFIGURATION = """\
 # Configuration
 
 The agent's settings, `/etc/jobworker/agent.yaml`: YAML, read by a process without privileges. Made from the
-program by `make docs`. `worker-agent config check FILE` says what is wrong with a file, and
-`worker-agent config show FILE` what it makes, defaults included. A key that is not here is refused.
+program by `make docs`. `worker-agent config check FILE` says what is wrong with a file, line by line, and
+`worker-agent config show FILE` what it makes, and where each setting comes from: a line, or the default. A key
+that is not here is refused.
 
 ```yaml
 state_dir: /var/lib/jobworker
@@ -114,24 +111,8 @@ def default(cls: type[Any], name: str, parse: load.Parse) -> str:
         return "(has to be there)"
     if is_dataclass(field.default):
         return "(a section)"
-    text = written(name, field.default)
-    try:
-        parse(name, yaml.safe_load(text))
-    except InvalidField:
-        return "(none)"
-    return f"`{text}`"
-
-
-def written(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return str(list(value))
-    if value and (name.endswith("_bytes") or name.startswith("keep_log")):
-        return units.format_size(value)
-    if name.endswith("_ms"):
-        return next(f"{value // ms}{unit}" for unit, ms in _UNITS.items() if value % ms == 0)
-    return str(value)
+    text = effective.written(name, field.default, parse)
+    return "(none)" if text is None else f"`{text}`"
 
 
 PAGES = {"commands.md": commands, "configuration.md": configuration}

@@ -173,10 +173,43 @@ def test_a_bad_configuration_is_explained(tmp_path: object) -> None:
     run = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert run.returncode == 1
     assert "jobs.max_cpu: must be text" in run.stderr
-    check = subprocess.run(
-        [os.path.join(BIN, "worker-agent"), "config", "check", config], capture_output=True, check=False
-    )
-    assert (check.returncode, b"jobs.max_cpu" in check.stderr) == (1, True)
+    check = config_command("check", config)
+    assert (check.returncode, check.stderr) == (2, WRONG.format(config))
+
+
+WRONG = """\
+{0}: line 1: jobs.max_cpu: must be text; for example 50%
+{0}: line 1: state_dir: is missing; for example state_dir: /var/lib/jobworker
+{0}: line 1: listen: is missing; for example listen: 0.0.0.0:7443
+{0}: line 1: tls.ca: is missing; for example ca: /etc/jobworker/tls/ca.pem
+{0}: line 1: tls.cert: is missing; for example cert: /etc/jobworker/tls/cert.pem
+{0}: line 1: tls.key: is missing; for example key: /etc/jobworker/tls/key.pem
+"""
+
+
+def config_command(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [os.path.join(BIN, "worker-agent"), "config", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def test_what_a_configuration_makes_is_shown_with_its_lines(tmp_path: object) -> None:
+    config = os.path.join(str(tmp_path), "agent.yaml")
+    with open(config, "w") as file:
+        file.write(
+            "state_dir: /s\nlisten: 127.0.0.1:1\ntls: {ca: /a, cert: /b, key: /c}\njobs:\n  max_cpu: 150%\n"
+        )
+    rows = dict[str, list[str]]()
+    for line in config_command("show", config).stdout.splitlines():
+        key, *rest = line.split()
+        rows[key] = rest
+    assert rows["listen"] == ["127.0.0.1:1", f"{config}:2"]
+    assert rows["jobs.max_cpu"] == ["150%", f"{config}:5"]
+    assert rows["jobs.max_pids"] == ["32768", "default"]
+    assert rows["policy"] == ["(none)", "default"]
+    told = json.loads(config_command("show", config, "--format", "json").stdout)
+    assert told["jobs.max_cpu"] == {"value": "150%", "origin": f"{config}:5"}
+    assert told["policy"] == {"value": None, "origin": "default"}
+    assert told.keys() == rows.keys()
 
 
 def test_the_gateway_may_die(own_agent: Agent) -> None:

@@ -106,7 +106,7 @@ def test_a_wrong_configuration_is_told_and_the_host_as_well(directory: Path) -> 
     path = config(directory, jobs={"max_activ": 3})
     status, found = doctor(path)
     assert status == 1
-    assert "jobs.max_activ: is not a setting; for example max_active" in told(found, "settings", "fail")[0]
+    assert "jobs.max_activ: is not known here; for example max_active" in told(found, "settings", "fail")[0]
     assert told(found, "kernel")
     assert not told(found, "tls")
     assert "No such file" in failures("/nonexistent.yaml")["settings"]

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from jobworker.errors import InvalidField, PkiProblem, Unauthenticated
+from jobworker.errors import PkiProblem, Unauthenticated
 from jobworker.gateway import credentials
 from jobworker.gateway.certificate_rules import CertificateRules
 from jobworker.settings import load, schema
 from jobworker.settings.schema import CertificateSettings
+from jobworker.settings.yaml_reader import Mistakes
 from jobworker_pki import keys, reading
 from support import certs
 from support.certs import SERVER_AUTH, Recipe, make
@@ -136,11 +137,11 @@ def test_the_agents_own_pair(tmp_path: Any, recipe: Recipe, text: str, said: str
         ("{client_usages: [1.99.1]}", "tls.certificates.client_usages[0]: '1.99.1' is not an object identifier"),
         ("{client_usages: [7]}", "tls.certificates.client_usages[0]: must be text"),
         ("{max_client_life: 90}", "tls.certificates.max_client_life: must be text"),
-        ("{max_life: 90d}", "tls.certificates.max_life: is not a setting"),
+        ("{max_life: 90d}", "tls.certificates.max_life: is not known here"),
         ("[]", "tls.certificates: must be a mapping"),
     ],
 )
 def test_settings_that_are_none_are_explained(text: str, said: str) -> None:
-    with pytest.raises(InvalidField) as caught:
+    with pytest.raises(Mistakes) as caught:
         settings(text)
     assert said in str(caught.value)

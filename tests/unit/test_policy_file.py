@@ -97,7 +97,7 @@ MISTAKES = [
         "version: 1\nrules:\n- {name: a, allow: all}\n- {name: a, allow: all}",
         "line 4: rules[1].name: a is the name of",
     ),
-    ("version: 1\nversion: 1\nrules: [{name: a, allow: all}]", "line 2: the file.version: is here twice"),
+    ("version: 1\nversion: 1\nrules: [{name: a, allow: all}]", "line 2: version: is here twice"),
     (rule("allow: all\n    allow: all"), "line 5: rules[0].allow: is here twice"),
     (rule("alow: all"), "line 4: rules[0].alow: is not known here; for example allow"),
     (rule("roles: [READER]"), "line 3: rules[0].allow: is missing, or deny is"),

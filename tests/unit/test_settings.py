@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobworker import codec
-from jobworker.errors import InvalidField
-from jobworker.settings import load, schema
+from jobworker.settings import effective, load, schema
+from jobworker.settings.yaml_reader import Mistakes
 
 FULL = """
 state_dir: /var/lib/jobworker
@@ -39,8 +42,6 @@ jobs:
   default_pids: 100
   max_cpu: 150%
   max_memory: 2G
-  default_memory: 64M
-  max_jobs_memory: 3G
   default_memory: 64M
   max_jobs_memory: 3G
   max_pids: 200
@@ -110,8 +111,8 @@ def test_a_full_file_sets_every_field() -> None:
         ("jobs: {max_cpu: '50'}", "jobs.max_cpu: '50' is not a percentage of one CPU; for example 50%"),
         ("jobs: {segment_size: 1e9G}", "jobs.segment_size: '1e9G' is not a size; for example 256M"),
         ("jobs: {keep_log: 100}", "jobs.keep_log: must be text; for example 256M"),
-        ("jobs: {segment: 1M}", "jobs.segment: is not a setting; for example segment_size"),
-        ("lisen: 127.0.0.1:1", "lisen: is not a setting; for example listen"),
+        ("jobs: {segment: 1M}", "jobs.segment: is not known here; for example segment_size"),
+        ("lisen: 127.0.0.1:1", "lisen: is not known here; for example listen"),
         ("listen: example.org", "listen: 'example.org' is not ADDRESS:PORT; for example 127.0.0.1:7443"),
         ("listen: 127.0.0.1:99999", "is not ADDRESS:PORT"),
         ("tls: {ca: ca.pem}", "tls.ca: 'ca.pem' is not an absolute path"),
@@ -126,7 +127,7 @@ def test_a_full_file_sets_every_field() -> None:
         ("quotas: {calls_burst: 49}", "quotas.calls_burst: 49 is less than calls_per_second"),
         ("quotas: {active_jobs: 11}", "quotas.active_jobs: 11 is more than all principals may have together"),
         ("quotas: {jobs_memory: 5}", "quotas.jobs_memory: must be text; for example 256M"),
-        ("quotas: {rate: 5}", "quotas.rate: is not a setting"),
+        ("quotas: {rate: 5}", "quotas.rate: is not known here; there are streams, calls, calls_per_second"),
         ("audit: {max_size: 1K}", "audit.max_size: 1K is not between 256K and 64G; for example 256K"),
         ("audit: {max_size: 5}", "audit.max_size: must be text; for example 32M"),
         ("audit: {keep: 0}", "audit.keep: 0 is not a number between 1 and 10000"),
@@ -144,26 +145,92 @@ def test_a_full_file_sets_every_field() -> None:
         ("isolation: {host_for: [1]}", "isolation.host_for[0]: must be text"),
         ("jobs: [1]", "jobs: must be a mapping"),
         ("- 1", "the file: must be a mapping"),
-        ("a: [", "line 1: is not YAML"),
-        ("x: !!python/object/apply:os.system [id]", "is not YAML"),
+        ("a: [", "the file: is not YAML"),
+        ("x: !!python/object/apply:os.system [id]", "x: is not known here"),
+        (
+            "policy: !!python/name:os.system",
+            "policy: is not what it looks like: could not determine a constructor",
+        ),
+        (
+            "state_dir: 2026-13-45",
+            "state_dir: is not what it looks like: month must be in 1..12; put it in quotes",
+        ),
+        ("log_level: info\nlog_level: error", "line 2: log_level: is here twice"),
+        ("isolation: {writable: [&a /srv, *a]}", "isolation.writable[1]: is an alias"),
+        ("isolation: {writable: [[/srv]]}", "isolation.writable[0]: must be text; for example /srv/build"),
+        ("isolation: {writable: {a: /srv}}", "isolation.writable: must be a list"),
+        ("jobs:", "jobs: must be a mapping of names to values; for example name: value"),
+        ("state_dir:", "state_dir: must be text; for example /var/lib/jobworker"),
     ],
 )
 def test_a_bad_file_is_explained_by_field(text: str, said: str) -> None:
-    with pytest.raises(InvalidField) as caught:
+    with pytest.raises(Mistakes) as caught:
         load.load(text, load.load(FULL))
     assert said in str(caught.value)
+
+
+def test_every_mistake_is_told_at_its_line() -> None:
+    text = """\
+lisen: 0.0.0.0:7443
+tls:
+  ca: ca.pem
+  cert: /cert.pem
+jobs:
+  max_cpu: 50
+  default_pids: 0
+isolation:
+  writable:
+    - /srv
+    - srv
+"""
+    with pytest.raises(Mistakes) as caught:
+        load.load(text)
+    assert [(each.line, each.field) for each in caught.value.mistakes] == [
+        (1, "lisen"),
+        (1, "state_dir"),
+        (1, "listen"),
+        (3, "tls.ca"),
+        (3, "tls.key"),
+        (6, "jobs.max_cpu"),
+        (7, "jobs.default_pids"),
+        (11, "isolation.writable[1]"),
+    ]
+    # And says how it would be right.
+    assert all(each.example for each in caught.value.mistakes)
+
+
+def test_what_does_not_go_together_is_told_where_it_is() -> None:
+    text = (
+        "quotas:\n  calls_burst: 49\nmetrics:\n  listen: 0.0.0.0:1\n  plain_http: true\ntls: {stale_crl: refuse}\n"
+    )
+    base = schema.Settings("/s", "127.0.0.1:1", schema.TlsSettings("/a", "/b", "/c"))
+    with pytest.raises(Mistakes) as caught:
+        load.load(text, base)
+    told = [(each.line, each.field) for each in caught.value.mistakes]
+    assert told == [(2, "quotas.calls_burst"), (5, "metrics.plain_http"), (6, "tls.stale_crl")]
+
+
+@given(st.text(max_size=60) | st.sampled_from(["&a [*a]", "a: &b {c: *b}", "? ? ?", "--- \n--- ", "\ud800", "\0"]))
+def test_no_file_is_too_odd(text: str) -> None:
+    with pytest.raises(Mistakes):
+        load.load(text)
+
+
+def test_an_empty_file_leaves_all_as_it_is() -> None:
+    base = load.load(FULL)
+    assert load.load("", base) == load.load("# nothing\n", base) == base
 
 
 def test_who_may_have_the_profile_host_is_said_in_one_place() -> None:
     host_for = "isolation: {host_for: ['spiffe://example.org/user/ops-*']}"
     without = FULL.replace("policy: /etc/jobworker/policy.yaml\n", "")
     assert load.load(host_for, load.load(without)).isolation.host_for == ("spiffe://example.org/user/ops-*",)
-    with pytest.raises(InvalidField, match=r"isolation\.host_for: is nothing beside a policy"):
+    with pytest.raises(Mistakes, match=r"isolation\.host_for: is nothing beside a policy"):
         load.load(host_for, load.load(FULL))
 
 
 def test_what_is_needed_is_named() -> None:
-    with pytest.raises(InvalidField, match="listen: is missing"):
+    with pytest.raises(Mistakes, match="listen: is missing"):
         load.load("state_dir: /x")
 
 
@@ -172,3 +239,32 @@ def test_canonical_settings_are_written_whole(tmp_path: object) -> None:
     settings = load.load(FULL)
     schema.write(settings, path)
     assert schema.read(path) == settings
+
+
+def test_each_setting_has_a_value_and_an_origin() -> None:
+    settings, lines = load.read(FULL)
+    shown = {each.key: each for each in effective.all_of(settings, lines)}
+    given_lines = FULL.splitlines()
+    for key, each in shown.items():
+        if key == "isolation.host_for":
+            assert (each.value, each.line) == ("[]", None)
+            continue
+        assert each.line, key
+        name, _, _ = given_lines[each.line - 1].strip().partition(":")
+        assert name == key.rpartition(".")[2]
+
+
+def test_what_is_shown_makes_the_same_settings_again() -> None:
+    for text in (FULL, "{state_dir: '/a: b', listen: '[::1]:1', tls: {ca: /c, cert: '/#', key: /k}}"):
+        settings, lines = load.read(text)
+        again: dict[str, object] = {}
+        for each in effective.all_of(settings, lines):
+            *path, key = each.key.split(".")
+            place: dict[str, object] = again
+            for step in path:
+                place = place.setdefault(step, {})  # type: ignore[assignment] # only sections are on the way
+            # Beside a policy even an empty list of these says something.
+            if each.value is not None and key not in ("host_for", "stale_crl"):
+                place[key] = yaml.safe_load(each.value)
+        made = load.load(yaml.safe_dump(again))
+        assert replace(made, tls=replace(made.tls, stale_crl=settings.tls.stale_crl)) == settings

@@ -37,7 +37,7 @@ def canonical(config: str, over: Settings | None = None) -> Settings:
         over: what it is laid over; without it the file has to say all that has no default.
 
     Raises:
-        InvalidField: what is wrong with it.
+        InvalidField: all that is wrong with it.
         OSError: it cannot be read.
     """
     command = [*_PYTHON, "-m", "jobworker.cli.worker_agent", "config", "canonical"]
@@ -46,7 +46,9 @@ def canonical(config: str, over: Settings | None = None) -> Settings:
     with open(config, "rb") as file:
         made = subprocess.run(command, stdin=file, capture_output=True, check=False, timeout=_PATIENCE)
     if made.returncode:
-        raise InvalidField(config, made.stderr.decode(errors="replace").strip().removeprefix("worker-agent: "))
+        said = made.stderr.decode(errors="replace").strip().splitlines()
+        # Each mistake is one that can be gone to.
+        raise InvalidField(config, f"\n{config}: ".join(said).removeprefix("worker-agent: "))
     return codec.loads(Settings, made.stdout)
 
 

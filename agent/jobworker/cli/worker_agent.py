@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 import click
 
 import jobworker
-from jobworker import codec
-from jobworker.cli import limits_commands, policy_commands
+from jobworker.cli import config_commands, limits_commands, policy_commands
 from jobworker.cli.agent_audit import audit
-from jobworker.cli.privileges import give_up
 from jobworker.errors import JobWorkerError
-from jobworker.settings.schema import MAX_SETTINGS_BYTES, SOCKET_NAME, Settings
+from jobworker.settings.schema import SOCKET_NAME
 
 _DEV = """\
 Run the whole agent in the foreground, with certificates made for it.
@@ -199,67 +196,9 @@ def doctor(config: str | None, gateway_user: str, form: str) -> None:
     sys.exit(findings_text.show(agent_doctor.findings(config, gateway_user), as_json=form == "json"))
 
 
-@main.group()
-def config() -> None:
-    """Check the agent's configuration."""
-
-
-@config.command()
-@click.argument("file", type=click.File("rb"), default="-")
-def check(file: BinaryIO) -> None:
-    """Check a configuration file (or standard input) and say what is wrong with it."""
-    from jobworker.settings import load  # noqa: PLC0415 - brings in the YAML parser
-
-    try:
-        load.load(_read(file))
-    except JobWorkerError as error:
-        _fail(str(error))
-    click.echo("the configuration is good")
-
-
-@config.command()
-@click.argument("file", type=click.Path(dir_okay=False, exists=True))
-def show(file: str) -> None:
-    """Show all settings that a configuration file makes, with those that it leaves at their defaults, as JSON."""
-    from jobworker.cli import service  # noqa: PLC0415 - `--help` need not wait for it
-
-    try:
-        settings = service.canonical(file)
-    except (JobWorkerError, OSError) as error:
-        _fail(str(error))
-    click.echo(json.dumps(codec.parse(codec.dumps(settings)), indent=2))
-
-
-@config.command()
-@click.option("--over", default="", metavar="JSON", help="Canonical settings that the configuration is laid over.")
-def canonical(over: str) -> None:
-    """Read a configuration from standard input and print canonical settings, as the agent reads them.
-
-    As root, gives up its privileges before it looks at the input.
-    """
-    from jobworker.settings import load  # noqa: PLC0415 - brings in the YAML parser
-
-    try:
-        base = codec.loads(Settings, over.encode()) if over else None
-        give_up()
-        settings = load.load(_read(sys.stdin.buffer), base)
-    except JobWorkerError as error:
-        _fail(str(error))
-    sys.stdout.buffer.write(codec.dumps(settings))
-
-
+main.add_command(config_commands.config)
 main.add_command(policy_commands.policy)
 main.add_command(limits_commands.limits)
-
-
-def _read(file: BinaryIO) -> str:
-    data = file.read(MAX_SETTINGS_BYTES + 1)
-    if len(data) > MAX_SETTINGS_BYTES:
-        _fail(f"the configuration is larger than {MAX_SETTINGS_BYTES} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        _fail(f"the configuration is not UTF-8: {error}")
 
 
 def _fail(problem: str) -> NoReturn:

@@ -2,34 +2,33 @@
 
 Runs in a process of its own without privileges (`worker-agent config`): no YAML parser reaches the others.
 The file has the names of the schema, with sizes, shares and durations as people write them.
+Here is what each may be, and what goes together; `sections` goes through the file.
 """
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-import yaml
 
 from jobworker import identity, limits, units
 from jobworker.errors import InvalidField
 from jobworker.limits import PIDS_RANGE
 from jobworker.sandbox import PROFILES
+from jobworker.settings import sections, yaml_reader
 from jobworker.settings.schema import (
     MAX_CALLS,
+    MAX_SETTINGS_BYTES,
     MAX_STREAMS,
     CertificateSettings,
-    MetricsSettings,
-    QuotaSettings,
     Settings,
     TlsSettings,
 )
-
-Parse = Callable[[str, Any], Any]
+from jobworker.settings.sections import Parse, Table
+from jobworker.settings.yaml_reader import Reader
 
 # What jobs must not share.
 _SPECIAL = ("/tmp", "/var/tmp", "/dev/shm", "/proc")  # noqa: S108 - the names that are replaced
@@ -50,14 +49,14 @@ def _text(field: str, value: Any, example: str = "") -> str:
     return value
 
 
-def _path(field: str, value: Any) -> str:
-    if not os.path.isabs(_text(field, value)):
-        raise InvalidField(field, f"{value!r:.80} is not an absolute path", "/etc/jobworker/server.pem")
+def _path(field: str, value: Any, example: str = "/etc/jobworker/server.pem") -> str:
+    if not os.path.isabs(_text(field, value, example)):
+        raise InvalidField(field, f"{value!r:.80} is not an absolute path", example)
     return str(value)
 
 
 def _writable(field: str, value: Any) -> str:
-    path = os.path.normpath(_path(field, value))
+    path = os.path.normpath(_path(field, value, "/srv/build"))
     for special in _SPECIAL:
         if special == path or special.startswith(f"{path.rstrip('/')}/"):
             problem = f"{path} holds {special}, of which each job has its own"
@@ -66,7 +65,7 @@ def _writable(field: str, value: Any) -> str:
 
 
 def _listen(field: str, value: Any) -> str:
-    host, _, port = _text(field, value).rpartition(":")
+    host, _, port = _text(field, value, "127.0.0.1:7443").rpartition(":")
     try:
         ipaddress.ip_address(host.strip("[]"))
         valid = port.isascii() and port.isdigit() and int(port) < 2**16
@@ -147,26 +146,22 @@ def _audit_size(field: str, value: Any) -> int:
 
 
 def _duration(field: str, value: Any) -> int:
-    return units.parse_duration(_text(field, value), field)
+    return units.parse_duration(_text(field, value, "30s"), field)
 
 
 def _oid(field: str, value: Any) -> str:
     try:
         return identity.check_role_oid(_text(field, value, identity.DEFAULT_ROLE_OID))
     except ValueError as error:
-        raise InvalidField(field, str(error)) from None
+        raise InvalidField(field, str(error), identity.DEFAULT_ROLE_OID) from None
 
 
 def _usage(field: str, value: Any) -> str:
     return _oid(field, _USAGES.get(str(value), value))
 
 
-def _certificates(field: str, value: Any) -> CertificateSettings:
-    return CertificateSettings(**_section(f"{field}.", _mapping(field, value), CERTIFICATES))
-
-
 def _cgroup(field: str, value: Any) -> str:
-    path = _text(field, value)
+    path = _text(field, value, "/system.slice")
     if not path.startswith("/") or ".." in path.split("/"):
         raise InvalidField(
             field, f"{value!r:.80} is not a cgroup's path from the hierarchy's root", "/system.slice"
@@ -176,12 +171,12 @@ def _cgroup(field: str, value: Any) -> str:
 
 # Key in the file: field of the schema, and how its value is read.
 TOP: dict[str, tuple[str, Parse]] = {
-    "state_dir": ("state_dir", _path),
+    "state_dir": ("state_dir", partial(_path, example="/var/lib/jobworker")),
     "listen": ("listen", _listen),
     "log_level": ("log_level", _one_of("info", "debug", "warning", "error")),
     "gateway_uid": ("gateway_uid", _number(0, 2**32 - 2)),
-    "policy": ("policy", _path),
-    "limits": ("limits", _path),
+    "policy": ("policy", partial(_path, example="/etc/jobworker/policy.yaml")),
+    "limits": ("limits", partial(_path, example="/etc/jobworker/limits.yaml")),
 }
 CERTIFICATES: dict[str, tuple[str, Parse]] = {
     "key_types": ("key_types", _some_of("rsa", "ecdsa")),
@@ -193,7 +188,7 @@ CERTIFICATES: dict[str, tuple[str, Parse]] = {
     "max_client_life": ("max_client_life_ms", _duration),
     "max_agent_life": ("max_agent_life_ms", _duration),
 }
-_TLS: dict[str, tuple[str, Parse]] = {
+_TLS: Table = {
     "ca": ("ca", _path),
     "cert": ("cert", _path),
     "key": ("key", _path),
@@ -201,7 +196,7 @@ _TLS: dict[str, tuple[str, Parse]] = {
     "crl": ("crl", _path),
     "stale_crl": ("stale_crl", _one_of("refuse", "allow")),
     "revoked": ("revoked", _path),
-    "certificates": ("certificates", _certificates),
+    "certificates": ("certificates", sections.Nested(CERTIFICATES, CertificateSettings)),
 }
 _JOBS: dict[str, tuple[str, Parse]] = {
     "segment_size": ("segment_bytes", _limit("memory")),
@@ -219,7 +214,7 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "keep_for": ("keep_ms", _duration),
     "first_uid": ("first_uid", _number(1000, 2**31 - 2)),
     "uid_count": ("uid_count", _number(1, 2**24)),
-    "default_path": ("default_path", _text),
+    "default_path": ("default_path", partial(_text, example="/usr/bin:/bin")),
     "cgroup_parent": ("cgroup_parent", _cgroup),
     "kill_wait": ("kill_wait_ms", _duration),
 }
@@ -236,7 +231,7 @@ _ISOLATION: dict[str, tuple[str, Parse]] = {
     "default": ("default", _one_of(*PROFILES)),
     "missing": ("missing", _one_of("refuse", "report")),
     "writable": ("writable", _list(_writable)),
-    "host_for": ("host_for", _list(_text)),
+    "host_for": ("host_for", _list(partial(_text, example="spiffe://example.org/user/ops-*"))),
 }
 _METRICS: dict[str, tuple[str, Parse]] = {
     "listen": ("listen", _listen),
@@ -247,7 +242,7 @@ _AUDIT: dict[str, tuple[str, Parse]] = {
     "keep": ("keep", _number(1, 10_000)),
     "required": ("required", _flag),
 }
-SECTIONS = {
+SECTIONS: Mapping[str, Table] = {
     "tls": _TLS,
     "jobs": _JOBS,
     "quotas": _QUOTAS,
@@ -255,6 +250,12 @@ SECTIONS = {
     "metrics": _METRICS,
     "audit": _AUDIT,
 }
+
+
+# What has no default, and how it may look.
+_NEEDED = {"state_dir": "/var/lib/jobworker", "listen": "0.0.0.0:7443"}
+_NEEDED_OF_TLS = {name: f"/etc/jobworker/tls/{name}.pem" for name in ("ca", "cert", "key")}
+_NOTHING = Settings("", "", TlsSettings("", "", ""))
 
 
 def load(text: str, base: Settings | None = None) -> Settings:
@@ -265,79 +266,61 @@ def load(text: str, base: Settings | None = None) -> Settings:
         base: what it is laid over; without it state_dir, listen and tls must be in the file.
 
     Raises:
-        InvalidField: what is wrong, with the field's path.
+        Mistakes: all that is wrong with it.
     """
-    tree = _mapping("the file", _parse(text))
-    top = _section("", {key: value for key, value in tree.items() if key not in SECTIONS}, TOP)
-    tls, jobs, quotas, isolation, metrics, audit = (
-        _section(f"{name}.", _mapping(name, tree.get(name, {})), table) for name, table in SECTIONS.items()
-    )
-    if "stale_crl" in tls and not (tls.get("crl") or (base and base.tls.crl)):
-        raise InvalidField("tls.stale_crl", "is nothing without tls.crl", "crl: /etc/jobworker/lists.pem")
-    if (top.get("policy") or (base and base.policy)) and isolation.get("host_for"):
-        raise InvalidField(
-            "isolation.host_for", "is nothing beside a policy, whose rules say so", "sandboxes: [host]"
-        )
+    return read(text, base)[0]
+
+
+def read(text: str, base: Settings | None = None) -> tuple[Settings, Mapping[str, int]]:
+    """The same, and for each key that is there, such as `jobs.max_cpu`, on which line its value is, from 1 on."""
+    reader = Reader()
+    settings = yaml_reader.load(text, partial(_file, base), empty="", most_bytes=MAX_SETTINGS_BYTES, reader=reader)
+    return settings, reader.lines()
+
+
+def _file(base: Settings | None, reader: Reader, node: Any) -> Settings:
+    parts: Table = {name: (name, sections.Nested(table)) for name, table in SECTIONS.items()}
+    found = sections.values(reader, node, "the file", {**TOP, **parts})
     if base is None:
-        _require({"state_dir", "listen"}, top, "")
-        _require({"ca", "cert", "key"}, tls, "tls.")
-        base = Settings(top["state_dir"], top["listen"], TlsSettings(**tls))
-    return replace(
-        base,
-        **top,
-        tls=replace(base.tls, **tls),
-        jobs=replace(base.jobs, **jobs),
-        quotas=_consistent(replace(base.quotas, **quotas), jobs.get("max_active", base.jobs.max_active)),
-        isolation=replace(base.isolation, **isolation),
-        metrics=_checked(replace(base.metrics, **metrics)),
-        audit=replace(base.audit, **audit),
+        _require(reader, node, _NEEDED, "", found)
+        _require(reader, node, _NEEDED_OF_TLS, "tls.", found.get("tls", {}))
+    if reader.mistakes:
+        return _NOTHING
+    over = base or _NOTHING
+    made = replace(
+        over, **{**found, **{name: replace(getattr(over, name), **found.get(name, {})) for name in SECTIONS}}
     )
+    for error in _discords(made, found):
+        reader.wrong_beside(node, error.field, error.problem, error.example)
+    return made
 
 
-def _consistent(quotas: QuotaSettings, max_active: int) -> QuotaSettings:
-    if quotas.active_jobs > max_active:
+def _require(reader: Reader, node: Any, needed: Mapping[str, str], prefix: str, found: Mapping[str, Any]) -> None:
+    for name, example in needed.items():
+        if name not in found:
+            reader.wrong_beside(node, f"{prefix}{name}", "is missing", f"{name}: {example}")
+
+
+def _discords(made: Settings, found: Mapping[str, Any]) -> Iterator[InvalidField]:
+    """What is good by itself and not beside others.
+
+    Args:
+        made: all settings.
+        found: those of the file.
+    """
+    quotas, metrics, most = made.quotas, made.metrics, made.jobs.max_active
+    if "stale_crl" in found.get("tls", {}) and not made.tls.crl:
+        yield InvalidField("tls.stale_crl", "is nothing without tls.crl", "crl: /etc/jobworker/lists.pem")
+    if made.policy and found.get("isolation", {}).get("host_for"):
+        problem = "is nothing beside a policy, whose rules say so"
+        yield InvalidField("isolation.host_for", problem, "sandboxes: [host]")
+    if quotas.active_jobs > most:
         problem = f"{quotas.active_jobs} is more than all principals may have together (jobs.max_active)"
-        raise InvalidField("quotas.active_jobs", problem, str(max_active))
+        yield InvalidField("quotas.active_jobs", problem, str(most))
     if quotas.calls_burst < quotas.calls_per_second:
         problem = f"{quotas.calls_burst} is less than calls_per_second, of which a burst is a second's at least"
-        raise InvalidField("quotas.calls_burst", problem, str(2 * quotas.calls_per_second))
-    return quotas
-
-
-def _checked(metrics: MetricsSettings) -> MetricsSettings:
+        yield InvalidField("quotas.calls_burst", problem, str(2 * quotas.calls_per_second))
     host = metrics.listen.rpartition(":")[0].strip("[]")
     if metrics.plain_http and not (host and ipaddress.ip_address(host).is_loopback):
         problem = f"needs metrics.listen on a loopback address, and it is {metrics.listen!r:.60}"
-        raise InvalidField("metrics.plain_http", problem, "listen: 127.0.0.1:7444")
-    return metrics
-
-
-def _parse(text: str) -> Any:
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else "the file"
-        raise InvalidField(where, f"is not YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise InvalidField(name, "must be a mapping of names to values")
-    return value
-
-
-def _section(prefix: str, tree: Mapping[str, Any], table: Mapping[str, tuple[str, Parse]]) -> dict[str, Any]:
-    values = {}
-    for key, value in tree.items():
-        if key not in table:
-            near = difflib.get_close_matches(key, table, n=1)
-            raise InvalidField(f"{prefix}{key}", "is not a setting", near[0] if near else "")
-        field, parse = table[key]
-        values[field] = parse(f"{prefix}{key}", value)
-    return values
-
-
-def _require(names: set[str], values: Mapping[str, Any], prefix: str) -> None:
-    for name in sorted(names - values.keys()):
-        raise InvalidField(f"{prefix}{name}", "is missing")
+        yield InvalidField("metrics.plain_http", problem, "listen: 127.0.0.1:7444")

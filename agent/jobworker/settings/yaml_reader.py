@@ -52,23 +52,28 @@ class Mistakes(JobWorkerError):
         return "\n".join(map(str, self.mistakes))
 
 
-def load(text: str, read: Callable[[Reader, Any], T], *, empty: str, most_bytes: int) -> T:
+def load(
+    text: str, read: Callable[[Reader, Any], T], *, empty: str, most_bytes: int, reader: Reader | None = None
+) -> T:
     """Read a file.
 
     Args:
         text: what it holds.
         read: makes of its node what it stands for, and notes mistakes.
-        empty: what a file with nothing in it would mean.
+        empty: what a file with nothing in it would mean; without a word here, it is one with no names in it.
         most_bytes: that the result can take as canonical JSON.
+        reader: that is to go through the file.
 
     Raises:
         Mistakes: all that is wrong with it.
     """
     if len(text.encode("utf-8", "replace")) > MAX_FILE_BYTES:
         raise _only(1, f"is larger than {MAX_FILE_BYTES} bytes")
-    reader = Reader()
+    reader = reader or Reader()
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None and not empty:
+            node = yaml.compose("{}", Loader=yaml.SafeLoader)
         if node is None:
             raise _only(1, f"is empty, which would {empty}", f"version: {_VERSION}")
         value = read(reader, node)
@@ -104,13 +109,21 @@ class Reader:
         self.mistakes.append(Mistake(node.start_mark.line + 1, field, problem, example))
 
     def wrong_beside(self, node: Any, field: str, problem: str, example: str = "") -> None:
-        """What is good by itself and not beside others; the node is where it would have been."""
-        self.wrong(self._places.get(field, node), field, problem, example)
+        """What is good by itself and not beside others, or missing.
+
+        Its line is that of the field, else of what that would be in, else the node's.
+        """
+        places = (self._places.get(name) for name in (field, field.rpartition(".")[0]))
+        self.wrong(next(filter(None, places), node), field, problem, example)
+
+    def lines(self) -> dict[str, int]:
+        """On which line the value of each name is that was met, by its field, from 1 on."""
+        return {field: node.start_mark.line + 1 for field, node in self._places.items()}
 
     def _once(self, node: Any, field: str) -> bool:
         """An alias stands for a node that was met before: a small file could become a large one."""
         if id(node) in self._met:
-            self.wrong(node, field, "is an alias, which is not needed here")
+            self.wrong(node, field, "is an alias, which is not needed here; write it out")
             return False
         self._met.add(id(node))
         return True
@@ -118,13 +131,13 @@ class Reader:
     def mapping(self, node: Any, field: str) -> dict[str, Any]:
         """Nodes by their keys, each of which is there once."""
         if not isinstance(node, yaml.MappingNode):
-            self.wrong(node, field, "must be a mapping of names to values")
+            self.wrong(node, field, "must be a mapping of names to values", "name: value")
             return {}
         found: dict[str, Any] = {}
         for key, value in node.value if self._once(node, field) else ():
             name = self.text(key, f"{field}: a key")
             if name in found:
-                self.wrong(key, f"{field}.{name}", "is here twice")
+                self.wrong(key, _inside(field, name), "is here twice; take one of them out")
             found[name] = value
             self._places[_inside(field, name)] = value
         return found
@@ -137,7 +150,8 @@ class Reader:
                 values[name] = table[name](self, value, _inside(field, name))
             elif name:
                 near = difflib.get_close_matches(name, table, n=1)
-                self.wrong(value, _inside(field, name), "is not known here", near[0] if near else "")
+                problem = "is not known here" if near else f"is not known here; there are {', '.join(table)}"
+                self.wrong(value, _inside(field, name), problem, "".join(near))
         return values
 
     def items(self, node: Any, field: str, item: Parse) -> tuple[Any, ...]:
@@ -150,6 +164,20 @@ class Reader:
         if not node.value:
             self.wrong(node, field, "is empty; leave it out")
         return tuple(item(self, each, f"{field}[{i}]") for i, each in enumerate(node.value))
+
+    def plain(self, node: Any, field: str) -> Any:
+        """What YAML makes of text, a number, a flag, or a list of these."""
+        if isinstance(node, yaml.MappingNode) or not self._once(node, field):
+            return {}
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(item, f"{field}[{i}]") for i, item in enumerate(node.value)]
+        try:
+            return yaml.SafeLoader("").construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            # A date that there is not, say, is no YAML error.
+            problem = getattr(error, "problem", None) or str(error)
+            self.wrong(node, field, f"is not what it looks like: {problem}; put it in quotes if it is text")
+            return None
 
     def text(self, node: Any, field: str, example: str = "") -> str:
         if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
