@@ -43,7 +43,7 @@ lint: setup ## Check style, types, walls between folders, and the contract
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --diff --exit-code proto
 
-docs: setup ## Write the pages of docs/ that are made from the program: commands and configuration
+docs: setup ## Write the pages of docs/ that are made from the program: commands, configuration, API, errors
 	PYTHONPATH=tests $(BIN)/python -m support.reference
 
 format: setup ## Put the code into its form
@@ -71,19 +71,27 @@ faults: setup ## Kill parts of an agent at random, and look for what was lost: N
 
 FLEET := .venv-fleet
 COLLECTIONS := build/collections
+
+.PHONY: site sbom
+site: .venv-site/.installed ## Build the documentation's site in build/site; a link that leads nowhere is an error
+	.venv-site/bin/mkdocs --quiet build --strict
+
+sbom: setup .venv-sbom/.installed ## Say what it is made of, in dist/: a bill of materials (CycloneDX), and licences
+	requirements/sbom.sh dist
+
+.venv-%/.installed: requirements/%.lock
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
 .PHONY: wheelhouse deb setup-fleet collection lint-ansible
-wheelhouse: setup ## Collect what hosts install from, locked by hash, in dist/wheelhouse: PYTHONS="3.11 3.13"
+wheelhouse: sbom ## Collect what hosts install from, locked by hash, in dist/wheelhouse: PYTHONS="3.11 3.13"
 	requirements/wheelhouse.sh dist/wheelhouse
 
 deb: wheelhouse ## Make Debian packages, one for each Python, in dist/
 	for archive in dist/wheelhouse/*.tar; do requirements/deb.sh $$archive dist || exit 1; done
 
 setup-fleet: $(FLEET)/.installed ## Make the environment that playbooks are run from
-
-$(FLEET)/.installed: requirements/fleet.lock
-	$(PYTHON) -m venv $(FLEET)
-	$(FLEET)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fleet.lock
-	@touch $@
 
 collection: setup-fleet ## Build the Ansible collection into dist/
 	$(FLEET)/bin/ansible-galaxy collection build --force --output-path dist ansible
@@ -115,9 +123,9 @@ lock: setup ## Resolve the dependencies anew and lock them by hash
 	  pyproject.toml --output-file requirements/install.lock --upgrade
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  pyproject.toml --group dev --constraint requirements/install.lock --output-file requirements/dev.lock --upgrade
-	for group in fleet bootstrap; do \
+	for group in fleet bootstrap site sbom; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --group pyproject.toml:$$group --output-file requirements/$$group.lock --upgrade || exit 1; done
 
 clean: ## Remove what was built, the virtual environment and the development agent's directory
-	rm -rf $(VENV) $(FLEET) .dev dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(FLEET) .venv-site .venv-sbom .dev dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -2,7 +2,8 @@
 # Make what hosts install from, without a way to the outside: wheelhouse.sh DIRECTORY [SOURCE]
 #
 # One archive for each Python: jobworker-VERSION-pyVERSION-ARCH.tar with the wheels of install.lock, jobworker built
-# from SOURCE (this tree), pip, and a requirements.txt that has all of them by hash. The same input makes the same bytes.
+# from SOURCE (this tree), pip, and a requirements.txt that has all of them by hash; and what `make sbom` has made beside
+# DIRECTORY, if it has. The same input makes the same bytes.
 # PYTHONS="3.11 3.12 3.13" and ARCH=x86_64 say what for.
 set -euo pipefail
 out=$1
@@ -27,6 +28,9 @@ for python in ${PYTHONS:-3.11 3.12 3.13}; do
     pip download "${target[@]}" --no-deps --require-hashes --dest "$wheels" \
         --requirement "$here/install.lock" --requirement "$here/bootstrap.lock"
     cp "$work/$wheel" "$wheels/"
+    for said in "$out/../jobworker-$version".{cdx.json,licences.txt}; do
+        [ ! -e "$said" ] || cp "$said" "$wheels/"
+    done
     {
         cat "$here/install.lock"
         printf 'jobworker==%s \\\n    --hash=sha256:%s\n' "$version" "$(sha256sum "$work/$wheel" | cut -d' ' -f1)"
