@@ -49,6 +49,12 @@ ln -s "$version" "$work/tree/opt/jobworker/current"
 install -Dm 644 -t "$work/tree/usr/lib/systemd/system" "$venv"/share/jobworker/systemd/*.service
 install -Dm 644 "$here/deb/sysusers.conf" "$work/tree/usr/lib/sysusers.d/jobworker.conf"
 install -Dm 644 "$root/LICENSE" "$work/tree/usr/share/doc/jobworker/copyright"
+for said in "$work/wheels/jobworker-$version".{cdx.json,licences.txt}; do
+    [ ! -e "$said" ] || install -Dm 644 -t "$work/tree/usr/share/doc/jobworker" "$said"
+done
+PYTHONPATH=$root/tests "$root/.venv/bin/python" -m support.manpages "$work/man"
+gzip -9n "$work"/man/*.1
+install -Dm 644 -t "$work/tree/usr/share/man/man1" "$work"/man/*.1.gz
 completion() { install -Dm 644 <("$root/.venv/bin/worker-client" completion "$1") "$work/tree/usr/share/$2"; }
 completion bash bash-completion/completions/worker-client
 completion zsh zsh/vendor-completions/_worker-client

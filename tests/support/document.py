@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent.parent
 _BIN = os.path.dirname(sys.executable)
 
 
@@ -41,3 +42,33 @@ def run(command: str, directory: Path) -> tuple[int, str]:
         check=False,
     )
     return done.returncode, done.stdout
+
+
+def all_pages() -> dict[str, str]:
+    """The text of README.md and of all of docs/, by their paths from the repository's root."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in pages}
+
+
+def command_lines(text: str) -> list[str]:
+    """What is typed in the shell sessions of a page, and what is quoted in its sentences."""
+    typed = [
+        line for session in blocks(text, "console") for line in re.findall(r"^[$#] (.*)", session, re.MULTILINE)
+    ]
+    for script in blocks(text, "sh"):
+        typed += script.replace("\\\n", " ").splitlines()
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return typed + [re.sub(r"\s+", " ", quoted) for quoted in re.findall(r"`([^`]+)`", prose)]
+
+
+def anchors(text: str) -> set[str]:
+    """What links can lead to in a page, as renderers of Markdown name its headings."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def links(text: str) -> list[str]:
+    """Where a page leads to."""
+    prose = re.sub(r"^```.*?^```$|`[^`]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"\]\(([^)\s]+)\)", prose)

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from jobworker.cli import worker_agent, worker_client
 from jobworker.settings import effective, load, schema
-from jobworker_pki import cli as worker_pki
+from jobworker.settings.sections import Parse
+from support import api_reference, manpages
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _WIDTH = 100
@@ -52,12 +52,7 @@ on.
 
 def commands() -> str:
     """docs/commands.md."""
-    programs = {
-        "worker-client": worker_client.cli,
-        "worker-agent": worker_agent.main,
-        "worker-pki": worker_pki.main,
-    }
-    helps = (help_of(name, program, None) for name, program in programs.items())
+    helps = (help_of(name, program, None) for name, program in manpages.PROGRAMS.items())
     return _COMMANDS + "".join(f"\n## {name}\n\n```text\n{text}\n```\n" for each in helps for name, text in each)
 
 
@@ -104,7 +99,7 @@ def meanings(cls: type[Any]) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", text) for name, text in found}
 
 
-def default(cls: type[Any], name: str, parse: load.Parse) -> str:
+def default(cls: type[Any], name: str, parse: Parse) -> str:
     """As it would be written in the file, if it can be."""
     (field,) = (field for field in fields(cls) if field.name == name)
     if field.default is MISSING:
@@ -115,7 +110,12 @@ def default(cls: type[Any], name: str, parse: load.Parse) -> str:
     return "(none)" if text is None else f"`{text}`"
 
 
-PAGES = {"commands.md": commands, "configuration.md": configuration}
+PAGES = {
+    "commands.md": commands,
+    "configuration.md": configuration,
+    "api.md": api_reference.api,
+    "errors.md": api_reference.error_page,
+}
 
 
 def main() -> None:
