@@ -79,6 +79,9 @@ def test_it_does_not_run_before_it_is_set_up(package: Package) -> None:
 
 def test_its_files_are_what_it_says(package: Package) -> None:
     assert package.run("dpkg --verify jobworker") == ""
+    files = package.run("dpkg --listfiles jobworker").splitlines()
+    assert "/usr/share/man/man1/worker-client-run.1.gz" in files
+    assert "/usr/share/doc/jobworker/jobworker-0.1.0.cdx.json" in files
 
 
 def test_the_agent_runs_a_job(serving: Package) -> None:

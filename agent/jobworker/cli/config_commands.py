@@ -16,6 +16,8 @@ from jobworker.errors import JobWorkerError
 from jobworker.settings.schema import Settings
 
 _WHAT = "configuration"
+# In place of a value that there is not.
+_NONE = "(none)"
 
 _CHECK = """\
 Check a configuration file (or standard input): the line and field of each mistake, or that there is none.
@@ -69,9 +71,6 @@ def show(file: BinaryIO, form: str) -> None:
     widths = [max(len(row[i] or _NONE) for row in rows) for i in range(2)]
     for key, value, origin in rows:
         click.echo(f"{key:<{widths[0]}}  {value or _NONE:<{widths[1]}}  {origin}")
-
-
-_NONE = "(none)"
 
 
 @config.command()

@@ -74,7 +74,9 @@ class Reading(Generic[V, R]):
             raise self._wrong(os.strerror(error.errno or 0)) from error
 
     def _wrong(self, problem: str) -> InvalidField:
-        return InvalidField(self._source.name, f"{self._path}: {problem}")
+        # Each mistake of a file is one that can be gone to.
+        lines = (f"{self._path}: {line}" for line in problem.splitlines())
+        return InvalidField(self._source.name, "\n".join(lines))
 
     def _open(self) -> int:
         """Open the file if nobody but the agent's own user can have written it.
