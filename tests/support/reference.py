@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from jobworker.gateway.metrics_table import METRICS
 from jobworker.settings import effective, load, schema
 from jobworker.settings.sections import Parse
 from support import api_reference, manpages
@@ -47,6 +48,45 @@ jobs:
 Sizes are written as `64M` or `1G`, in powers of 1024; times as `500ms`, `30s`, `10m`, `2h`, `7d`; shares of a CPU
 as `50%`, `250%`. Changes are taken with `systemctl reload jobworker-keeper` and a restart of the gateway; jobs go
 on.
+"""
+
+_METRICS = """\
+# Metrics
+
+What `GET /metrics` of `metrics.listen` has, for Prometheus. Made from the program by `make docs`.
+
+The agent serves HTTPS with its own certificate, and only to bearers of a client certificate of its CAs that is not
+revoked. A scrape job for agents:
+
+```yaml
+scrape_configs:
+  - job_name: jobworker
+    scheme: https
+    tls_config:
+      ca_file: /etc/prometheus/jobworker/ca.pem
+      cert_file: /etc/prometheus/jobworker/reader.pem
+      key_file: /etc/prometheus/jobworker/reader.key
+    file_sd_configs:
+      - files: [/etc/prometheus/jobworker/*.json]
+```
+
+Without TLS on loopback: `metrics: {listen: 127.0.0.1:7444, plain_http: true}`.
+
+Alerts, recording rules and a Grafana dashboard that stand on these are two files,
+`ansible/roles/monitoring/files/jobworker.rules.yml` and `jobworker.dashboard.json`. The collection's role
+`monitoring` puts them in place, and an installed agent has them in `share/jobworker/monitoring`. Both need a label
+`host`, which the role's target files give. What to do about an alert:
+[operations.md](operations.md#what-to-watch).
+
+Totals of jobs, output, limits, cgroups and supervisors stand in the state directory, and go on over restarts and
+deaths of any part; a power cut may take them back or to zero, as if a counter had been restarted. Those of calls
+and quotas begin at zero with each gateway. While the supervisor is away its last totals are told, and
+`jobworker_supervisor_up` is 0.
+
+No label holds a principal. A job's id is a label with `metrics.job_series` only, for so many running jobs at once.
+
+| name | type | labels | meaning |
+|---|---|---|---|
 """
 
 
@@ -110,9 +150,20 @@ def default(cls: type[Any], name: str, parse: Parse) -> str:
     return "(none)" if text is None else f"`{text}`"
 
 
+def metrics() -> str:
+    """docs/metrics.md."""
+    rows = (
+        f"| `{name}` | {described.kind.value} | {', '.join(f'`{label}`' for label in described.labels)} "
+        f"| {described.text} |\n"
+        for name, described in METRICS.items()
+    )
+    return _METRICS + "".join(rows)
+
+
 PAGES = {
     "commands.md": commands,
     "configuration.md": configuration,
+    "metrics.md": metrics,
     "api.md": api_reference.api,
     "errors.md": api_reference.error_page,
 }

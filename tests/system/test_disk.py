@@ -15,6 +15,7 @@ import pytest
 
 from jobworker.errors import HostFault
 from jobworker.jobs import EndReason
+from jobworker.wire import messages
 from support.root_side import DEADLINE, RootSide
 
 pytestmark = pytest.mark.root
@@ -75,6 +76,8 @@ def test_a_full_disk_costs_output_and_nothing_else(tmp_path: Path) -> None:
         ended = link.wait_ended(record.job_id)
         assert (ended.end_reason, ended.exit_code, ended.log_bytes) == (EndReason.EXITED, 5, 16 * MIB + 5)
         assert (ended.lost_bytes, ended.detail) == (seen.lost_bytes, "")
+        counted = link.ask(messages.Measure()).totals
+        assert (counted.lost_bytes, counted.log_gaps) == (seen.lost_bytes, 1)
         logs = Path(side.state_dir, "jobs", record.job_id, "logs")
         assert (logs / f"job_{record.job_id}.log").read_bytes()[-5:] == b"more\n"
         assert "output is being lost" in side.log()

@@ -7,53 +7,25 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import Metric
 
 from jobworker.api.v1 import job_worker_service_pb2 as service
 from jobworker.api.v1 import job_worker_service_pb2_grpc as api
+from jobworker.gateway.metrics_table import METRICS, Kind
 from support.agent import DEADLINE, Agent, running_agent
+from support.scraping import Scraper
+from support.waiting import until
 
 SERVICE = "jobworker.api.v1.JobWorkerService"
-
-
-class Scraper:
-    """Scrapes an agent."""
-
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
-        serving = next(line for line in agent.log().splitlines() if '"serving"' in line)
-        host, _, port = json.loads(serving)["metrics"].rpartition(":")
-        self.address = (host, int(port))
-
-    def context(self, role: str = "") -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=os.path.join(self.agent.pki_dir, "ca.pem"))
-        if role:
-            pair = (os.path.join(self.agent.pki_dir, f"{role}.{kind}") for kind in ("pem", "key"))
-            context.load_cert_chain(*pair)
-        return context
-
-    def ask(self, method: str = "GET", path: str = "/metrics", role: str = "reader") -> tuple[int, str]:
-        connection = http.client.HTTPSConnection(*self.address, timeout=DEADLINE, context=self.context(role))
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
-
-    def value(self, name: str, **labels: str) -> float:
-        """Of one series; 0 where there is none yet."""
-        status, text = self.ask()
-        assert status == 200
-        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
-        return sum(s.value for s in samples if s.name == name and s.labels.items() >= labels.items())
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +46,94 @@ def test_jobs_and_calls_are_counted(scraper: Scraper) -> None:
     assert scraper.value("jobworker_rpcs_total", method=f"{SERVICE}/Start", code="OK") == calls + 1
     assert scraper.value("jobworker_rpc_duration_seconds_count", method=f"{SERVICE}/Start") == calls + 1
     assert scraper.value("jobworker_supervisor_up") == 1
+
+
+def test_every_metric_of_the_table_is_told_and_no_other(scraper: Scraper) -> None:
+    scraper.agent.cli("run", "--", "true")
+    told = {family.name: family for family in scraper.families()}
+    exposed = {metric_name(family): family for family in told.values()}
+    assert exposed.keys() == {name for name, each in METRICS.items() if "job_id" not in each.labels} - {
+        "jobworker_jobs_without_series"
+    }
+    for name, family in exposed.items():
+        described = METRICS[name]
+        assert (family.documentation, family.type) == (
+            described.text,
+            "gauge" if described.kind is Kind.INFO else described.kind.value,
+        )
+        for sample in family.samples:
+            assert sample.labels.keys() - {"le"} == set(described.labels)
+
+
+def metric_name(family: Metric) -> str:
+    return f"{family.name}_total" if family.type == "counter" else family.name
+
+
+def test_totals_outlive_the_gateway(scraper: Scraper) -> None:
+    scraper.agent.cli("run", "--", "echo", "hello")
+    names = ("jobs_started_total", "jobs_ended_total", "log_bytes_total", "supervisor_starts_total")
+    before = {name: scraper.value(f"jobworker_{name}") for name in names}
+    gateway = gateway_pid(scraper.agent)
+    os.kill(gateway, signal.SIGKILL)
+    # The agent says so in its log, as it says where the next one serves its metrics.
+    until(lambda: scraper.agent.log().count('"serving"'), 2, DEADLINE)
+    again = Scraper(scraper.agent)
+    until(lambda: again.value("jobworker_supervisor_up"), 1, DEADLINE)
+    assert {name: again.value(f"jobworker_{name}") for name in names} == before
+    scraper.address = again.address
+
+
+def gateway_pid(agent: Agent) -> int:
+    with open(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children") as file:
+        pids = [int(pid) for pid in file.read().split()]
+    (found,) = [pid for pid in pids if b"jobworker.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
+
+
+def test_without_a_supervisor_its_last_totals_are_told(scraper: Scraper) -> None:
+    scraper.agent.cli("run", "--", "true")
+    before = scraper.value("jobworker_jobs_started_total")
+    supervisor = supervisor_pid(scraper.agent)
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        assert scraper.value("jobworker_jobs_started_total") == before
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+
+
+def supervisor_pid(agent: Agent) -> int:
+    ready = [line for line in agent.log().splitlines() if '"event": "ready"' in line]
+    return int(json.loads(ready[-1])["pid"])
+
+
+def test_followers_are_counted(scraper: Scraper) -> None:
+    job = scraper.agent.start_job("sleep", "1000")
+    with subprocess.Popen(scraper.agent.command("stream", job, "--follow")) as following:
+        until(lambda: scraper.value("jobworker_followers"), 1, DEADLINE)
+        scraper.agent.cli("stop", job, check=True)
+        assert following.wait(DEADLINE) == 0
+    assert scraper.value("jobworker_followers") == 0
+
+
+@pytest.fixture(scope="module")
+def single() -> Iterator[Scraper]:
+    with running_agent("metrics: {listen: '127.0.0.1:0', job_series: 2}\n") as agent:
+        yield Scraper(agent)
+
+
+def test_running_jobs_have_series_if_that_is_asked_for(single: Scraper) -> None:
+    jobs = [single.agent.start_job("--", "sh", "-c", "echo hello; exec sleep 1000") for _ in range(4)]
+    by_job = {sample.labels["job_id"] for sample in single.samples() if "job_id" in sample.labels}
+    assert by_job == set(jobs[:2])
+    assert single.value("jobworker_jobs_without_series") == 2
+    assert single.value("jobworker_job_processes", job_id=jobs[0]) >= (os.geteuid() == 0)
+    until(lambda: single.value("jobworker_job_log_bytes_total", job_id=jobs[1]), len("hello\n"), DEADLINE)
+    single.agent.cli("stop", "--force", jobs[0], check=True)
+    by_job = {sample.labels["job_id"] for sample in single.samples() if "job_id" in sample.labels}
+    assert by_job == {jobs[1], jobs[2]}
+    assert {metric_name(family) for family in single.families()} == METRICS.keys()
+    for job in jobs[1:]:
+        single.agent.cli("stop", "--force", job, check=True)
 
 
 def test_denials_are_counted(scraper: Scraper) -> None:

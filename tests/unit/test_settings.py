@@ -70,6 +70,7 @@ isolation:
 metrics:
   listen: 127.0.0.1:7444
   plain_http: true
+  job_series: 20
 audit:
   max_size: 64M
   keep: 3
@@ -121,6 +122,7 @@ def test_a_full_file_sets_every_field() -> None:
         ("jobs: {cgroup_parent: /a/../b}", "jobs.cgroup_parent"),
         ("log_level: loud", "log_level: 'loud' is not one of"),
         ("metrics: {listen: '0.0.0.0:1', plain_http: true}", "metrics.plain_http: needs metrics.listen on a loop"),
+        ("metrics: {job_series: 501}", "metrics.job_series: 501 is not a number between 0 and 500"),
         ("metrics: {plain_http: 1}", "metrics.plain_http: 1 is neither true nor false"),
         ("quotas: {streams: 2001}", "quotas.streams: 2001 is not a number between 1 and 2000"),
         ("quotas: {calls: 0}", "quotas.calls: 0 is not a number between 1 and 1024"),

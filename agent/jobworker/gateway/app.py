@@ -17,7 +17,9 @@ from jobworker.gateway.certificates import PeerReader
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.gate import Gate
 from jobworker.gateway.health import Health
+from jobworker.gateway.lag import Lag
 from jobworker.gateway.link import SupervisorLink
+from jobworker.gateway.metrics_sources import Sources
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Output
 from jobworker.gateway.permits import Permits
@@ -59,13 +61,14 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     peers = PeerReader(settings.tls, trust.revocations.get)
     quotas = Quotas(settings.quotas)
     link, streams = SupervisorLink(settings.socket_path), OpenStreams(peers.check)
-    mirror, calls, policies, reports = Mirror(), Calls(), Policies(settings, link), Reports(link)
+    mirror, feeds, calls = Mirror(), Feeds(link), Calls()
+    policies, reports, lag = Policies(settings, link), Reports(link), Lag()
     permits = Permits(policies, mirror, settings.isolation.default)
     gate = Gate(peers, quotas, permits, streams, calls, reports)
-    grpc_server = _assemble(trust, gate, link, mirror, policies)
+    grpc_server = _assemble(trust, gate, link, mirror, feeds, policies)
     address = server.bind(grpc_server, settings.listen, trust.credentials)
-    metrics = (trust, mirror, calls, quotas, policies)
-    scraped = await _serve_metrics(settings, *metrics) if settings.metrics.listen else ""
+    told = Sources(link, mirror, feeds, calls, quotas, trust, policies, lag)
+    scraped = await _serve_metrics(settings, told) if settings.metrics.listen else ""
     await grpc_server.start()
     _on_hangup(trust, policies)
     _log.info("serving", address=address, dev_certificates=own.dev, metrics=scraped)
@@ -75,24 +78,24 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
         reporting = tasks.create_task(reports.run())
         # Should the server end by itself, so does the gateway, to be started again.
         tasks.create_task(grpc_server.wait_for_termination())
-        living = tasks.create_task(watchdog.keep_alive())
+        others = [tasks.create_task(watchdog.keep_alive())]
+        if scraped:
+            others.append(tasks.create_task(lag.run()))
         await stop.wait()
         service_manager.tell("STOPPING=1")
         await _drain(grpc_server, streams)
         reporting.cancel()
         await reports.finish()
-        for task in (keeping, living):
+        for task in (keeping, *others):
             task.cancel()
 
 
-async def _serve_metrics(
-    settings: Settings, trust: Trust, mirror: Mirror, calls: Calls, quotas: Quotas, policies: Policies
-) -> str:
+async def _serve_metrics(settings: Settings, told: Sources) -> str:
     # prometheus_client is 2 MiB, which only those pay who want metrics.
     from jobworker.gateway import metrics_server  # noqa: PLC0415
     from jobworker.gateway.metrics import AgentMetrics  # noqa: PLC0415
 
-    return await metrics_server.serve(settings, trust, AgentMetrics(mirror, calls, quotas, trust, policies))
+    return await metrics_server.serve(settings, told.trust, AgentMetrics(told, settings.metrics.job_series))
 
 
 def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
@@ -125,8 +128,10 @@ def _on_hangup(trust: Trust, policies: Policies) -> None:
     signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(read_again))
 
 
-def _assemble(trust: Trust, gate: Gate, link: SupervisorLink, mirror: Mirror, policies: Policies) -> aio.Server:
-    health, feeds = Health(), Feeds(link)
+def _assemble(
+    trust: Trust, gate: Gate, link: SupervisorLink, mirror: Mirror, feeds: Feeds, policies: Policies
+) -> aio.Server:
+    health = Health()
     # The policy first: what comes with it is judged by it.
     link.listen(policies.apply, mirror.apply, feeds.apply, health.apply)
     files_per_segment = 2

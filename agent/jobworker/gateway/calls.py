@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
 from jobworker.gateway.access import NEEDED
+from jobworker.histogram import Histogram
 
 # Upper bounds in seconds; streams and long waits are beyond the last one.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
-
-
-@dataclass(slots=True)
-class Durations:
-    """A histogram: how many durations fell under each of `BOUNDS`, or beyond all, and their sum in seconds."""
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
-    seconds: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.seconds += seconds
 
 
 @dataclass(slots=True)
@@ -32,7 +20,7 @@ class Calls:
     open: Counter[str] = field(default_factory=Counter)
     by_code: Counter[tuple[str, str]] = field(default_factory=Counter)
     denials: Counter[str] = field(default_factory=Counter)
-    durations: dict[str, Durations] = field(default_factory=dict)
+    durations: dict[str, Histogram] = field(default_factory=dict)
 
     def started(self, method: str) -> None:
         self.open[label(method)] += 1
@@ -41,7 +29,7 @@ class Calls:
         name = label(method)
         self.open[name] -= 1
         self.by_code[name, code] += 1
-        self.durations.setdefault(name, Durations()).add(seconds)
+        self.durations.setdefault(name, Histogram(BOUNDS)).add(seconds)
         if code in _DENIED:
             self.denials[reason] += 1
 

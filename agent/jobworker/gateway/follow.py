@@ -70,6 +70,11 @@ class Feeds:
         self._feeds: dict[str, Feed] = {}
         self._background: set[asyncio.Task[Any]] = set()
 
+    @property
+    def followers(self) -> int:
+        """How many streams are told of new output as it comes."""
+        return sum(feed.followers for feed in self._feeds.values())
+
     def apply(self, message: Any) -> None:
         """Take in what the supervisor said."""
         match message:

@@ -34,7 +34,6 @@ class Known:
     segment_bytes: int
     log_bytes: int
     lost_bytes: int
-    limits_restored: int
     output_ended: bool
     message: bytes
 
@@ -76,7 +75,6 @@ def known(record: JobRecord, share: Callable[[Any], Any]) -> Known:
         segment_bytes=share(record.segment_bytes),
         log_bytes=record.log_bytes,
         lost_bytes=record.lost_bytes,
-        limits_restored=record.limits_restored,
         output_ended=record.output_ended,
         message=outgoing.job(record).SerializeToString(),
     )

@@ -11,11 +11,11 @@ from http import HTTPStatus
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.registry import Collector
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from jobworker.errors import InvalidField, Unauthenticated
 from jobworker.gateway.credentials import Credentials
+from jobworker.gateway.metrics import AgentMetrics
 from jobworker.gateway.trust import Trust
 from jobworker.settings.schema import Settings, TlsSettings
 
@@ -25,20 +25,18 @@ _MAX_CONNECTIONS = 16
 _PATIENCE_SECONDS = 5.0
 
 
-async def serve(settings: Settings, trust: Trust, collector: Collector) -> str:
+async def serve(settings: Settings, trust: Trust, metrics: AgentMetrics) -> str:
     """Serve in the running loop for as long as it runs; HOST:PORT.
 
     Raises:
         InvalidField: the address cannot be had.
     """
     wanted = settings.metrics
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
     host, _, port = wanted.listen.rpartition(":")
     tls = None if wanted.plain_http else _Handshakes(settings.tls, trust).first
     try:
         server = await asyncio.start_server(
-            _Responder(registry, trust).respond,
+            _Responder(metrics, trust).respond,
             host.strip("[]"),
             int(port),
             limit=_MAX_REQUEST_BYTES,
@@ -87,7 +85,7 @@ def _context(tls: TlsSettings, own: Credentials) -> ssl.SSLContext:
 
 @dataclass(slots=True)
 class _Responder:
-    registry: CollectorRegistry
+    metrics: AgentMetrics
     trust: Trust
     connections: int = 0
 
@@ -100,7 +98,7 @@ class _Responder:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 request = await reader.readuntil(b"\r\n\r\n")
                 self._check(writer.get_extra_info("ssl_object"))
-                writer.write(self._answer(request))
+                writer.write(await self._answer(request))
                 writer.close()
                 await writer.wait_closed()
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, OSError, Unauthenticated):
@@ -114,7 +112,7 @@ class _Responder:
         if tls and (shown := tls.getpeercert(binary_form=True)):
             self.trust.revocations.get().check(x509.load_der_x509_certificate(shown), time.time())
 
-    def _answer(self, request: bytes) -> bytes:
+    async def _answer(self, request: bytes) -> bytes:
         words = request.split(b"\r\n", 1)[0].split(b" ")
         if len(words) != 3 or words[2] not in (b"HTTP/1.1", b"HTTP/1.0"):  # noqa: PLR2004 - RFC 9112, 3
             return _response(HTTPStatus.BAD_REQUEST)
@@ -123,7 +121,7 @@ class _Responder:
             return _response(HTTPStatus.NOT_FOUND)
         if method not in (b"GET", b"HEAD"):
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, allow="GET, HEAD")
-        body = generate_latest(self.registry)
+        body = await self.metrics.scrape()
         return _response(HTTPStatus.OK, body, head=method == b"HEAD", content_type=CONTENT_TYPE_LATEST)
 
 

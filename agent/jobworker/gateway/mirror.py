@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,7 +21,7 @@ from jobworker.gateway.changes import Changes
 from jobworker.gateway.known import Known, Wanted, known
 from jobworker.gateway.link import PATIENCE_SECONDS, Lost
 from jobworker.gateway.order import Position, Timelines
-from jobworker.jobs import ACTIVE, EndReason, JobRecord, State
+from jobworker.jobs import ACTIVE, JobRecord, State
 from jobworker.wire.messages import (
     DrainChanged,
     Drained,
@@ -43,26 +42,16 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class MirrorStatistics:
-    """What the mirror has seen. After the gateway's restart the totals begin with the jobs that still exist.
+    """What the mirror has seen.
 
     Attributes:
         jobs: that exist, by state.
-        seen: jobs, those included that were removed since.
-        ended: likewise, by reason.
-        log_bytes: likewise, written by jobs.
-        lost_bytes: those among them that could not be kept.
-        limits_restored: how often jobs' limits were set again, since others on the host had changed them.
         connects: to the supervisor.
         synced: the supervisor is there and has told of all jobs.
         host: None before the supervisor has been heard.
     """
 
     jobs: dict[State, int]
-    seen: int
-    ended: dict[EndReason, int]
-    log_bytes: int
-    lost_bytes: int
-    limits_restored: int
     connects: int
     synced: bool
     host: HostInfo | None
@@ -83,8 +72,7 @@ class Mirror:
         self._awaited: dict[str, asyncio.Event] = {}
         self._share = functools.lru_cache(_SHARED_VALUES)(lambda value: value)
         self._host: HostInfo | None = None
-        self._seen = self._log_bytes = self._lost_bytes = self._limits_restored = self._connects = 0
-        self._ended: Counter[EndReason] = Counter()
+        self._connects = 0
         # Of the connection.
         self._synced = asyncio.Event()
         self._unconfirmed: set[str] = set()
@@ -144,7 +132,6 @@ class Mirror:
         self._unconfirmed.discard(job.job_id)
         old = self._jobs.get(job.job_id)
         self._jobs[job.job_id] = job
-        self._count(old, job)
         if old is None:
             insort(self._ids, job.job_id)
         if old is None or old.keys() != job.keys():
@@ -153,26 +140,16 @@ class Mirror:
             self._timelines.add(job.position, job.keys())
         self._wake(job.job_id)
 
-    def _count(self, old: Known | None, job: Known) -> None:
-        self._seen += old is None
-        self._log_bytes += max(0, job.log_bytes - (old.log_bytes if old else 0))
-        self._lost_bytes += max(0, job.lost_bytes - (old.lost_bytes if old else 0))
-        self._limits_restored += max(0, job.limits_restored - (old.limits_restored if old else 0))
-        if job.end_reason and not (old and old.end_reason):
-            self._ended[job.end_reason] += 1
-
     def _grow(self, to: LogGrew) -> None:
         job = self._jobs.get(to.job_id)
         # Never back: of a job that was removed the supervisor says 0.
         if job is not None and to.log_bytes >= job.log_bytes:
-            grown = replace(
+            self._jobs[to.job_id] = replace(
                 job,
                 log_bytes=to.log_bytes,
                 lost_bytes=max(to.lost_bytes, job.lost_bytes),
                 output_ended=to.output_ended,
             )
-            self._count(job, grown)
-            self._jobs[to.job_id] = grown
 
     def _remove(self, job_id: str, revision: int) -> None:
         job = self._jobs.pop(job_id, None)
@@ -268,16 +245,13 @@ class Mirror:
         """How many jobs have not ended."""
         return self._timelines.count(ACTIVE)
 
+    def oldest_active(self, most: int) -> list[str]:
+        """Ids of jobs that have not ended, those that were made first."""
+        return [job_id for _, job_id in self._timelines.oldest(ACTIVE, most)]
+
     def statistics(self) -> MirrorStatistics:
-        jobs = {state: self._timelines.count((state,)) for state in State}
-        ended = {reason: self._ended[reason] for reason in EndReason}
         return MirrorStatistics(
-            jobs=jobs,
-            seen=self._seen,
-            ended=ended,
-            log_bytes=self._log_bytes,
-            lost_bytes=self._lost_bytes,
-            limits_restored=self._limits_restored,
+            jobs={state: self._timelines.count((state,)) for state in State},
             connects=self._connects,
             synced=self._synced.is_set(),
             host=self._host,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Iterator
+from itertools import islice
 
 # When the job was made (ns of Unix time), and its id.
 Position = tuple[int, str]
@@ -30,6 +31,9 @@ class Timeline:
         end = len(self._positions) if before is None else bisect_left(self._positions, before)
         return (self._positions[i] for i in range(end - 1, -1, -1))
 
+    def oldest_first(self) -> Iterator[Position]:
+        return iter(self._positions)
+
 
 class Timelines:
     """The same positions under several keys each: every key has a timeline of its own."""
@@ -50,6 +54,11 @@ class Timelines:
 
     def count(self, keys: Iterable[Hashable]) -> int:
         return sum(len(self._timelines[key]) for key in keys if key in self._timelines)
+
+    def oldest(self, keys: Iterable[Hashable], most: int) -> list[Position]:
+        """Up to `most` positions under any of the keys, oldest first; the keys have none in common."""
+        found = (self._timelines[key].oldest_first() for key in keys if key in self._timelines)
+        return list(islice(heapq.merge(*found), most))
 
     def fewest(self, choices: Iterable[tuple[Hashable, ...]], before: Position | None) -> Iterator[Position]:
         """Positions under any key of one of the choices, newest first.

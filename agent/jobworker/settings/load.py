@@ -21,6 +21,7 @@ from jobworker.sandbox import PROFILES
 from jobworker.settings import sections, yaml_reader
 from jobworker.settings.schema import (
     MAX_CALLS,
+    MAX_JOB_SERIES,
     MAX_SETTINGS_BYTES,
     MAX_STREAMS,
     CertificateSettings,
@@ -236,6 +237,7 @@ _ISOLATION: dict[str, tuple[str, Parse]] = {
 _METRICS: dict[str, tuple[str, Parse]] = {
     "listen": ("listen", _listen),
     "plain_http": ("plain_http", _flag),
+    "job_series": ("job_series", _number(0, MAX_JOB_SERIES)),
 }
 _AUDIT: dict[str, tuple[str, Parse]] = {
     "max_size": ("max_bytes", _audit_size),

@@ -31,6 +31,7 @@ from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.stand_in import Stream
 from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
+from jobworker.supervisor.tally import Tally
 from jobworker.wire import keeping, sockets
 from jobworker.wire.handover import Held
 
@@ -58,6 +59,7 @@ class Surroundings:
     store: Store
     keeper: KeeperLink
     audit: Audit
+    tally: Tally
     revisions: Revisions
     changed: Callable[[Job], None]
     grew: Callable[[Job], None]
@@ -109,7 +111,7 @@ class Job:
             {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR},
             grew=lambda: around.grew(self),
             closed=self._advance,
-            losing=lambda: self._change(lost_bytes=self._log.lost),
+            losing=self._losing,
         )
         self._started = started
         self._idempotency = idempotency
@@ -138,6 +140,7 @@ class Job:
             self._timeout = loop.call_after(max(0.0, left), self._time_out)
         self.record = replace(self.record, log_bytes=self._log.size)
         if self._unsure:
+            self._around.tally.started(None)
             pid = max(0, sockets.pid_of(self._pidfd))
             self._change(state=State.RUNNING, pid=pid, started_ns=self.record.created_ns)
         if stop_reason:
@@ -152,6 +155,11 @@ class Job:
     @property
     def lost_bytes(self) -> int:
         return self._log.lost
+
+    def _losing(self) -> None:
+        if self._log.failing:
+            self._around.tally.output_lost()
+        self._change(lost_bytes=self._log.lost)
 
     # The job's processes.
 
@@ -283,6 +291,7 @@ class Job:
             output_ended=True,
         )
         self._around.audit.ended(self.record)
+        self._around.tally.ended(self.record, time.monotonic() - self._started)
         self._around.grew(self)
         self._answer_waiting()
 
@@ -295,6 +304,7 @@ class Job:
         except OSError as error:
             # It is swept at the next start.
             self._around.log.warning("cgroup left behind", job=self.record.job_id, error=str(error))
+            self._around.tally.cgroup_left()
             self.group.close()
         self._around.keeper.release(self.record.job_id)
 
@@ -371,6 +381,8 @@ class Job:
 
     def limits_changed(self, limits: tuple[LimitStatus, ...], *, restored: bool) -> None:
         """Somebody else has changed limits; these are what the kernel has now, all of them `restored` or not."""
+        if restored:
+            self._around.tally.limits_restored()
         self._change(limits=limits, limits_restored=self.record.limits_restored + restored)
 
     def _usage(self) -> Usage:

@@ -15,6 +15,9 @@ import signal
 import time
 from collections.abc import Callable
 
+from jobworker.histogram import Histogram
+from jobworker.wire.measures import ROUND_BOUNDS
+
 Callback = Callable[[], None]
 
 _PURGE_MARGIN = 1024
@@ -49,6 +52,7 @@ class Loop:
 
     Attributes:
         ready: how many descriptors were ready in the present round.
+        rounds: how long each took, its waiting for events apart.
     """
 
     def __init__(self) -> None:
@@ -61,6 +65,7 @@ class Loop:
         self._signals: dict[int, Callback] = {}
         self._running = False
         self.ready = 0
+        self.rounds = Histogram(ROUND_BOUNDS)
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         self.watch(self._wakeup_read, select.EPOLLIN, self._on_wakeup)
@@ -109,6 +114,7 @@ class Loop:
         self._running = True
         while self._running:
             events = self._epoll.poll(self._timeout())
+            began = time.monotonic()
             self.ready = len(events)
             for fd, _ in events:
                 # An earlier callback of this round may have forgotten this one.
@@ -117,6 +123,7 @@ class Loop:
             self._fire_timers()
             for callback in self._after_round:
                 callback()
+            self.rounds.add(time.monotonic() - began)
 
     def _timeout(self) -> float:
         if not self._timers:

@@ -198,6 +198,7 @@ class Recovery:
             # It is found lost again the next time.
             self._around.log.error("record not saved", job=record.job_id, error=str(error))
         self._around.audit.ended(lost)
+        self._around.tally.ended(lost, None)
         self._registry.add_ended(lost)
         self._around.log.warning("job lost", job=record.job_id, detail=detail)
 
@@ -242,6 +243,7 @@ class Recovery:
         except OSError as error:
             close()
             self._around.log.warning("cgroup left behind", job=name, error=str(error))
+            self._around.tally.cgroup_left()
 
 
 def _end_on_record(record: JobRecord) -> End | None:

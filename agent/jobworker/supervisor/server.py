@@ -29,6 +29,7 @@ from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.policies import Policies
 from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.starts import Outcome
+from jobworker.supervisor.tally import Tally
 from jobworker.wire import frames, messages, sockets
 
 _MAX_CONNECTIONS = 32
@@ -55,6 +56,7 @@ class Server:
         loop: Loop,
         log: Log,
         audit: Audit,
+        tally: Tally,
         registry: Registry,
         policies: Policies,
         profiles: Profiles,
@@ -68,6 +70,7 @@ class Server:
         self._upgrade = upgrade
         self.log = log
         self.audit = audit
+        self._tally = tally
         self._registry = registry
         self._policies = policies
         self._profiles = profiles
@@ -283,6 +286,10 @@ class Server:
     def read_limits(self, _: Connection, __: messages.ReadLimits, reply: Reply) -> None:
         self._profiles.read(lambda: reply(self.host(), ()))
 
+    def measure(self, _: Connection, __: messages.Measure, reply: Reply) -> None:
+        written = ((job.log_bytes, job.lost_bytes) for job in self._registry.running.values())
+        reply(messages.Measures(self._tally.totals(written), self._tally.life()), ())
+
     def shutdown(self, _: Connection, __: messages.Shutdown, reply: Reply) -> None:
         self.audit.owner_asked("shutdown")
 
@@ -396,6 +403,7 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.ReportCalls: (_GATEWAY, Server.report_calls),
     messages.ReadPolicy: (_GATEWAY | _OWNER, Server.read_policy),
     messages.ReadLimits: (_GATEWAY | _OWNER, Server.read_limits),
+    messages.Measure: (_GATEWAY | _OWNER, Server.measure),
     messages.Shutdown: (_OWNER, Server.shutdown),
     messages.Upgrade: (_OWNER, Server.upgrade),
 }

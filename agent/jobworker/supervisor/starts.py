@@ -75,6 +75,7 @@ class Starts:
         self._settings = settings
         self._store = around.store
         self._audit = around.audit
+        self._tally = around.tally
         self._hierarchy = hierarchy
         self._isolation = isolation
         self._permits = permits
@@ -115,6 +116,7 @@ class Starts:
         Raises:
             JobWorkerError: why it can't be started.
         """
+        began = time.monotonic()
         spec, idempotency = request.spec, request.idempotency
         spec.check()
         idempotency.check()
@@ -141,9 +143,9 @@ class Starts:
         self._launching[order.record.job_id] = order, [started]
         self.keys.remember(order.record, idempotency)
         try:
-            self._launcher.launch(order, lambda outcome: self._launched(order, request.caller, outcome))
+            self._launcher.launch(order, lambda outcome: self._launched(order, request.caller, began, outcome))
         except JobWorkerError as error:
-            self._launched(order, request.caller, error)
+            self._launched(order, request.caller, began, error)
 
     def _order(self, request: StartJob, permit: Permit) -> Order:
         """All that is decided about a start; nothing has been made for it, or taken.
@@ -180,17 +182,19 @@ class Starts:
         else:
             started(self._books.inspect(job_id))
 
-    def _launched(self, order: Order, caller: Caller, outcome: Job | JobWorkerError) -> None:
+    def _launched(self, order: Order, caller: Caller, began: float, outcome: Job | JobWorkerError) -> None:
         _, waiting = self._launching.pop(order.record.job_id)
         answer: JobRecord | JobWorkerError
         if isinstance(outcome, Job):
             self._books.add_running(outcome)
             self._audit.started(caller, outcome.record)
+            self._tally.started(time.monotonic() - began)
             answer = outcome.record
         else:
             self.keys.forget(order.record.job_id)
             self._users.give_back(order.own_uid)
             self._audit.start_failed(caller, order.record, outcome)
+            self._tally.start_failed()
             answer = outcome
         for started in waiting:
             started(answer)

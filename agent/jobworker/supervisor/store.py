@@ -9,6 +9,7 @@
     jobs/ID/logs/        where the job cannot write
     policy.json          the policy that was read last and was good
     limits.json          likewise the profiles and caps of limits
+    totals.json          how many jobs were started, how they ended and so on
     quarantine/          what could not be read, with its name
     removed/ID.UID       what is left of a job that is being removed
     audit/               the audit trails
@@ -33,7 +34,7 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_
 from jobworker.kernel import beneath
 from jobworker.limits import NO_LIMITS, Limits
 
-FORMAT = 4
+FORMAT = 5
 _MAX_RECORD = 2 * 1024 * 1024
 # A process that a supervisor was making when it was killed holds the lock until it executes its command.
 _LOCK_PATIENCE = 2.0

@@ -32,6 +32,7 @@ from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.server import Server
 from jobworker.supervisor.store import Store
+from jobworker.supervisor.tally import Tally
 from jobworker.wire import handover, sockets
 
 
@@ -75,6 +76,7 @@ class Supervisor:
             audit_lost,
             self._flusher.audit_changed,
         )
+        self._tally = Tally(self._loop, self._log, self._store, upgraded=stand_in_fd is not None)
         self._hierarchy = _hierarchy(settings, self._store, self._log)
         around = Surroundings(
             loop=self._loop,
@@ -82,6 +84,7 @@ class Supervisor:
             store=self._store,
             keeper=self._keeper,
             audit=self._audit,
+            tally=self._tally,
             revisions=Revisions(self._store.epoch),
             changed=self._changed,
             grew=self._grew,
@@ -108,6 +111,7 @@ class Supervisor:
             self._loop,
             self._log,
             self._audit,
+            self._tally,
             self._registry,
             self._policies,
             self._profiles,
@@ -132,6 +136,7 @@ class Supervisor:
     def _all_known(self) -> None:
         # What is there now stays; a child that never touches it need not copy its pages.
         gc.freeze()
+        self._tally.whole()
         self._registry.whole()
         self._server.whole()
 
@@ -173,6 +178,7 @@ class Supervisor:
         """Execute the keeper's program in this process, the jobs' parent, and have it start a supervisor."""
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         self._audit.end("the keeper is gone")
+        self._tally.save()
         held = {job_id: job.held() for job_id, job in self._registry.running.items()}
         try:
             handover.execute(upgrade.keeper_command(self._settings_path), handover.State(0, -1, held))
@@ -199,6 +205,7 @@ class Supervisor:
             os.set_inheritable(self._link_fd, True)
             streams = [stream for job in self._registry.running.values() for stream in job.streams()]
             lost = ",".join(map(str, self._audit.end("upgrade")))
+            self._tally.save()
             options = ["--link-fd", str(self._link_fd), "--stand-in-fd", str(stand_in.start(streams))]
             options += ["--audit-lost", lost]
             if self._parked:
@@ -224,6 +231,7 @@ class Supervisor:
             os.close(ready_fd)
         self._audit.flush()
         self._audit.anchor()
+        self._tally.serving()
         self._log.info("ready", version=jobworker.__version__, cgroup_mode=self._hierarchy.mode, pid=os.getpid())
         self._loop.run()
         self._audit.end("stopped")

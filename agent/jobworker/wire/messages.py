@@ -15,9 +15,10 @@ from jobworker.jobs import Idempotency, JobRecord, JobSpec
 from jobworker.limits import NO_PROFILES, Enforcement, LimitProfiles, Limits
 from jobworker.policy import Policy
 from jobworker.sandbox import Part
+from jobworker.wire.measures import Life, Totals
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 5
+PROTOCOL = 6
 # The supervisor writes so many lines without letting a job's output wait.
 MAX_REPORTS = 64
 
@@ -271,6 +272,11 @@ class ReadLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """Answer: `Measures`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """End all jobs, then the supervisor; only its own user may. Answer: `Done`, when no job is left."""
 
@@ -370,6 +376,12 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class Measures:
+    totals: Totals
+    life: Life
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """An error of jobworker.errors, by class name and fields in their order."""
 
@@ -441,6 +453,7 @@ REQUESTS: tuple[type[Any], ...] = (
     ReportCalls,
     ReadPolicy,
     ReadLimits,
+    Measure,
     Shutdown,
     Upgrade,
 )
@@ -453,6 +466,7 @@ ANSWERS: tuple[type[Any], ...] = (
     HostIs,
     Done,
     Drained,
+    Measures,
     Failed,
 )
 EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, DrainChanged, PolicyIs, HostIs)
