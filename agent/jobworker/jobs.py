@@ -40,6 +40,9 @@ MAX_GRACE_MS = 3600 * 1000
 
 # useradd(8), and names with a domain as they come from elsewhere.
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9._@-]{0,31}")
+# UUIDs and the like, trace ids, and what load balancers make.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
+REQUEST_ID_EXAMPLE = "deploy-2041-step-3"
 _LABEL_KEY = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 
 
@@ -69,6 +72,18 @@ def check_job_id_prefix(text: str, field: str = "id_prefix") -> str:
     if not _ID_PREFIX.fullmatch(text):
         problem = f"{text!r:.60} is not the beginning of a job id (four characters or more)"
         raise InvalidField(field, problem, ID_EXAMPLE[:4])
+    return text
+
+
+def check_request_id(text: str, field: str) -> str:
+    """Return `text` if it can name a request.
+
+    Raises:
+        InvalidField: it can't.
+    """
+    if not _REQUEST_ID.fullmatch(text):
+        problem = "must be 1 to 128 letters, digits and characters of ._:+/=@-"
+        raise InvalidField(field, problem, REQUEST_ID_EXAMPLE)
     return text
 
 
@@ -299,6 +314,7 @@ class JobRecord:
         revision: of its last change, in the order of all changes since the host's boot; 0 for before that.
         user: the name of the host's user that it runs as; empty where that user is its own.
         profile: of limits, that it was started with; empty for none.
+        request_id: of the request that started it, by the gateway's word.
     """
 
     job_id: str
@@ -332,3 +348,4 @@ class JobRecord:
     revision: int = 0
     user: str = ""
     profile: str = ""
+    request_id: str = ""

@@ -22,6 +22,7 @@ from bench import (  # noqa: E402
     query_speed,
     recovery,
     sandbox_cost,
+    scrape,
     start_latency,
     start_rate,
     stream_formats,
@@ -45,6 +46,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Outcome]] = {
     "recovery": recovery.measure,
     "upgrade": upgrade.measure,
     "sandbox": sandbox_cost.measure,
+    "scrape": scrape.measure,
 }
 _DOCUMENT = "docs/benchmarks.md"
 

@@ -41,15 +41,21 @@ def scratch(parent: str | None = None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def running(ended_jobs: int = 0) -> Iterator[Agent]:
-    """A whole agent, as `worker-agent dev` runs it; with so many jobs that have ended before."""
+def running(ended_jobs: int = 0, more: str = "") -> Iterator[Agent]:
+    """A whole agent, as `worker-agent dev` runs it; with so many jobs that have ended before.
+
+    Args:
+        ended_jobs: so many.
+        more: settings, in YAML.
+    """
     with scratch() as directory:
         if ended_jobs:
             # Its own process, since the state directory has one user at a time.
             state = os.path.join(directory, "state")
             command = [sys.executable, "-m", "bench.ended_jobs", state, str(ended_jobs)]
             subprocess.run(command, check=True, timeout=2 * DEADLINE)
-        agent = Agent(directory, f"isolation: {{missing: report, writable: [{directory}], host_for: ['*']}}\n")
+        own = f"isolation: {{missing: report, writable: [{directory}], host_for: ['*']}}\n"
+        agent = Agent(directory, own + more)
         try:
             yield agent
         finally:

@@ -155,13 +155,13 @@ def test_a_state_of_the_past_is_read(own_side: RootSide) -> None:
     for job_id in (running.job_id, ended.job_id):
         path = Path(own_side.state_dir) / "jobs" / job_id / "job.json"
         stored = json.loads(path.read_text())
-        # Before jobs had sandboxes, and profiles of limits.
-        for name in ("sandbox", "profile"):
+        # Before jobs had sandboxes, profiles of limits, and the ids of requests.
+        for name in ("sandbox", "profile", "request_id"):
             del stored["record"][name]
         path.write_text(json.dumps(stored | {"format": 1}))
     own_side.thaw_keeper()
     link = own_side.reconnect(subscribe=True)
-    assert link.inspect(ended.job_id) == replace(ended, sandbox=Applied())
+    assert link.inspect(ended.job_id) == replace(ended, sandbox=Applied(), request_id="")
     assert link.stop(running.job_id, force=True).end_reason is EndReason.STOPPED
 
 

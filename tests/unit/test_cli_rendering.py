@@ -26,6 +26,7 @@ def a_job(**fields: Any) -> job_pb2.Job:
         env_names=["LANG"],
         workdir="/var/lib/jobworker/jobs/x/work",
         principal="spiffe://example.org/user/alice",
+        request_id="deploy-7",
         labels={"team": "build", "a": "b"},
         limits=[
             job_pb2.LimitStatus(
@@ -73,6 +74,7 @@ def test_a_running_job_as_json() -> None:
         "env_names": ["LANG"],
         "workdir": "/var/lib/jobworker/jobs/x/work",
         "principal": "spiffe://example.org/user/alice",
+        "request_id": "deploy-7",
         "labels": {"team": "build", "a": "b"},
         "profile": "",
         "timeout_seconds": None,

@@ -119,6 +119,36 @@ def test_reads_are_tried_again_while_the_agent_is_unavailable(
     assert len(agent.requests) == 3
 
 
+def test_all_attempts_share_the_request_s_id(agent: scripted.ScriptedAgent, client: Client) -> None:
+    sent: list[str] = []
+
+    def query(request: pb.QueryRequest, context: grpc.ServicerContext) -> pb.QueryResponse:
+        sent.append(str(dict(context.invocation_metadata())["x-request-id"]))
+        if len(sent) < 3:
+            scripted.fail(context, "UNAVAILABLE", "AGENT_UNAVAILABLE", "restarting")
+        return pb.QueryResponse(job=job_pb2.Job(id=request.job_id))
+
+    agent.handlers["Query"] = query
+    client.query(ID)
+    client.query(ID)
+    first, second, third, another = sent
+    assert first == second == third != another
+
+
+def test_an_error_of_the_agents_own_names_the_request(agent: scripted.ScriptedAgent) -> None:
+    def query(_request: pb.QueryRequest, context: grpc.ServicerContext) -> None:
+        scripted.fail(context, "INTERNAL", "HOST_FAULT", "write failed: ENOSPC")
+
+    def stop(_request: pb.StopRequest, context: grpc.ServicerContext) -> None:
+        scripted.fail(context, "FAILED_PRECONDITION", "JOB_ALREADY_ENDED", "has ended")
+
+    agent.handlers["Query"], agent.handlers["Stop"] = query, stop
+    told = agent.cli("--request-id", "deploy-7", "query", ID)
+    assert told.stderr == b"worker-client: write failed: ENOSPC (request deploy-7)\n"
+    # What the caller can mend needs no look at a log.
+    assert agent.cli("--request-id", "deploy-7", "stop", ID).stderr == b"worker-client: has ended\n"
+
+
 def test_start_and_stop_are_not_tried_again(agent: scripted.ScriptedAgent, client: Client) -> None:
     def refuse(_request: object, context: grpc.ServicerContext) -> None:
         scripted.fail(context, "UNAVAILABLE", "AGENT_UNAVAILABLE", "restarting")

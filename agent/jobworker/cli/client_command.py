@@ -14,6 +14,7 @@ from jobworker.cli.terminal import inline
 from jobworker.client import context
 from jobworker.client.failures import AmbiguousId, CallFailed, SettingsMissing
 from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.jobs import check_request_id
 
 if TYPE_CHECKING:
     from jobworker.client.rpc.client import Client
@@ -81,13 +82,31 @@ def connect(timeout: float = 30.0) -> Client:
     """
     ctx = click.get_current_context()
     flags, chosen = client_options.connection(ctx), client_options.value(ctx, "context")
-    return connect_to(context.endpoint(flags, os.environ, chosen), timeout=timeout)
+    return connect_to(context.endpoint(flags, os.environ, chosen), request_id(ctx), timeout=timeout)
 
 
-def connect_to(endpoint: client.Endpoint, **options: float) -> Client:
-    """A client as `client.connect` makes it, whose errors are told once, by this program."""
+def connect_to(endpoint: client.Endpoint, named: str, **options: float) -> Client:
+    """A client as `client.connect` makes it, whose errors are told once, by this program.
+
+    Args:
+        endpoint: the agent.
+        named: the id of all its requests.
+        options: see `client.connect`.
+    """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    return client.connect(endpoint, **options)
+    return client.connect(endpoint, request_id=named, **options)
+
+
+def request_id(ctx: click.Context) -> str:
+    """What the command's requests are to be called; empty for nothing.
+
+    Raises:
+        InvalidField: they can't be called that.
+    """
+    given = client_options.value(ctx, "request_id")
+    if said := given or os.environ.get("JOBWORKER_REQUEST_ID", ""):
+        check_request_id(said, "--request-id" if given else "JOBWORKER_REQUEST_ID")
+    return said
 
 
 def as_json() -> bool:

@@ -37,6 +37,7 @@ def job(message: Job) -> dict[str, Any]:
         "env_names": list(message.env_names),
         "workdir": message.workdir,
         "principal": message.principal,
+        "request_id": message.request_id,
         "labels": dict(message.labels),
         "timeout_seconds": seconds(message.timeout) if message.HasField("timeout") else None,
         "profile": message.profile,

@@ -79,6 +79,12 @@ def shared_options() -> list[click.Parameter]:
             shell_complete=client_offers.contexts,
             help="A context of ~/.config/jobworker/config.yaml. [JOBWORKER_CONFIG]",
         ),
+        SharedOption(
+            "--request-id",
+            metavar="ID",
+            help="What the agent's log and audit trail call your request, and query the job it starts. "
+            "[JOBWORKER_REQUEST_ID]",
+        ),
         SharedOption("--format", type=click.Choice(["text", "json"]), help="What to print; text by default."),
     ]
 

@@ -192,6 +192,7 @@ def _what(message: Job) -> Pairs:
     yield "directory", message.workdir
     yield from _given(message)
     yield "started by", message.principal
+    yield "request", message.request_id
     user = f"user {message.user} ({message.uid})" if message.user else f"user id {message.uid}"
     yield "process", f"{message.pid}, {user}" if message.pid else ""
 

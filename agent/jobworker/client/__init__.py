@@ -22,19 +22,23 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "connect"]
 
 
-def connect(endpoint: Endpoint, timeout: float = 30.0, connect_timeout: float = 5.0) -> Client:
+def connect(
+    endpoint: Endpoint, timeout: float = 30.0, connect_timeout: float = 5.0, request_id: str = ""
+) -> Client:
     """A client of the agent at this endpoint; the connection comes about with the first call.
 
     Args:
         endpoint: the agent, and the files for mutual TLS with it.
         timeout: for each call but `stream`, in seconds.
         connect_timeout: for a connection to come about, in seconds.
+        request_id: by which the agent's log, its audit trail and its jobs' records name all calls; empty for one
+            of its own for each.
 
     Raises:
-        InvalidField: the address is not HOST:PORT.
+        InvalidField: the address is not HOST:PORT, or the id of requests is none.
         TlsProblem: with these files no connection can come about.
         RuntimeError: grpc was imported before, in a way that would let it speak TLS 1.2.
     """
     from jobworker.client.rpc.client import Client  # noqa: PLC0415 - grpc takes 100 ms to import
 
-    return Client(endpoint, timeout, connect_timeout)
+    return Client(endpoint, timeout, connect_timeout, request_id)

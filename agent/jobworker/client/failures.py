@@ -16,6 +16,10 @@ class FieldViolation:
     problem: str
 
 
+# What went wrong is the agent's own affair, and stands in its log.
+_OF_THE_AGENT = ("INTERNAL", "UNKNOWN", "DATA_LOSS")
+
+
 @dataclass(eq=False)
 class CallFailed(JobWorkerError):
     """A call came back with an error.
@@ -28,6 +32,7 @@ class CallFailed(JobWorkerError):
         metadata: the fields of the reason, e.g. `{"job_id": …}`.
         violations: the fields of the request that are wrong.
         retry_seconds: when to try again, if the agent said that; else 0.
+        request_id: that the agent's log and its audit trail have of the call; empty where it was not made.
     """
 
     code: str
@@ -36,9 +41,11 @@ class CallFailed(JobWorkerError):
     metadata: Mapping[str, str] = field(default_factory=dict)
     violations: tuple[FieldViolation, ...] = ()
     retry_seconds: float = 0.0
+    request_id: str = ""
 
     def __str__(self) -> str:
-        return self.message or f"the agent answered {self.code}"
+        text = self.message or f"the agent answered {self.code}"
+        return f"{text} (request {self.request_id})" if self.code in _OF_THE_AGENT and self.request_id else text
 
 
 @dataclass(eq=False)

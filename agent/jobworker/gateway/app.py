@@ -19,6 +19,7 @@ from jobworker.gateway.gate import Gate
 from jobworker.gateway.health import Health
 from jobworker.gateway.lag import Lag
 from jobworker.gateway.link import SupervisorLink
+from jobworker.gateway.log import LogLevel
 from jobworker.gateway.metrics_sources import Sources
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.output import Output
@@ -65,6 +66,7 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     policies, reports, lag = Policies(settings, link), Reports(link), Lag()
     permits = Permits(policies, mirror, settings.isolation.default)
     gate = Gate(peers, quotas, permits, streams, calls, reports)
+    link.listen(LogLevel(settings.log_level).apply)
     grpc_server = _assemble(trust, gate, link, mirror, feeds, policies)
     address = server.bind(grpc_server, settings.listen, trust.credentials)
     told = Sources(link, mirror, feeds, calls, quotas, trust, policies, lag)

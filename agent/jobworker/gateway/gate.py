@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -29,9 +29,12 @@ from jobworker.gateway.permits import Permits
 from jobworker.gateway.quotas import Quotas, lane_of
 from jobworker.gateway.reports import Reports, clip
 from jobworker.gateway.streams import Hold, OpenStreams
+from jobworker.jobs import check_request_id
 from jobworker.wire.messages import Caller, CallReport
 
 _REQUEST_SECONDS = 10.0
+# In a call's metadata: what its client calls it in its own logs. In the answer's trailers: what we do.
+REQUEST_ID = "x-request-id"
 
 # In a stream's request metadata: how to compress the answers. That a client could read it, which grpc tells by
 # itself, says nothing of whether its network is slower than a CPU.
@@ -90,9 +93,14 @@ class Gate(aio.ServerInterceptor):
         """Do the work of a call if the caller may have it done, and turn what goes wrong into a status."""
         name, reports = self._reports.new_call(), self._reports
         decision = _Decision(method, context.peer(), name, time.monotonic(), self._calls, reports)
+        asked = _metadata(context, REQUEST_ID)
+        decision.take_request_id(asked)
+        context.set_trailing_metadata(((REQUEST_ID, decision.request or name),))
         self._calls.started(method)
         try:
             decision.peer = self._peers.identify(context.auth_context())
+            if asked:
+                check_request_id(asked, REQUEST_ID)
             with self._quotas.hold(decision.peer.principal.uri, lane_of(method, streaming=streaming)):
                 result = await self._admitted(decision, decision.peer, work)
         except aio.AbortError:
@@ -206,10 +214,15 @@ def _compress(context: Context) -> None:
     Raises:
         InvalidField: by something that this agent cannot do.
     """
-    asked = dict(context.invocation_metadata() or ()).get(COMPRESSION, "identity")
+    asked = _metadata(context, COMPRESSION) or "identity"
     if asked not in _COMPRESSIONS:
         raise InvalidField(COMPRESSION, f"{asked!r:.40} is not a compression that this agent knows", "gzip")
     context.set_compression(_COMPRESSIONS[asked])
+
+
+def _metadata(context: Context, key: str) -> str:
+    """What a call's client has put there; empty for nothing."""
+    return str(dict(context.invocation_metadata() or ()).get(key, ""))
 
 
 async def _not_served(_request: object, _context: Context) -> NoReturn:
@@ -235,13 +248,21 @@ class _Decision:
     job_id: str = ""
     # The name of a field that is wrong; what is wrong with it would quote the request.
     field: str = ""
+    # The client's name for the call; one that is none is not told anywhere.
+    request: str = ""
+
+    def take_request_id(self, asked: str) -> None:
+        """Have the call named so, in the lines that are logged from now on in its task as well."""
+        with suppress(InvalidField):
+            self.request = check_request_id(asked, REQUEST_ID)
+        structlog.contextvars.bind_contextvars(request=self.request or self.name)
 
     def caller(self) -> Caller:
         if self.peer is None:
             uri, serial = self.presented
-            return Caller(clip(uri), None, serial, self.address, self.name)
+            return Caller(clip(uri), None, serial, self.address, self.name, self.request)
         principal = self.peer.principal
-        return Caller(principal.uri, principal.role, principal.serial, self.address, self.name)
+        return Caller(principal.uri, principal.role, principal.serial, self.address, self.name, self.request)
 
     def about(self, message: Any) -> None:
         """Take the job from a request, or the job of an answer, that names one."""

@@ -66,17 +66,20 @@ class AgentMetrics(Collector):
         # What the supervisor said last: counters do not vanish while it is being restarted.
         self._measures: Measures | None = None
         self._jobs: tuple[JobRecord, ...] = ()
+        # However many scrape, the supervisor is asked by one.
+        self._turn = asyncio.Lock()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     async def scrape(self) -> bytes:
         """All metrics in the text format."""
-        try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                await self._ask()
-        except (JobWorkerError, TimeoutError):
-            self._jobs = ()
-        return generate_latest(self._registry)
+        async with self._turn:
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self._ask()
+            except (JobWorkerError, TimeoutError):
+                self._jobs = ()
+            return generate_latest(self._registry)
 
     async def _ask(self) -> None:
         link = self._of.link

@@ -51,6 +51,7 @@ def job(record: jobs.JobRecord) -> job_pb2.Job:
         limits_restored=record.limits_restored,
         user=record.user,
         profile=record.profile,
+        request_id=record.request_id,
     )
 
 

@@ -145,7 +145,7 @@ class JobWorker(api.JobWorkerServiceServicer):
                     await context.write(told.message)
                     resume = told.token or resume
         finally:
-            context.set_trailing_metadata(((RESUME_TOKEN, resume),))
+            _add_trailer(context, RESUME_TOKEN, resume)
 
     async def GetAgentInfo(self, _request: pb.GetAgentInfoRequest, _context: Context) -> pb.GetAgentInfoResponse:
         # The limits file may have changed, and nobody have been held to it yet.
@@ -200,7 +200,7 @@ class JobWorker(api.JobWorkerServiceServicer):
                         offset = piece.stop
                         await (context.write(piece.message) if piece.message else asyncio.sleep(0))
         finally:
-            context.set_trailing_metadata(((RESUME_OFFSET, str(offset)),))
+            _add_trailer(context, RESUME_OFFSET, str(offset))
 
     @asynccontextmanager
     async def _extent(
@@ -219,6 +219,10 @@ class JobWorker(api.JobWorkerServiceServicer):
         now = job if job.output_ended else await self._fresh(job.job_id)
         extent = Fixed(now.log_bytes, now.output_ended, now.lost_bytes)
         return await self._output.locate(log, view, extent)
+
+
+def _add_trailer(context: Context, key: str, value: str) -> None:
+    context.set_trailing_metadata((*context.trailing_metadata(), (key, value)))
 
 
 def _is_stopped(job: Known) -> bool:

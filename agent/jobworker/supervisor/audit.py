@@ -316,6 +316,7 @@ def _claimed(caller: Caller) -> dict[str, str]:
         "serial": caller.serial,
         "peer": caller.peer,
         "call": caller.call,
+        "request": caller.request,
     }
     return {name: _clip(value) for name, value in said.items() if value}
 

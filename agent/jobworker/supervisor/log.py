@@ -6,14 +6,23 @@ import json
 import os
 import time
 
+from jobworker.wire import service_manager
+
 _LEVELS = ("debug", "info", "warning", "error")
 
 
 class Log:
-    """Writes what is at or above a level; never blocks a job for it and never fails."""
+    """Writes what is at or above a level; never blocks a job for it and never fails.
+
+    Attributes:
+        level: the lowest that is written.
+    """
 
     def __init__(self, level: str) -> None:
+        self.level = level
         self._lowest = _LEVELS.index(level)
+        self._to_journal = service_manager.reads_priorities()
+        self._to_person = os.isatty(2)
 
     def info(self, event: str, **fields: object) -> None:
         self._write("info", event, fields)
@@ -35,7 +44,16 @@ class Log:
     def _put(self, level: str, event: str, fields: dict[str, object]) -> None:
         now = time.time()
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1_000_000):06d}Z"
-        line = json.dumps({"timestamp": stamp, "level": level, "logger": "supervisor", "event": event, **fields})
+        if self._to_person:
+            # Values as JSON, so that what others have named takes over no terminal.
+            told = " ".join(f"{name}={json.dumps(value)}" for name, value in fields.items())
+            line = f"{stamp} [{level:<9}] {event:<30} {told}".rstrip()
+        else:
+            line = json.dumps(
+                {"timestamp": stamp, "level": level, "logger": "supervisor", "event": event, **fields}
+            )
+        if self._to_journal:
+            line = f"<{service_manager.PRIORITIES[level]}>{line}"
         try:
             os.write(2, f"{line}\n".encode())
         except OSError:

@@ -176,7 +176,8 @@ class Server:
         connection.greeted = True
         connection.attending = request.attend
         host, epoch = self._registry.starts.host_info(), self._registry.revisions.epoch
-        reply(messages.Welcome(messages.PROTOCOL, host, jobworker.__version__, self.policy(), epoch), ())
+        policy, level = self.policy(), self.log.level
+        reply(messages.Welcome(messages.PROTOCOL, host, jobworker.__version__, policy, epoch, level), ())
         if request.subscribe:
             records = sorted(self._registry.records(), key=lambda record: record.revision)
             connection.subscribe([record.job_id for record in records], whole=self._registry.is_whole)
@@ -188,7 +189,8 @@ class Server:
             elif isinstance(outcome, messages.StartPlanned):
                 reply(outcome, ())
             else:
-                self.log.info("job started", job=outcome.job_id, principal=outcome.principal, uid=outcome.uid)
+                told = {"job": outcome.job_id, "principal": outcome.principal, "uid": outcome.uid}
+                self._say("job started", request.caller, **told)
                 reply(messages.JobReply(outcome), ())
 
         def start() -> None:
@@ -208,6 +210,10 @@ class Server:
                 raise InvalidField("grace", f"must be between 0 and {MAX_GRACE_MS // 1000} s", "10s")
             self._registry.stop(request, lambda record: reply(messages.JobReply(record), ()))
 
+    def _say(self, event: str, caller: messages.Caller, **fields: object) -> None:
+        """Log what was done for a request."""
+        self.log.info(event, **fields, request=caller.request_id)
+
     @contextlib.contextmanager
     def _refusals(self, what: str, caller: messages.Caller, job_id: str = "") -> Iterator[None]:
         """Put on record that a request was refused."""
@@ -223,7 +229,8 @@ class Server:
             _check_signal(request.signal)
             record = self._registry.signal(request)
         self.audit.signalled(request)
-        self.log.info("job signalled", job=request.job_id, signal=request.signal, everyone=request.everyone)
+        told = {"job": request.job_id, "signal": request.signal, "everyone": request.everyone}
+        self._say("job signalled", request.caller, **told)
         reply(messages.JobReply(record), ())
 
     def update_job(self, _: Connection, request: messages.UpdateJob, reply: Reply) -> None:
@@ -231,7 +238,8 @@ class Server:
             with self._refusals("update", request.caller, request.job_id):
                 check_job_id(request.job_id)
                 record = self._registry.update(request)
-            self.log.info("limits updated", job=request.job_id, principal=request.caller.principal)
+            caller = request.caller
+            self._say("limits updated", caller, job=request.job_id, principal=caller.principal)
             reply(messages.JobReply(record), ())
 
         self._with_limits(request, reply, update)
@@ -239,14 +247,14 @@ class Server:
     def delete_job(self, _: Connection, request: messages.DeleteJob, reply: Reply) -> None:
         with self._refusals("delete", request.caller, request.job_id):
             self._registry.delete(request)
-        self.log.info("job deleted", job=request.job_id)
+        self._say("job deleted", request.caller, job=request.job_id)
         reply(messages.Done(), ())
 
     def drain(self, _: Connection, request: messages.Drain, reply: Reply) -> None:
         with self._refusals("drain", request.caller):
             self._registry.starts.drain(request, lambda drained: reply(drained, ()))
         self.audit.drained(request)
-        self.log.info("new jobs are not taken" if request.draining else "new jobs are taken")
+        self._say("new jobs are not taken" if request.draining else "new jobs are taken", request.caller)
         for connection in self._connections:
             connection.drain_changed()
             self._dirty.add(connection)

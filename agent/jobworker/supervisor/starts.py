@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from jobworker.errors import AgentDraining, AgentUnavailable, HostFault, JobWorkerError
-from jobworker.jobs import JobRecord, JobSpec, State, new_job_id
+from jobworker.jobs import JobRecord, JobSpec, State, check_request_id, new_job_id
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.spawn import User
 from jobworker.limits import Limits
@@ -120,6 +120,8 @@ class Starts:
         spec, idempotency = request.spec, request.idempotency
         spec.check()
         idempotency.check()
+        if request.caller.request_id:
+            check_request_id(request.caller.request_id, "caller.request")
         if self._early is not None:
             if len(self._early) >= _MAX_EARLY:
                 raise AgentUnavailable("it has just started, and does not know all jobs yet")
@@ -164,7 +166,7 @@ class Starts:
         confinement, applied = self._isolation.decide(spec, self._store.work_path(job_id))
         own_uid = None if permit.user else self._users.find()
         user = permit.user if own_uid is None else User(own_uid, own_uid)
-        record = self._new_record(job_id, principal, spec, user.uid if user else os.geteuid())
+        record = self._new_record(job_id, request.caller, spec, user.uid if user else os.geteuid())
         return Order(
             record=replace(record, sandbox=applied, profile=profile),
             spec=spec,
@@ -215,10 +217,11 @@ class Starts:
         for job in self._books.running.values():
             yield job.record, job.limits
 
-    def _new_record(self, job_id: str, principal: str, spec: JobSpec, uid: int) -> JobRecord:
+    def _new_record(self, job_id: str, caller: Caller, spec: JobSpec, uid: int) -> JobRecord:
         return JobRecord(
             job_id=job_id,
-            principal=principal,
+            principal=caller.principal,
+            request_id=caller.request_id,
             command=spec.command,
             args=spec.args,
             env_names=tuple(name for name, _ in spec.env),

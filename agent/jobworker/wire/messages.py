@@ -83,6 +83,7 @@ class Caller:
         serial: of the certificate, in lower-case hexadecimal.
         peer: its address, as grpc writes it.
         call: names this one call in the logs.
+        request: what the client calls it; empty for nothing.
     """
 
     principal: str
@@ -90,6 +91,12 @@ class Caller:
     serial: str = ""
     peer: str = ""
     call: str = ""
+    request: str = ""
+
+    @property
+    def request_id(self) -> str:
+        """The client's name for the call, or ours."""
+        return self.request or self.call
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +325,7 @@ class Welcome:
     Attributes:
         policy: in force.
         epoch: revisions of another one say nothing about this one's.
+        log_level: of the settings, as of its last reload.
     """
 
     protocol: int
@@ -325,6 +333,7 @@ class Welcome:
     version: str
     policy: PolicyIs
     epoch: str = ""
+    log_level: str = "info"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ import os
 import socket
 
 _FIRST_FD = 3
+# syslog(3)'s numbers for levels of a log.
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
 def connect() -> socket.socket | None:
@@ -46,6 +48,17 @@ def tell(*lines: str) -> None:
         with contextlib.suppress(OSError):
             send(sock, *lines)
         sock.close()
+
+
+def reads_priorities() -> bool:
+    """True if standard error is a stream to the journal, which takes `<N>` before a line for its priority.
+
+    That is sd-daemon(3); how a process sees it, systemd.exec(5) on `JOURNAL_STREAM`.
+    """
+    with contextlib.suppress(OSError):
+        where = os.fstat(2)
+        return os.environ.get("JOURNAL_STREAM") == f"{where.st_dev}:{where.st_ino}"
+    return False
 
 
 def stored() -> dict[str, int]:

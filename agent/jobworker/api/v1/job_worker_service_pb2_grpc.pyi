@@ -38,6 +38,10 @@ class JobWorkerServiceStub:
     Compression: with `jobworker-compression: gzip` in a call's metadata the answers of Stream and Watch are compressed,
     and not without; another value than `gzip` and `identity` is INVALID_ARGUMENT.
 
+    Requests: `x-request-id` in a call's metadata, 1 to 128 letters, digits and characters of `._:+/=@-`, is what the
+    agent's log and audit trails and the record of a job that is started call it; anything else there is
+    INVALID_ARGUMENT. The trailer `x-request-id` of each answer has it, or what the agent calls a request that had none.
+
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
 
@@ -159,6 +163,10 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     Compression: with `jobworker-compression: gzip` in a call's metadata the answers of Stream and Watch are compressed,
     and not without; another value than `gzip` and `identity` is INVALID_ARGUMENT.
 
+    Requests: `x-request-id` in a call's metadata, 1 to 128 letters, digits and characters of `._:+/=@-`, is what the
+    agent's log and audit trails and the record of a job that is started call it; anything else there is
+    INVALID_ARGUMENT. The trailer `x-request-id` of each answer has it, or what the agent calls a request that had none.
+
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.
 
@@ -275,6 +283,10 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Compression: with `jobworker-compression: gzip` in a call's metadata the answers of Stream and Watch are compressed,
     and not without; another value than `gzip` and `identity` is INVALID_ARGUMENT.
+
+    Requests: `x-request-id` in a call's metadata, 1 to 128 letters, digits and characters of `._:+/=@-`, is what the
+    agent's log and audit trails and the record of a job that is started call it; anything else there is
+    INVALID_ARGUMENT. The trailer `x-request-id` of each answer has it, or what the agent calls a request that had none.
 
     Errors: a google.rpc.Status with google.rpc.ErrorInfo (domain `jobworker`; `reason` is stable and made for
     programs, `metadata` holds the fields), and google.rpc.BadRequest where fields of the request are wrong.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
-from jobworker.cli.client_command import as_json, complain, connect_to
+from jobworker.cli.client_command import as_json, complain, connect_to, request_id
 from jobworker.cli.fleet import asked, top
 from jobworker.cli.fleet.actions import Action, Visit, prepare
 from jobworker.cli.fleet.fanout import Fanout
@@ -16,6 +18,9 @@ from jobworker.cli.fleet.outcome import Outcome, exit_code, of_error, summary
 from jobworker.cli.fleet.printer import Lane, Printer
 from jobworker.cli.fleet.targets import Target
 from jobworker.errors import JobWorkerError
+
+if TYPE_CHECKING:
+    from jobworker.client.rpc.client import Client
 
 
 def invoke(ctx: click.Context) -> int:
@@ -30,14 +35,15 @@ def invoke(ctx: click.Context) -> int:
         return top.invoke(ctx)
     action = prepare(ctx.command.name or "", ctx.params)
     found = list(asked.targets(ctx))
-    seconds = asked.connect_timeout(ctx)
+    seconds, named = asked.connect_timeout(ctx), request_id(ctx)
     printer = Printer(as_json=as_json(), environ=os.environ)
     fanout = Fanout(found, asked.budget(ctx))
     detach = ctx.params.get("detach_on_interrupt", False)
     with Interrupts(fanout.close, fanout.leave, detach=detach) as interrupts:
 
         def visit(target: Target) -> Outcome:
-            return _visit(target, action, Lane(printer, target.name), interrupts, seconds)
+            connect = partial(connect_to, target.endpoint, named, connect_timeout=seconds)
+            return _visit(target, action, Lane(printer, target.name), interrupts, connect)
 
         try:
             _follow(fanout.run(visit, asked.forks(ctx)), fanout)
@@ -52,9 +58,11 @@ def invoke(ctx: click.Context) -> int:
     return exit_code(outcomes, interrupted=interrupts.count > 0)
 
 
-def _visit(target: Target, action: Action, lane: Lane, interrupts: Interrupts, seconds: float) -> Outcome:
+def _visit(
+    target: Target, action: Action, lane: Lane, interrupts: Interrupts, connect: Callable[[], Client]
+) -> Outcome:
     try:
-        with connect_to(target.endpoint, connect_timeout=seconds) as connected:
+        with connect() as connected:
             connected.reach()
             outcome = action(Visit(connected, lane, interrupts))
     except JobWorkerError as error:

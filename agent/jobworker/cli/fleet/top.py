@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from jobworker.cli import client_top
-from jobworker.cli.client_command import complain, connect_to
+from jobworker.cli.client_command import complain, connect_to, request_id
 from jobworker.cli.fleet import asked
 from jobworker.cli.fleet.outcome import Outcome, Status, exit_code, hosts_text, of_error, summary
 from jobworker.cli.fleet.targets import Target, some
@@ -17,6 +18,7 @@ from jobworker.cli.top_sample import Picture, Sampler
 from jobworker.errors import JobWorkerError
 
 if TYPE_CHECKING:
+    from jobworker.client.endpoint import Endpoint
     from jobworker.client.rpc.client import Client
 
 
@@ -28,7 +30,9 @@ def invoke(ctx: click.Context) -> int:
     """
     options = ctx.params
     interval = client_top.interval_seconds(options["interval"])
-    looks = FleetLooks(asked.targets(ctx), options["limit"], asked.forks(ctx), asked.connect_timeout(ctx))
+    connect = partial(connect_to, named=request_id(ctx), connect_timeout=(seconds := asked.connect_timeout(ctx)))
+    hosts = [Host(target, connect, options["limit"]) for target in asked.targets(ctx)]
+    looks = FleetLooks(hosts, asked.forks(ctx), seconds)
     try:
         status = client_top.show(looks, interval, options["sort"], once=options["once"])
     finally:
@@ -41,8 +45,13 @@ def invoke(ctx: click.Context) -> int:
     return status or exit_code(outcomes, interrupted=False)
 
 
-class _Host:
+class Host:
     """One of them, over all looks.
+
+    Args:
+        target: which.
+        connect: makes a client of an agent.
+        most: jobs to look at.
 
     Attributes:
         picture: of the last look; `None` where there is none to be had.
@@ -50,28 +59,30 @@ class _Host:
         looking: the look that is under way, or the last one.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, connect: Callable[[Endpoint], Client], most: int) -> None:
         self.target = target
         self.picture: Picture | None = None
         self.outcome = Outcome(target.name, Status.UNREACHABLE, detail="has not answered yet")
         self.looking: Future[None] | None = None
+        self._connect, self._most = connect, most
         self._client: Client | None = None
         self._sampler: Sampler | None = None
 
-    def look(self, most: int, seconds: float) -> None:
+    def look(self) -> None:
+        """Look once; how that went is in `picture` and `outcome`."""
         try:
             if self._sampler is None:
-                self._sampler = self._reached(most, seconds)
+                self._sampler = self._reached()
             self.picture = self._sampler.sample()
             self.outcome = Outcome(self.target.name, Status.OK)
         except JobWorkerError as error:
             self.picture, self.outcome = None, of_error(self.target.name, error)
 
-    def _reached(self, most: int, seconds: float) -> Sampler:
+    def _reached(self) -> Sampler:
         if self._client is None:
-            self._client = connect_to(self.target.endpoint, connect_timeout=seconds)
+            self._client = self._connect(self.target.endpoint)
         self._client.reach()
-        return Sampler(self._client, most, self.target.name)
+        return Sampler(self._client, self._most, self.target.name)
 
     def close(self) -> None:
         if self._client:
@@ -81,23 +92,22 @@ class _Host:
 class FleetLooks:
     """Looks at all hosts; one that hangs is left out until it answers, and holds up no other."""
 
-    def __init__(self, targets: Iterable[Target], most: int, forks: int, seconds: float) -> None:
+    def __init__(self, hosts: Sequence[Host], forks: int, seconds: float) -> None:
         """Prepare the looks; no host is called before the first.
 
         Args:
-            targets: the hosts.
-            most: jobs to look at on each.
-            forks: so many hosts at a time.
-            seconds: to reach a host, and to wait for those that are late.
+            hosts: to look at.
+            forks: so many at a time.
+            seconds: to wait for those that are late.
         """
-        self._hosts = [_Host(target) for target in targets]
-        self._most, self._seconds = most, seconds
+        self._hosts = hosts
+        self._seconds = seconds
         self._threads = ThreadPoolExecutor(forks)
 
     def sample(self) -> Picture:
         for host in self._hosts:
             if host.looking is None or host.looking.done():
-                host.looking = self._threads.submit(host.look, self._most, self._seconds)
+                host.looking = self._threads.submit(host.look)
         _, late = wait([host.looking for host in self._hosts if host.looking], self._seconds)
         seen = [host.picture for host in self._hosts if host.looking not in late and host.picture]
         missing = [host.target.name for host in self._hosts if host.looking in late or not host.picture]

@@ -43,15 +43,21 @@ class Client:
     through.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout: float = 30.0, connect_timeout: float = 5.0) -> None:
+    def __init__(
+        self, endpoint: Endpoint, timeout: float = 30.0, connect_timeout: float = 5.0, request_id: str = ""
+    ) -> None:
         """Prepare the connection; it comes about with the first call.
 
         Args:
             endpoint: the agent, and the files for mutual TLS with it.
             timeout: for each call that is not a stream of answers, in seconds; `stop` has the grace on top.
             connect_timeout: for a connection to come about, in seconds.
+            request_id: the agent's log, its audit trail, and the records of jobs that are started name all calls
+                by it; empty for one of its own for each.
         """
-        self._connection = Connection(endpoint, connect_timeout)
+        if request_id:
+            jobs.check_request_id(request_id, "request_id")
+        self._connection = Connection(endpoint, connect_timeout, request_id)
         self._stub = self._connection.stub
         self._timeout = timeout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,7 +38,8 @@ _ATTEMPT = "grpc.min_reconnect_backoff_ms"
 # With the bandwidth probe on, fifty stalled streams let a client grow to 1.6 GB.
 _LOOKAHEAD = 1024 * 1024
 
-_COMPRESSED = (("jobworker-compression", "gzip"),)
+_REQUEST_ID = "x-request-id"
+_COMPRESSED = ("jobworker-compression", "gzip")
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.bdp_probe", 0),
@@ -57,12 +59,13 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 class Connection:
     """A channel to one agent; several threads may use it."""
 
-    def __init__(self, endpoint: Endpoint, connect_timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint, connect_timeout: float, request_id: str = "") -> None:
         """Prepare the channel; nothing is sent before the first call.
 
         Args:
             endpoint: the agent, and the files for mutual TLS with it.
             connect_timeout: for a connection to come about, in seconds.
+            request_id: of all calls; empty for one of its own for each, which further attempts share.
 
         Raises:
             InvalidField: the address is not HOST:PORT.
@@ -71,7 +74,7 @@ class Connection:
         options: list[tuple[str, int | str]] = [*_OPTIONS, (_ATTEMPT, round(connect_timeout * 1000))]
         if endpoint.server_name:
             options.append(("grpc.ssl_target_name_override", endpoint.server_name))
-        self._endpoint, self._connect_timeout = endpoint, connect_timeout
+        self._endpoint, self._connect_timeout, self._request_id = endpoint, connect_timeout, request_id
         self._channel = grpc.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), options)
         self.stub = JobWorkerServiceStub(self._channel)
         self._answered = False
@@ -88,7 +91,7 @@ class Connection:
         """
         deadline = time.monotonic() + self._connect_timeout
         try:
-            self._once(self.stub.GetAgentInfo, pb.GetAgentInfoRequest(), deadline)
+            self._once(self.stub.GetAgentInfo, pb.GetAgentInfoRequest(), deadline, self._new_request_id())
         except CallFailed:
             # Who refuses to tell has been reached.
             if not self._answered:
@@ -115,9 +118,10 @@ class Connection:
         """
         deadline = time.monotonic() + timeout
         pauses, turns = backoff.pauses(), _TURNS.pauses()
+        request_id = self._new_request_id()
         while True:
             try:
-                return self._once(method, request, deadline)
+                return self._once(method, request, deadline, request_id)
             except CallFailed as failure:
                 pause = _turn(failure, turns)
                 # Who drains an agent means it to stay so.
@@ -127,13 +131,21 @@ class Connection:
                     raise
             time.sleep(pause)
 
+    def _new_request_id(self) -> str:
+        return self._request_id or os.urandom(8).hex()
+
     def _once(
-        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, deadline: float
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        deadline: float,
+        request_id: str,
     ) -> Response:
+        left, metadata = max(0.0, deadline - time.monotonic()), ((_REQUEST_ID, request_id),)
         try:
-            response = method(request, timeout=max(0.0, deadline - time.monotonic()))
+            response = method(request, timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
-            raise self._failure(error) from None
+            raise self._failure(error, request_id) from None
         self._answered = True
         return response
 
@@ -155,12 +167,13 @@ class Connection:
             JobWorkerError: as `call`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        metadata = _COMPRESSED if compress else None
+        request_id = self._new_request_id()
+        metadata = ((_REQUEST_ID, request_id), *((_COMPRESSED,) if compress else ()))
         turns = _TURNS.pauses()
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                yield from self._answers(method, request, left, metadata)
+                yield from self._answers(method, request, left, metadata, request_id)
             except CallFailed as failure:
                 pause = _turn(failure, turns)
                 if pause is None or (deadline is not None and time.monotonic() + pause > deadline):
@@ -174,7 +187,8 @@ class Connection:
         method: grpc.UnaryStreamMultiCallable[Request, Response],
         request: Request,
         timeout: float | None,
-        metadata: Metadata | None,
+        metadata: Metadata,
+        request_id: str,
     ) -> Iterator[Response]:
         try:
             responses = method(request, timeout=timeout, metadata=metadata)
@@ -185,13 +199,13 @@ class Connection:
             finally:
                 responses.cancel()
         except (grpc.RpcError, ValueError) as error:
-            raise self._failure(error) from None
+            raise self._failure(error, request_id) from None
 
-    def _failure(self, error: grpc.RpcError | ValueError) -> JobWorkerError:
+    def _failure(self, error: grpc.RpcError | ValueError, request_id: str) -> JobWorkerError:
         if isinstance(error, ValueError):
             # So grpc says that another thread has closed the channel.
             return CallFailed(grpc.StatusCode.CANCELLED.name, "the connection was closed")
-        failure, agent = failure_of(error), f"the agent at {self._endpoint.addr}"
+        failure, agent = failure_of(error, request_id), f"the agent at {self._endpoint.addr}"
         if failure.reason:
             self._answered = True
             return failure

@@ -12,7 +12,7 @@ from grpc_status import rpc_status  # type: ignore[import-untyped] # likewise
 from jobworker.client.failures import CallFailed, FieldViolation
 
 
-def failure_of(error: grpc.RpcError) -> CallFailed:
+def failure_of(error: grpc.RpcError, request_id: str) -> CallFailed:
     """What the agent says went wrong (google.rpc.Status with ErrorInfo, BadRequest, RetryInfo), or grpc itself."""
     # An error that a call raises is the call itself.
     call = cast("grpc.Call", error)
@@ -27,6 +27,7 @@ def failure_of(error: grpc.RpcError) -> CallFailed:
         metadata=dict(info.metadata),
         violations=tuple(FieldViolation(v.field, v.description) for v in bad_request.field_violations),
         retry_seconds=max(0.0, retry.seconds + retry.nanos / 1e9),
+        request_id=request_id,
     )
 
 

@@ -1,0 +1,147 @@
+"""Which lines are logged, and how they look to whom."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.settings import schema
+from jobworker.wire import messages
+from support.gateway import Gateway, behind, gateway
+from support.root_side import Link, RootSide, root_side
+from support.waiting import until
+
+
+@pytest.fixture
+def side() -> Iterator[RootSide]:
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory) as running:
+            yield running
+
+
+def reload(side: RootSide, link: Link, level: str) -> Link:
+    """As `worker-agent upgrade --config` does when the file has changed."""
+    schema.write(
+        replace(side.settings, log_level=level), os.path.join(os.path.dirname(side.state_dir), "settings.json")
+    )
+    link.ask(messages.Upgrade())
+    link.drain()
+    link.close()
+    return side.reconnect(subscribe=True)
+
+
+def starts(side: RootSide) -> int:
+    return side.log().count('"job started"')
+
+
+def call(running: Gateway) -> None:
+    with running.stub() as stub:
+        stub.GetAgentInfo(pb.GetAgentInfoRequest(), timeout=30, wait_for_ready=True)
+
+
+def test_a_reload_of_the_root_side_is_for_both(side: RootSide, tmp_path: str) -> None:
+    with gateway(tmp_path, behind(side.settings)) as running:
+        link = side.link(subscribe=True)
+        link.wait_ended(link.start("/bin/true").job_id)
+        call(running)
+        running.wait_for_calls("GetAgentInfo", 1)
+        assert starts(side) == 1
+        link = reload(side, link, "error")
+        until(lambda: running.log().count("supervisor connected") >= 1, True)
+        quiet(running)
+        link.wait_ended(link.start("/bin/true").job_id)
+        assert starts(side) == 1
+        link = reload(side, link, "info")
+        running.wait_for_log('"event": "log level"')
+        call(running)
+        link.wait_ended(link.start("/bin/true").job_id)
+        assert starts(side) == 2
+        assert running.calls("GetAgentInfo")[-1]["level"] == "info"
+
+
+def quiet(running: Gateway) -> None:
+    """Call until that is not logged any more."""
+
+    def logged() -> bool:
+        before = len(running.calls("GetAgentInfo"))
+        call(running)
+        return len(running.calls("GetAgentInfo")) > before
+
+    until(logged, False)
+
+
+_LINES = """
+import structlog
+from jobworker.gateway import log as gateway
+from jobworker.supervisor.log import Log
+gateway.configure("warning")
+Log("warning").info("root", n=0)
+Log("warning").warning("root", n=1)
+Log("warning").error("root", text="a\\x1b[2J")
+structlog.get_logger().info("gateway", n=0)
+structlog.get_logger().warning("gateway", n=1)
+structlog.get_logger().error("gateway", n=2)
+import logging
+logging.getLogger("library").warning("of a library")
+"""
+
+
+def written(path: str, **environment: str) -> list[str]:
+    """What both logs write there, as a process with this environment."""
+    with open(path, "wb") as file:
+        subprocess.run([sys.executable, "-c", _LINES], stderr=file, check=True, env=dict(os.environ) | environment)
+    with open(path) as file:
+        return file.read().splitlines()
+
+
+def test_both_logs_have_one_schema(tmp_path: str) -> None:
+    lines = [json.loads(line) for line in written(os.path.join(tmp_path, "log"))]
+    assert [line["event"] for line in lines] == ["root", "root", "gateway", "gateway", "of a library"]
+    for line in lines:
+        assert line["level"] in ("warning", "error")
+        assert line["timestamp"].endswith("Z")
+        assert len(line["timestamp"]) == len("2026-11-28T15:28:05.589401Z")
+
+
+def test_the_journal_is_told_priorities(tmp_path: str) -> None:
+    path = os.path.join(tmp_path, "log")
+    open(path, "w").close()
+    where = os.stat(path)
+    lines = written(path, JOURNAL_STREAM=f"{where.st_dev}:{where.st_ino}")
+    assert [line[:3] for line in lines] == ["<4>", "<3>", "<4>", "<3>", "<4>"]
+    assert all(json.loads(line[3:])["event"] for line in lines)
+
+
+def test_a_file_is_not_taken_for_the_journal(tmp_path: str) -> None:
+    # Inherited from whoever has the journal, and redirected.
+    assert all(line[0] == "{" for line in written(os.path.join(tmp_path, "log"), JOURNAL_STREAM="1:2"))
+
+
+def test_a_person_at_a_terminal_gets_text() -> None:
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", _LINES], stderr=theirs, check=True)
+    os.close(theirs)
+    text = b""
+    try:
+        while piece := os.read(ours, 4096):
+            text += piece
+    except OSError:
+        # Linux says so that the other end is closed.
+        pass
+    os.close(ours)
+    said = text.decode().splitlines()
+    assert len(said) == 5
+    assert "[warning  ] root" in said[0]
+    assert said[0].endswith("n=1")
+    assert "\\u001b[2J" in said[1]
+    assert "gateway" in said[2]
