@@ -55,8 +55,8 @@ _METRICS = """\
 
 What `GET /metrics` of `metrics.listen` has, for Prometheus. Made from the program by `make docs`.
 
-The agent serves HTTPS with its own certificate, and only to bearers of a client certificate of its CAs that is not
-revoked. A scrape job for agents:
+The agent serves HTTPS with its own certificate, to bearers of a client certificate of its CAs that is not revoked.
+A scrape job for agents:
 
 ```yaml
 scrape_configs:
@@ -70,7 +70,9 @@ scrape_configs:
       - files: [/etc/prometheus/jobworker/*.json]
 ```
 
-Without TLS on loopback: `metrics: {listen: 127.0.0.1:7444, plain_http: true}`.
+With `metrics.basic_auth_users`, names with hashes by bcrypt as in the exporter toolkit's `web.yml`, whoever has a
+password of those gets in as well (`basic_auth` of the scrape job, with `ca_file` alone). Without TLS on loopback:
+`metrics: {listen: 127.0.0.1:7444, plain_http: true}`.
 
 Alerts, recording rules and a Grafana dashboard that stand on these are two files,
 `ansible/roles/monitoring/files/jobworker.rules.yml` and `jobworker.dashboard.json`. The collection's role

@@ -135,9 +135,10 @@ def test_what_the_agent_refuses_is_told_in_one_line(
         scripted.fail(context, code, "REASON", "what is wrong\n\x1b[2J")
 
     agent.handlers["Start"] = refuse
-    done = agent.cli("start", "ls")
+    done = agent.cli("start", "--request-id", "r7", "ls")
     assert (done.returncode, done.stdout) == (exit_code, b"")
-    assert done.stderr == b"worker-client: what is wrong\\n\\x1b[2J\n"
+    where = b" (request r7)" if code == "INTERNAL" else b""
+    assert done.stderr == b"worker-client: what is wrong\\n\\x1b[2J" + where + b"\n"
 
 
 def test_a_tls_failure_is_explained(agent: scripted.ScriptedAgent) -> None:

@@ -70,6 +70,7 @@ isolation:
 metrics:
   listen: 127.0.0.1:7444
   plain_http: true
+  basic_auth_users: {prometheus: $2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW}
   job_series: 20
 audit:
   max_size: 64M
@@ -123,6 +124,13 @@ def test_a_full_file_sets_every_field() -> None:
         ("log_level: loud", "log_level: 'loud' is not one of"),
         ("metrics: {listen: '0.0.0.0:1', plain_http: true}", "metrics.plain_http: needs metrics.listen on a loop"),
         ("metrics: {job_series: 501}", "metrics.job_series: 501 is not a number between 0 and 500"),
+        ("metrics: {basic_auth_users: [x]}", "metrics.basic_auth_users: must be a mapping of names to hashes"),
+        ("metrics: {basic_auth_users: {'a:b': x}}", "metrics.basic_auth_users: 'a:b' is not a name"),
+        ("metrics: {basic_auth_users: {a: secret}}", "metrics.basic_auth_users.a: is not a hash by bcrypt"),
+        (
+            "metrics: {basic_auth_users: {a: $2y$15$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW}}",
+            "metrics.basic_auth_users.a: is not a hash by bcrypt of a cost up to 14",
+        ),
         ("metrics: {plain_http: 1}", "metrics.plain_http: 1 is neither true nor false"),
         ("quotas: {streams: 2001}", "quotas.streams: 2001 is not a number between 1 and 2000"),
         ("quotas: {calls: 0}", "quotas.calls: 0 is not a number between 1 and 1024"),

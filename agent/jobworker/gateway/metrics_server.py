@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from jobworker.errors import InvalidField, Unauthenticated
 from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.metrics import AgentMetrics
+from jobworker.gateway.passwords import Passwords
 from jobworker.gateway.trust import Trust
 from jobworker.settings.schema import Settings, TlsSettings
 
@@ -29,14 +30,16 @@ async def serve(settings: Settings, trust: Trust, metrics: AgentMetrics) -> str:
     """Serve in the running loop for as long as it runs; HOST:PORT.
 
     Raises:
-        InvalidField: the address cannot be had.
+        InvalidField: the address cannot be had, or passwords not be checked here.
     """
-    wanted = settings.metrics
+    wanted, passwords = settings.metrics, Passwords(settings.metrics.basic_auth_users)
     host, _, port = wanted.listen.rpartition(":")
-    tls = None if wanted.plain_http else _Handshakes(settings.tls, trust).first
+    # Without a certificate whoever has a password gets in, and nobody else.
+    verify = ssl.CERT_OPTIONAL if passwords else ssl.CERT_REQUIRED
+    tls = None if wanted.plain_http else _Handshakes(settings.tls, trust, verify).first
     try:
         server = await asyncio.start_server(
-            _Responder(metrics, trust).respond,
+            _Responder(metrics, trust, passwords).respond,
             host.strip("[]"),
             int(port),
             limit=_MAX_REQUEST_BYTES,
@@ -53,11 +56,12 @@ async def serve(settings: Settings, trust: Trust, metrics: AgentMetrics) -> str:
 class _Handshakes:
     """A context that hands each handshake over to one made of what is trusted then."""
 
-    def __init__(self, tls: TlsSettings, trust: Trust) -> None:
+    def __init__(self, tls: TlsSettings, trust: Trust, verify: ssl.VerifyMode) -> None:
         self._tls = tls
+        self._verify = verify
         self._trust = trust
         self._used = trust.credentials.get()
-        self.first = self._current = _context(tls, self._used)
+        self.first = self._current = _context(tls, self._used, verify)
         # It is called for clients that name no server as well.
         self.first.sni_callback = self._choose
 
@@ -66,15 +70,15 @@ class _Handshakes:
         if now is not self._used:
             # Its files may have changed again already: then the next handshake is for the better.
             with contextlib.suppress(OSError):
-                self._current = _context(self._tls, now)
+                self._current = _context(self._tls, now, self._verify)
                 self._used = now
         handshake.context = self._current
 
 
-def _context(tls: TlsSettings, own: Credentials) -> ssl.SSLContext:
+def _context(tls: TlsSettings, own: Credentials, verify: ssl.VerifyMode) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = verify
     # No session outlives its certificate.
     context.num_tickets = 0
     authorities = x509.load_pem_x509_certificates(own.ca)
@@ -87,6 +91,7 @@ def _context(tls: TlsSettings, own: Credentials) -> ssl.SSLContext:
 class _Responder:
     metrics: AgentMetrics
     trust: Trust
+    passwords: Passwords
     connections: int = 0
 
     async def respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,8 +102,8 @@ class _Responder:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 request = await reader.readuntil(b"\r\n\r\n")
-                self._check(writer.get_extra_info("ssl_object"))
-                writer.write(await self._answer(request))
+                known = self._check(writer.get_extra_info("ssl_object"))
+                writer.write(await self._answer(request, known=known))
                 writer.close()
                 await writer.wait_closed()
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, OSError, Unauthenticated):
@@ -107,15 +112,20 @@ class _Responder:
         finally:
             self.connections -= 1
 
-    def _check(self, tls: ssl.SSLObject | None) -> None:
-        """TLS knows of no revocation here."""
-        if tls and (shown := tls.getpeercert(binary_form=True)):
+    def _check(self, tls: ssl.SSLObject | None) -> bool:
+        """True for who has a certificate, which TLS does not know to be revoked here."""
+        shown = tls.getpeercert(binary_form=True) if tls else None
+        if shown:
             self.trust.revocations.get().check(x509.load_der_x509_certificate(shown), time.time())
+        return bool(shown)
 
-    async def _answer(self, request: bytes) -> bytes:
-        words = request.split(b"\r\n", 1)[0].split(b" ")
+    async def _answer(self, request: bytes, *, known: bool) -> bytes:
+        first, *headers = request.split(b"\r\n")
+        words = first.split(b" ")
         if len(words) != 3 or words[2] not in (b"HTTP/1.1", b"HTTP/1.0"):  # noqa: PLR2004 - RFC 9112, 3
             return _response(HTTPStatus.BAD_REQUEST)
+        if self.passwords and not known and not await self.passwords.admit(_authorization(headers)):
+            return _response(HTTPStatus.UNAUTHORIZED, www_authenticate='Basic realm="jobworker metrics"')
         method, target, _ = words
         if target.split(b"?", 1)[0] != b"/metrics":
             return _response(HTTPStatus.NOT_FOUND)
@@ -123,6 +133,13 @@ class _Responder:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, allow="GET, HEAD")
         body = await self.metrics.scrape()
         return _response(HTTPStatus.OK, body, head=method == b"HEAD", content_type=CONTENT_TYPE_LATEST)
+
+
+def _authorization(headers: list[bytes]) -> str:
+    """The value of the header of that name; empty for none, and for two."""
+    fields = (header.partition(b":") for header in headers)
+    found = [value for name, _, value in fields if name.lower() == b"authorization"]
+    return found[0].strip().decode("latin-1") if len(found) == 1 else ""
 
 
 def _response(status: HTTPStatus, body: bytes = b"", *, head: bool = False, **headers: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,9 @@ _USAGES = {"serverAuth": "1.3.6.1.5.5.7.3.1", "clientAuth": "1.3.6.1.5.5.7.3.2"}
 # Below is broken, and above TLS itself refuses; of curves it knows two.
 _RSA_BITS, _ECDSA_BITS = (2048, 16_384), ("256", "384")
 _MOST_CALLS_PER_SECOND = 1_000_000
+_BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
+# A second or so for each password that is tried.
+_MOST_COST = 14
 
 
 def _text(field: str, value: Any, example: str = "") -> str:
@@ -150,6 +154,20 @@ def _duration(field: str, value: Any) -> int:
     return units.parse_duration(_text(field, value, "30s"), field)
 
 
+def _passwords(field: str, value: Any) -> tuple[tuple[str, str], ...]:
+    example = "{prometheus: $2y$10$…}"
+    if not isinstance(value, dict):
+        raise InvalidField(field, "must be a mapping of names to hashes", example)
+    for name, hashed in value.items():
+        if not isinstance(name, str) or not name.isprintable() or not name or ":" in name:
+            raise InvalidField(field, f"{name!r:.40} is not a name: it is printable, and has no colon", example)
+        found = _BCRYPT.fullmatch(hashed) if isinstance(hashed, str) else None
+        if not found or int(found[1]) > _MOST_COST:
+            problem = f"is not a hash by bcrypt of a cost up to {_MOST_COST}; `htpasswd -nB` makes one"
+            raise InvalidField(f"{field}.{name:.40}", problem)
+    return tuple(value.items())
+
+
 def _oid(field: str, value: Any) -> str:
     try:
         return identity.check_role_oid(_text(field, value, identity.DEFAULT_ROLE_OID))
@@ -237,6 +255,7 @@ _ISOLATION: dict[str, tuple[str, Parse]] = {
 _METRICS: dict[str, tuple[str, Parse]] = {
     "listen": ("listen", _listen),
     "plain_http": ("plain_http", _flag),
+    "basic_auth_users": ("basic_auth_users", _passwords),
     "job_series": ("job_series", _number(0, MAX_JOB_SERIES)),
 }
 _AUDIT: dict[str, tuple[str, Parse]] = {

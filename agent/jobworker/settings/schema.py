@@ -169,12 +169,15 @@ class MetricsSettings:
         listen: HOST:PORT; empty for no metrics. Over TLS with the agent's own pair, for bearers of a client
             certificate of its CAs, whatever their role.
         plain_http: without TLS and for anyone who reaches the port; on a loopback address only.
+        basic_auth_users: names, each with a hash by bcrypt (`htpasswd -nB NAME`), who get in with their passwords
+            instead of a client certificate.
         job_series: so many running jobs, the oldest, have series of their own, with their ids as a label; 0 for
             none. Each costs the supervisor some 0.2 ms a scrape.
     """
 
     listen: str = ""
     plain_http: bool = False
+    basic_auth_users: tuple[tuple[str, str], ...] = ()
     job_series: int = 0
 
 
