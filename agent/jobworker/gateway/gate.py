@@ -93,7 +93,7 @@ class Gate(aio.ServerInterceptor):
         """Do the work of a call if the caller may have it done, and turn what goes wrong into a status."""
         name, reports = self._reports.new_call(), self._reports
         decision = _Decision(method, context.peer(), name, time.monotonic(), self._calls, reports)
-        asked = _metadata(context, REQUEST_ID)
+        asked = _metadata(context, REQUEST_ID, "")
         decision.take_request_id(asked)
         context.set_trailing_metadata(((REQUEST_ID, decision.request or name),))
         self._calls.started(method)
@@ -214,15 +214,15 @@ def _compress(context: Context) -> None:
     Raises:
         InvalidField: by something that this agent cannot do.
     """
-    asked = _metadata(context, COMPRESSION) or "identity"
+    asked = _metadata(context, COMPRESSION, "identity")
     if asked not in _COMPRESSIONS:
         raise InvalidField(COMPRESSION, f"{asked!r:.40} is not a compression that this agent knows", "gzip")
     context.set_compression(_COMPRESSIONS[asked])
 
 
-def _metadata(context: Context, key: str) -> str:
-    """What a call's client has put there; empty for nothing."""
-    return str(dict(context.invocation_metadata() or ()).get(key, ""))
+def _metadata(context: Context, key: str, default: str) -> str:
+    """What a call's client has put there."""
+    return str(dict(context.invocation_metadata() or ()).get(key, default))
 
 
 async def _not_served(_request: object, _context: Context) -> NoReturn:

@@ -75,7 +75,7 @@ METRICS: Mapping[str, Described] = MappingProxyType(
         "jobworker_job_start_duration_seconds": _histogram(
             "From a start's arrival at the supervisor until its command was executed."
         ),
-        "jobworker_job_run_duration_seconds": _histogram("From then until the job ended; of those seen to end."),
+        "jobworker_job_run_duration_seconds": _histogram("From a job's start to its end, if that was seen."),
         "jobworker_log_bytes_total": _counter("Output that jobs have written."),
         "jobworker_log_lost_bytes_total": _counter("Output that the disk did not take."),
         "jobworker_log_gaps_total": _counter("How often output of a job began to be lost."),
