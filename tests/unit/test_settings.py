@@ -123,7 +123,7 @@ def test_a_full_file_sets_every_field() -> None:
         ("jobs: {cgroup_parent: /a/../b}", "jobs.cgroup_parent"),
         ("log_level: loud", "log_level: 'loud' is not one of"),
         ("metrics: {listen: '0.0.0.0:1', plain_http: true}", "metrics.plain_http: needs metrics.listen on a loop"),
-        ("metrics: {job_series: 501}", "metrics.job_series: 501 is not a number between 0 and 500"),
+        ("metrics: {job_series: 201}", "metrics.job_series: 201 is not a number between 0 and 200"),
         ("metrics: {basic_auth_users: [x]}", "metrics.basic_auth_users: must be a mapping of names to hashes"),
         ("metrics: {basic_auth_users: {'a:b': x}}", "metrics.basic_auth_users: 'a:b' is not a name"),
         ("metrics: {basic_auth_users: {a: secret}}", "metrics.basic_auth_users.a: is not a hash by bcrypt"),
