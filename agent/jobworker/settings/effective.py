@@ -77,7 +77,10 @@ def _text(field: str, value: Any) -> str:
     if isinstance(value, str) and _reads_as(value) == value:
         return value
     # In a list, since alone it may be followed by the end of a document.
-    shown = value if not isinstance(value, tuple) else list(value)
+    shown = value
+    if isinstance(value, tuple):
+        # Pairs are what became of a mapping.
+        shown = dict(value) if value and isinstance(value[0], tuple) else list(value)
     return yaml.safe_dump([shown], default_flow_style=True, width=_WIDTH, allow_unicode=True).strip()[1:-1]
 
 

@@ -166,9 +166,12 @@ class Reader:
         return tuple(item(self, each, f"{field}[{i}]") for i, each in enumerate(node.value))
 
     def plain(self, node: Any, field: str) -> Any:
-        """What YAML makes of text, a number, a flag, or a list of these."""
-        if isinstance(node, yaml.MappingNode) or not self._once(node, field):
-            return {}
+        """What YAML makes of text, a number, a flag, or of lists and mappings of these."""
+        if isinstance(node, yaml.MappingNode):
+            found = self.mapping(node, field)
+            return {name: self.plain(value, _inside(field, name)) for name, value in found.items()}
+        if not self._once(node, field):
+            return None
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(item, f"{field}[{i}]") for i, item in enumerate(node.value)]
         try:
