@@ -76,6 +76,7 @@ Architecture: $architecture
 Maintainer: The jobworker authors <jobworker@example.org>
 Installed-Size: $(du -sk --exclude=DEBIAN "$work/tree" | cut -f1)
 Depends: python3 (>= $python), python3 (<< $next), libseccomp2, openssl, passwd, systemd
+Suggests: nftables
 Section: admin
 Priority: optional
 Description: agent that runs commands on this host for remote clients

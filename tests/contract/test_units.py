@@ -41,6 +41,11 @@ def test_the_gateway_is_exposed_little(root: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_so_are_the_rules_of_the_firewall(root: Path) -> None:
+    done = analyze(root, "jobworker-firewall.service", 2.5)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_keeper_takes_from_jobs_what_their_sandbox_does(root: Path) -> None:
     done = analyze(root, "jobworker-keeper.service", 5.1)
     assert done.returncode == 0, done.stdout
@@ -59,7 +64,7 @@ def test_the_threshold_can_be_missed(root: Path) -> None:
 
 def test_systemd_knows_every_word(root: Path) -> None:
     python = root / "opt/jobworker/current/venv/bin/python"
-    for program in (python, root / "bin/sh", root / "usr/bin/kill"):
+    for program in (python, root / "bin/sh", root / "usr/bin/kill", root / "usr/sbin/nft"):
         program.parent.mkdir(parents=True, exist_ok=True)
         program.touch(0o755)
     units = sorted(unit.name for unit in UNITS.glob("*.service"))

@@ -11,6 +11,7 @@ import click
 import jobworker
 from jobworker.cli import config_commands, limits_commands, policy_commands
 from jobworker.cli.agent_audit import audit
+from jobworker.cli.firewall import firewall
 from jobworker.errors import JobWorkerError
 from jobworker.settings.schema import SOCKET_NAME
 
@@ -108,6 +109,7 @@ def main() -> None:
 
 
 main.add_command(audit)
+main.add_command(firewall)
 
 
 @main.command(help=_DEV)
