@@ -27,6 +27,14 @@ class Budget:
         self._left -= 1
         return True
 
+    def reserve(self, longest: float) -> float:
+        """In how many seconds it may be done, behind what was reserved before; `longest` if that is later."""
+        self._fill()
+        if (wait := (1 - self._left) / self._rate) >= longest:
+            return longest
+        self._left -= 1
+        return max(0.0, wait)
+
     @property
     def wait(self) -> float:
         """In how many seconds it may be done once more, if nobody does it before."""

@@ -16,6 +16,7 @@ from bench import (  # noqa: E402
     cli_startup,
     document,
     fanout,
+    floods,
     idle_cpu,
     memory_use,
     pump,
@@ -47,6 +48,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Outcome]] = {
     "upgrade": upgrade.measure,
     "sandbox": sandbox_cost.measure,
     "scrape": scrape.measure,
+    "floods": floods.measure,
 }
 _DOCUMENT = "docs/benchmarks.md"
 

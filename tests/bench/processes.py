@@ -64,6 +64,12 @@ def memory(pid: int) -> Memory:
     return Memory(rss, pss)
 
 
+def peak_kib(pid: int) -> int:
+    """The most that a process has held of memory so far."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process so far, to the nanosecond: clock_getcpuclockid(3)."""
     return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)

@@ -162,7 +162,7 @@ def test_stop_signal_and_health_have_budgets_of_their_own(start: Start, supervis
 
 def test_a_flood_of_refusals_is_no_flood_of_lines(start: Start, supervisor: ScriptedSupervisor) -> None:
     running = start(calls_per_second=1, calls_burst=1)
-    number = 500
+    number = 200
     with running.stub() as stub:
         refused = sum(refusal_of(lambda: stub.List(pb.ListRequest())) is not None for _ in range(number))
     assert refused > number // 2

@@ -92,7 +92,7 @@ def test_all_together_have_a_bound(lane: Lane, total: int, each: int) -> None:
 
 def test_grpc_itself_refuses_later_than_the_lanes() -> None:
     """At its own bound it knows no lanes."""
-    assert quotas.MAX_UNDER_WAY < server._MAX_CALLS
+    assert quotas.MAX_UNDER_WAY + quotas.MAX_HELD_BACK < server._MAX_CALLS
 
 
 def test_calls_come_at_a_pace(clock: Clock) -> None:
@@ -135,6 +135,41 @@ def test_what_is_refused_for_its_number_is_not_counted_twice(clock: Clock) -> No
 def test_without_a_pace_any_number_may_come(clock: Clock) -> None:
     kept = Quotas(QuotaSettings(calls_per_second=0), clock)
     assert [refusal(kept, ANN, Lane.CALLS) for _ in range(20_000)].count(None) == 20_000
+
+
+def test_who_asks_again_at_once_is_refused_later_and_later(clock: Clock) -> None:
+    kept = Quotas(QuotaSettings(), clock)
+    with contextlib.ExitStack() as held:
+        waits = [held.enter_context(kept.hold_back(ANN)) for _ in range(1_024)]
+        assert waits[:50] == [0.0] * 50
+        assert waits[50:53] == [pytest.approx(0.05), pytest.approx(0.1), pytest.approx(0.15)]
+        # No later than this, and no more than so many.
+        assert (sorted(waits), waits[-1]) == (waits, 20.0)
+        assert held.enter_context(kept.hold_back(ANN)) == 0.0
+        assert held.enter_context(kept.hold_back(BOB)) == 0.0
+        assert kept.held_back == 1_025
+        clock.seconds += 3600
+    assert kept.held_back == 0
+    with kept.hold_back(ANN) as seconds:
+        assert seconds == 0.0
+
+
+def test_no_refusal_waits_longer_than_this(clock: Clock) -> None:
+    kept = Quotas(QuotaSettings(), clock)
+    waits = []
+    for _ in range(1_000):
+        with kept.hold_back(ANN) as seconds:
+            waits.append(seconds)
+    assert max(waits) == waits[-1] == 20.0
+
+
+def test_refusals_of_all_together_that_wait_are_bounded(clock: Clock) -> None:
+    kept = Quotas(QuotaSettings(), clock)
+    with contextlib.ExitStack() as held:
+        for number in range(5_000):
+            held.enter_context(kept.hold_back(f"{ANN}{number // 500}"))
+        assert kept.held_back == quotas.MAX_HELD_BACK
+        assert held.enter_context(kept.hold_back(BOB)) == 0.0
 
 
 def test_few_refusals_are_told_and_all_are_counted(clock: Clock) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -26,9 +26,10 @@ from jobworker.gateway import access, permits, requests, status
 from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import Peer, PeerReader
 from jobworker.gateway.permits import Permits
-from jobworker.gateway.quotas import Quotas, lane_of
+from jobworker.gateway.quotas import Lane, Quotas, lane_of
 from jobworker.gateway.reports import Reports, clip
 from jobworker.gateway.streams import Hold, OpenStreams
+from jobworker.gateway.turns import Turns
 from jobworker.jobs import check_request_id
 from jobworker.wire.messages import Caller, CallReport
 
@@ -72,6 +73,7 @@ class Gate(aio.ServerInterceptor):
     ) -> None:
         self._peers = peers
         self._quotas = quotas
+        self._turns = Turns()
         self.permits = permits
         self._streams = streams
         self._calls = calls
@@ -101,8 +103,7 @@ class Gate(aio.ServerInterceptor):
             decision.peer = self._peers.identify(context.auth_context())
             if asked:
                 check_request_id(asked, REQUEST_ID)
-            with self._quotas.hold(decision.peer.principal.uri, lane_of(method, streaming=streaming)):
-                result = await self._admitted(decision, decision.peer, work)
+            result = await self._in_its_lane(decision, decision.peer, lane_of(method, streaming=streaming), work)
         except aio.AbortError:
             decision.log(context.code().name)
             raise
@@ -116,6 +117,20 @@ class Gate(aio.ServerInterceptor):
             return await self._refuse(context, decision, error)
         decision.log("OK")
         return result
+
+    async def _in_its_lane(self, decision: _Decision, peer: Peer, lane: Lane, work: Work) -> bytes:
+        caller = peer.principal.uri
+        try:
+            with self._quotas.hold(caller, lane):
+                # Streams go on for days, and what is urgent does not wait.
+                turn = self._turns.turn(caller) if lane is Lane.CALLS else nullcontext()
+                async with turn:
+                    return await self._admitted(decision, peer, work)
+        except QuotaExceeded:
+            # Who asks again at once is told later and later: a refusal costs as much as a small call.
+            with self._quotas.hold_back(caller) as seconds:
+                await asyncio.sleep(seconds)
+            raise
 
     async def _admitted(self, decision: _Decision, peer: Peer, work: Work) -> bytes:
         access.authorise(decision.method, peer.principal)

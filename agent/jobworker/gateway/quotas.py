@@ -30,6 +30,10 @@ _CALL_RETRY_MS = 200
 _CAP_RETRY_SECONDS = 1
 # Refusals of one principal that log and audit trail hear of, and how many at once; of all others only the number.
 _TOLD_PER_SECOND, _TOLD_AT_ONCE = 0.2, 5
+# Refusals that one principal is told a second, so many at once before, and how long one waits at the most.
+_REFUSED_PER_SECOND, _REFUSED_AT_ONCE, _LONGEST_REFUSAL = 20, 50, 20.0
+# Refusals that wait to be told, of all principals and of one.
+MAX_HELD_BACK, _HELD_BACK_EACH = 4_096, 1_024
 # For refusals by the agent's own bounds, which no principal's quota has.
 _OF_THE_AGENT = "agent"
 
@@ -90,12 +94,16 @@ class _Account:
         under_way: calls by lane.
         telling: bounds what is told of refusals.
         untold: refusals since the last one that was told.
+        refusing: bounds how often the principal itself is told of one.
+        held_back: refusals that it is not told yet.
     """
 
     paces: dict[Lane, _Pace]
     telling: Budget
+    refusing: Budget
     under_way: Counter[Lane] = field(default_factory=Counter)
     untold: int = 0
+    held_back: int = 0
 
 
 class Quotas:
@@ -108,6 +116,7 @@ class Quotas:
     Attributes:
         under_way: calls by lane.
         refused: how many were refused, by quota.
+        held_back: refusals that their callers are not told yet.
     """
 
     def __init__(self, settings: QuotaSettings, now: Callable[[], float] = time.monotonic) -> None:
@@ -117,6 +126,7 @@ class Quotas:
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self.under_way: Counter[Lane] = Counter()
         self.refused: Counter[str] = Counter()
+        self.held_back = 0
 
     @contextmanager
     def hold(self, principal: str, lane: Lane) -> Iterator[None]:
@@ -158,12 +168,30 @@ class Quotas:
         untold, account.untold = account.untold, 0
         return untold
 
+    @contextmanager
+    def hold_back(self, principal: str) -> Iterator[float]:
+        """In how many seconds a refusal is to be told to its caller, so that a flood of calls is none of answers.
+
+        At once if many are held back already: those take up room themselves.
+        """
+        account = self._account(principal)
+        if account.held_back >= _HELD_BACK_EACH or self.held_back >= MAX_HELD_BACK:
+            yield 0.0
+            return
+        account.held_back, self.held_back = account.held_back + 1, self.held_back + 1
+        try:
+            yield account.refusing.reserve(_LONGEST_REFUSAL)
+        finally:
+            account.held_back, self.held_back = account.held_back - 1, self.held_back - 1
+
     def _account(self, principal: str) -> _Account:
         account = self._accounts.get(principal)
         if account is None:
             self._make_room()
             account = self._accounts[principal] = _Account(
-                self._paces(), Budget(_TOLD_PER_SECOND, _TOLD_AT_ONCE, self._now)
+                self._paces(),
+                Budget(_TOLD_PER_SECOND, _TOLD_AT_ONCE, self._now),
+                Budget(_REFUSED_PER_SECOND, _REFUSED_AT_ONCE, self._now),
             )
         self._accounts.move_to_end(principal)
         return account

@@ -12,18 +12,19 @@ from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.gate import Gate
 from jobworker.gateway.health import Health
 from jobworker.gateway.kept import Kept
-from jobworker.gateway.quotas import MAX_UNDER_WAY
+from jobworker.gateway.quotas import MAX_HELD_BACK, MAX_UNDER_WAY
 from jobworker.gateway.servicer import JobWorker
 
 # Beside the calls that are let in, those that are being refused need room: at this bound grpc refuses all alike.
-_MAX_CALLS = MAX_UNDER_WAY + 1_024
+_MAX_CALLS = MAX_UNDER_WAY + MAX_HELD_BACK + 1_024
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # Else a second gateway would take half of the connections.
     ("grpc.so_reuseport", 0),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_allowed_incoming_connections", 4_096),
-    ("grpc.max_concurrent_streams", 1_024),
+    # What one connection can have wait inside grpc, in front of others.
+    ("grpc.max_concurrent_streams", 256),
     # A job's strings hold 256 KiB together.
     ("grpc.max_receive_message_length", 1024 * 1024),
     # The windows for what peers send stay at this: without the probe they do not grow by themselves.

@@ -1,0 +1,176 @@
+"""In which order calls are worked on: a crowd holds up nobody else, and no single call holds up the crowd."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from jobworker.gateway import turns
+from jobworker.gateway.turns import Turns
+
+ANN, BOB = "spiffe://test/user/ann", "spiffe://test/user/bob"
+DEADLINE = 60
+
+
+class Crowd:
+    """Calls that are worked on until they are told to end."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self.begun: list[str] = []
+        self._news = asyncio.Event()
+        self._going: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def come(self, principal: str, *names: str) -> None:
+        await self.come_soon(principal, *names)
+        await self._settle()
+
+    async def come_soon(self, principal: str, *names: str) -> None:
+        for name in names:
+            self._going[name] = asyncio.Event()
+            self._tasks[name] = asyncio.create_task(self._call(principal, name))
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def _call(self, principal: str, name: str) -> None:
+        async with self.turns.turn(principal):
+            self.begun.append(name)
+            self._news.set()
+            await self._going[name].wait()
+
+    async def wait_begun(self, number: int) -> None:
+        while len(self.begun) < number:
+            self._news.clear()
+            await self._news.wait()
+
+    async def end(self, *names: str) -> None:
+        for name in names:
+            self._going[name].set()
+            await self._tasks.pop(name)
+        await self._settle()
+
+    async def go_away(self, *names: str) -> None:
+        for name in names:
+            self._tasks[name].cancel()
+        for name in names:
+            with pytest.raises(asyncio.CancelledError):
+                await self._tasks.pop(name)
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Have all do what they can."""
+        for _ in range(40):
+            await asyncio.sleep(0)
+
+
+def play(scene: Callable[[Crowd], Awaitable[None]]) -> None:
+    async def played() -> None:
+        crowd = Crowd()
+        async with asyncio.timeout(DEADLINE):
+            await scene(crowd)
+        assert not crowd.turns._lines
+
+    asyncio.run(played())
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns that do not end by themselves while a test is looked at."""
+    monkeypatch.setattr(turns, "_TURN_SECONDS", 2 * DEADLINE)
+    monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 2 * DEADLINE)
+
+
+@pytest.mark.usefixtures("patient")
+def test_few_at_a_time_and_in_their_order() -> None:
+    async def scene(crowd: Crowd) -> None:
+        await crowd.come(ANN, "1", "2", "3", "4")
+        assert crowd.begun == ["1", "2"]
+        await crowd.end("2")
+        assert crowd.begun == ["1", "2", "3"]
+        await crowd.end("1", "3", "4")
+        assert crowd.begun == ["1", "2", "3", "4"]
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("patient")
+def test_others_pass_a_crowd_by() -> None:
+    async def scene(crowd: Crowd) -> None:
+        names = [str(number) for number in range(250)]
+        await crowd.come(ANN, *names)
+        await crowd.come(BOB, "bob")
+        assert crowd.begun == ["0", "1", "bob"]
+        await crowd.end("bob", *names)
+
+    play(scene)
+
+
+def test_a_call_that_takes_long_holds_up_nobody() -> None:
+    async def scene(crowd: Crowd) -> None:
+        names = [str(number) for number in range(9)]
+        await crowd.come(ANN, *names)
+        await crowd.wait_begun(len(names))
+        # And gives no turn back that it has no more.
+        await crowd.end(*names[1:])
+        await crowd.come(ANN, "a", "b", "c")
+        await crowd.wait_begun(len(names) + 3)
+        assert crowd.begun == [*names, "a", "b", "c"]
+        await crowd.end("0", "a", "b", "c")
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_goes_away_leaves_the_line() -> None:
+    async def scene(crowd: Crowd) -> None:
+        await crowd.come(ANN, "1", "2", "3", "4", "5")
+        await crowd.go_away("3", "1")
+        assert crowd.begun == ["1", "2", "4"]
+        await crowd.go_away("5")
+        await crowd.end("2", "4")
+        await crowd.come(ANN, "6", "7", "8")
+        assert crowd.begun == ["1", "2", "4", "6", "7"]
+        await crowd.end("6", "7", "8")
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_goes_away_as_its_turn_comes_hands_it_on() -> None:
+    async def scene(crowd: Crowd) -> None:
+        await crowd.come(ANN, "1", "2", "3", "4")
+        (line,) = crowd.turns._lines.values()
+        third = line.waiting[0]
+        crowd._going["1"].set()
+        for _ in range(40):
+            if third.done():
+                break
+            await asyncio.sleep(0)
+        # The turn is given, and its owner gone before it hears of it.
+        await crowd.go_away("3")
+        await crowd.end("1")
+        assert crowd.begun == ["1", "2", "4"]
+        await crowd.end("2", "4")
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("patient")
+def test_calls_that_come_go_before_one_that_waits() -> None:
+    async def scene(crowd: Crowd) -> None:
+        await crowd.come(ANN, "1", "2", "3")
+        crowd._going["1"].set()
+        others = []
+        # One every few rounds, as grpc hands them over.
+        for number in range(5):
+            await crowd.come_soon(BOB + str(number), f"bob{number}")
+            others.append(f"bob{number}")
+        assert crowd.begun == ["1", "2", *others]
+        await crowd.end("1", *others)
+        assert crowd.begun[-1] == "3"
+        await crowd.end("2", "3")
+
+    play(scene)
