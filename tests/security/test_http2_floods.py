@@ -1,0 +1,152 @@
+"""Floods below gRPC, by a peer with a certificate: frames that cost their sender little and a server much."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from support import certs, gateway, http2
+from support.http2 import frame
+from support.scripted_supervisor import ScriptedSupervisor, job_id, record
+
+QUERY = pb.QueryRequest(job_id=job_id(1))
+METHOD = "/jobworker.api.v1.JobWorkerService/Query"
+CALLS = 30
+# So much of a flood goes out at once, and so much of it in all on a connection that takes it.
+BATCH, BATCHES = 500, 40
+MIB = 1024
+# A peer that stops reading is left, and comes again.
+SECONDS = 2.0
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[gateway.Gateway]:
+    supervisor = ScriptedSupervisor(str(tmp_path))
+    supervisor.records = [record(1)]
+    try:
+        with gateway.gateway(tmp_path) as started:
+            assert supervisor.connected.wait(gateway.DEADLINE)
+            yield started
+    finally:
+        supervisor.close()
+
+
+def resets() -> Iterator[bytes]:
+    """CVE-2023-44487: calls that are taken back at once."""
+    for stream in itertools.count(1, 2):
+        headers = frame(http2.HEADERS, http2.END_HEADERS, stream, http2.call(METHOD))
+        yield headers + frame(http2.RST_STREAM, 0, stream, http2.CANCEL)
+
+
+def continuations() -> Iterator[bytes]:
+    """CVE-2024-27316: headers that never end."""
+    yield frame(http2.HEADERS, 0, 1, http2.call(METHOD))
+    more = http2.header(b"x", b"y" * 100) * 10
+    yield from itertools.repeat(frame(http2.CONTINUATION, 0, 1, more))
+
+
+def pings() -> Iterator[bytes]:
+    """CVE-2019-9512."""
+    return itertools.repeat(frame(http2.PING, 0, 0, bytes(8)))
+
+
+def settings() -> Iterator[bytes]:
+    """CVE-2019-9515: each has to be answered."""
+    return itertools.repeat(frame(http2.SETTINGS, 0, 0, struct.pack(">HI", 4, 65_535)))
+
+
+def empty_frames() -> Iterator[bytes]:
+    """CVE-2019-9518: data without data, of a call that never ends."""
+    yield frame(http2.HEADERS, http2.END_HEADERS, 1, http2.call(METHOD))
+    yield from itertools.repeat(frame(0, 0, 1))
+
+
+class Flooding:
+    """Sends a flood again and again, on so many connections one after the other, and never reads."""
+
+    def __init__(self, address: str, flood: Callable[[], Iterator[bytes]], connections: float) -> None:
+        self.connections = self.batches = self.ended = 0
+        self._most = connections
+        self._address, self._flood = address, flood
+        self._over, self.begun = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self.begun.wait(gateway.DEADLINE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self.connections < self._most and not self._over.is_set():
+            frames = self._flood()
+            try:
+                with http2.connection(self._address, certs.dev_pki().files("writer"), SECONDS) as secure:
+                    self.connections += 1
+                    for _ in range(BATCHES):
+                        secure.sendall(b"".join(itertools.islice(frames, BATCH)))
+                        self.batches += 1
+                        self.begun.set()
+                        if self._over.is_set():
+                            break
+            except OSError:
+                # It was hung up on, or the peer does not take more.
+                self.ended += 1
+
+
+# Of calls that are taken back at once, those of one connection alone are no burden: docs/security.md has it so.
+@pytest.mark.parametrize(
+    ("flood", "connections"),
+    [(resets, 1), *((flood, math.inf) for flood in (continuations, pings, settings, empty_frames))],
+)
+def test_others_are_answered(
+    running: gateway.Gateway, printout: list[str], flood: Callable[[], Iterator[bytes]], connections: float
+) -> None:
+    with running.stub(name="reader") as other:
+        other.Query(QUERY)
+        before, files = running.memory_kib(), len(running.open_files())
+        with Flooding(running.address, flood, connections) as flooding:
+            for _ in range(CALLS):
+                assert other.Query(QUERY).job.id == job_id(1)
+        grown = running.memory_kib("VmHWM") - before
+        told = (
+            f"{flooding.batches * BATCH} on {flooding.connections} connections, of which {flooding.ended} were cut"
+        )
+        printout.append(f"{flood.__name__}: {told}; {grown // MIB} MiB more memory at the most")
+        assert grown < 100 * MIB
+        # And as ever after it.
+        assert other.Query(QUERY).job.id == job_id(1)
+        assert len(running.open_files()) < files + 20
+    assert running.process.poll() is None
+
+
+@pytest.mark.parametrize("flood", [continuations, pings])
+def test_who_makes_no_sense_is_hung_up_on(running: gateway.Gateway, flood: Callable[[], Iterator[bytes]]) -> None:
+    with http2.connection(running.address, certs.dev_pki().files("writer"), gateway.DEADLINE) as secure:
+        assert is_cut(secure, flood())
+
+
+def is_cut(secure: ssl.SSLSocket, frames: Iterator[bytes]) -> bool:
+    """Whether the peer ends the connection, before or after all of a flood was sent."""
+    try:
+        for _ in range(BATCHES):
+            secure.sendall(b"".join(itertools.islice(frames, BATCH)))
+        while secure.recv(65_536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
