@@ -49,6 +49,18 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gatewa
         yield started
 
 
+@pytest.fixture(scope="module")
+def with_ecdsa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
+    """A gateway whose own key is ECDSA, as the settings may have it."""
+    directory = tmp_path_factory.mktemp("ecdsa")
+    pair = make(replace(SERVER, key="p256"), certs.dev_pki().pair("ca"))
+    wanted = gateway.settings(str(directory), pair.save(directory, "server"))
+    rules = schema.CertificateSettings(key_types=("rsa", "ecdsa"))
+    wanted = replace(wanted, tls=replace(wanted.tls, certificates=rules))
+    with gateway.gateway(directory, wanted) as started:
+        yield started
+
+
 def s_client(running: gateway.Gateway, *options: str) -> str:
     """What openssl says of a connection with the writer's certificate."""
     files = certs.dev_pki().files("writer")
@@ -62,23 +74,29 @@ def negotiated(said: str) -> str | None:
     return found[1] if found else None
 
 
-def test_tls_1_3_is_spoken(running: gateway.Gateway) -> None:
-    said = s_client(running, "-tls1_3")
-    assert negotiated(said) == "TLSv1.3"
-    assert "Verify return code: 0" in said
+def test_tls_1_3_is_spoken(running: gateway.Gateway, with_ecdsa: gateway.Gateway) -> None:
+    for server, signed in ((running, "RSA-PSS"), (with_ecdsa, "ECDSA")):
+        said = s_client(server, "-tls1_3")
+        assert negotiated(said) == "TLSv1.3"
+        assert "Verify return code: 0" in said
+        assert f"Peer signature type: {signed}" in said
 
 
 @pytest.mark.parametrize("version", OLD_VERSIONS)
-def test_older_versions_are_refused(running: gateway.Gateway, version: str) -> None:
-    assert negotiated(s_client(running, version, "-cipher", "ALL:COMPLEMENTOFALL:@SECLEVEL=0")) is None
+def test_older_versions_are_refused(running: gateway.Gateway, with_ecdsa: gateway.Gateway, version: str) -> None:
+    for server in (running, with_ecdsa):
+        assert negotiated(s_client(server, version, "-cipher", "ALL:COMPLEMENTOFALL:@SECLEVEL=0")) is None
 
 
 @pytest.mark.parametrize("suite", tls12_suites())
-def test_every_suite_of_tls_1_2_is_refused(running: gateway.Gateway, suite: str) -> None:
-    said = s_client(running, "-tls1_2", "-cipher", f"{suite}:@SECLEVEL=0")
-    assert negotiated(said) is None
-    assert "CONNECTED(" in said, "openssl has tried"
-    assert "no peer certificate available" in said
+def test_every_suite_of_tls_1_2_is_refused(
+    running: gateway.Gateway, with_ecdsa: gateway.Gateway, suite: str
+) -> None:
+    for server in (running, with_ecdsa):
+        said = s_client(server, "-tls1_2", "-cipher", f"{suite}:@SECLEVEL=0")
+        assert negotiated(said) is None
+        assert "CONNECTED(" in said, "openssl has tried"
+        assert "no peer certificate available" in said
 
 
 def test_there_are_suites_to_refuse() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobworker.errors import Unauthenticated
 from jobworker.gateway.certificate_rules import CertificateRules
@@ -25,6 +30,9 @@ ODD = {name: pair for name, pair in certs.odd_clients().items() if name not in B
 
 def good(recipe: Recipe | None = None) -> bytes:
     return make(recipe or Recipe(), certs.dev_pki().pair("ca")).cert_pem
+
+
+WHOLE = good()
 
 
 def context(pem: bytes, version: bytes = b"TLSv1.3") -> dict[str, list[bytes]]:
@@ -54,6 +62,23 @@ def test_an_odd_certificate_is_nobody(name: str) -> None:
 def test_what_is_no_certificate_is_nobody(pem: bytes) -> None:
     with pytest.raises(Unauthenticated):
         read_peer(pem, DEFAULT_ROLE_OID, RULES)
+
+
+DAMAGES = st.lists(st.tuples(st.integers(0, 4_000), st.integers(0, 255)), min_size=1, max_size=4)
+
+
+@given(DAMAGES)
+def test_a_damaged_certificate_is_who_it_says_or_nobody(damages: list[tuple[int, int]]) -> None:
+    """Whatever its bytes are, which no CA has signed then: there is no other error."""
+    der = bytearray(x509.load_pem_x509_certificate(WHOLE).public_bytes(Encoding.DER))
+    for at, byte in damages:
+        der[at % len(der)] = byte
+    try:
+        peer = read_peer(ssl.DER_cert_to_PEM_cert(bytes(der)).encode(), DEFAULT_ROLE_OID, RULES)
+    except Unauthenticated:
+        return
+    assert peer.principal.uri.startswith("spiffe://")
+    assert peer.principal.role in Role
 
 
 def test_the_role_is_looked_for_under_the_oid_of_the_settings() -> None:
