@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import certs, gateway
 from support.flood import flood
 from support.scripted_supervisor import ScriptedSupervisor, job_id, record
+from support.waiting import until
 
 # A flood takes what time there is, and each of these waits its turn.
 pytestmark = pytest.mark.timeout(300)
@@ -68,3 +72,19 @@ def test_silent_connections_and_handshakes(running: gateway.Gateway, printout: l
     printout.append(f"  the flood:       {flooding.counts}; {grown // MIB} MiB more memory at the most")
     assert flooding.counts["OK"] > 0
     assert grown < 200 * MIB
+
+
+def test_without_a_file_to_spare_who_is_connected_is_answered(running: gateway.Gateway) -> None:
+    """And whoever comes later is, when there are some again."""
+    host, _, port = running.address.rpartition(":")
+    with running.stub(name="reader") as before:
+        before.Query(QUERY)
+        spare = len(running.open_files()) + 20
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (spare, spare))
+        with contextlib.ExitStack() as held:
+            for _ in range(100):
+                held.enter_context(socket.create_connection((host, int(port)), gateway.DEADLINE))
+            until(lambda: len(running.open_files()) >= spare - 2, True)
+            assert before.Query(QUERY).job.id == job_id(1)
+        with running.stub() as later:
+            assert later.Query(QUERY, timeout=gateway.DEADLINE).job.id == job_id(1)
