@@ -47,7 +47,7 @@ def measure(scale: Scale) -> Outcome:
         rows.append((name, *row))
         figures.append(below(f"Query p99 beside {name}", worst, _REACH_MS, " ms"))
     note = (
-        f"{scale.calls} Queries of another principal at the most, one at a time, on a connection it had before, for a "
+        f"At most {scale.calls} Queries of another principal, one at a time, on a connection it had before, for a "
         "job that runs. The flood is a process on the same machine, and takes CPU of it for itself."
     )
     head = ("beside", "p50 ms", "p99 ms", "most ms", "answered to the flood", "gateway at most, MiB")
