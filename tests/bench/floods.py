@@ -61,7 +61,7 @@ def _beside(agent: Agent, begin: Begin, job_id: str, scale: Scale) -> tuple[tupl
         service.Query(pb.QueryRequest(job_id=job_id))
         begun = time.monotonic()
         with begin(agent.addr, pki.files("writer"), job_id) as flooding:
-            took = []
+            took: list[float] = []
             while len(took) < scale.calls and time.monotonic() - begun < _SECONDS:
                 took.append(_milliseconds(service, job_id))
         seconds = time.monotonic() - begun
