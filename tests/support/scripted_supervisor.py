@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 from jobworker import policy
 from jobworker.errors import JobWorkerError
 from jobworker.gateway.link import SupervisorLink
+from jobworker.histogram import NOTHING_YET
 from jobworker.jobs import JobRecord, State
 from jobworker.wire import frames, messages, sockets
+from jobworker.wire.measures import Life, Totals
 
 SILENCE = object()
 HOST = messages.HostInfo("none", (), 1, 1024, 10, user_per_job=False, sandbox="standard", isolation=())
@@ -148,6 +150,8 @@ class ScriptedSupervisor:
                 return messages.Welcome(self._protocol, HOST, "1.0", self.policy)
             case messages.UnfollowLog() | messages.ReportCalls():
                 return messages.Done()
+            case messages.Measure():
+                return messages.Measures(Totals(), Life(0, 0, NOTHING_YET))
             case messages.ReadLimits():
                 return messages.HostIs(HOST)
             case _:
