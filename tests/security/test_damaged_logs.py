@@ -173,7 +173,7 @@ def test_the_index_of_the_open_segment(stub: Stub, damage: str) -> None:
     check(stub, job, seq(1, AFTER))
 
 
-@pytest.mark.parametrize("damage", ["removed", "a link", "a FIFO", "a directory"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_the_open_segment(stub: Stub, damage: str) -> None:
     job = begun(stub)
     DAMAGES[damage](path_of(job, "log", ""))

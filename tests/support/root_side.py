@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import itertools
 import os
 import resource
@@ -132,11 +133,12 @@ class Link:
         data = b""
         while len(data) < record.log_bytes:
             request = messages.OpenLog(record.job_id, len(data) // record.segment_bytes)
-            with self.answer(self.send(request)).fds as fds:
+            answer = self.answer(self.send(request))
+            with answer.fds as fds:
                 log, index = fds.take()
             os.close(index)
             with open(log, "rb") as file:
-                data += file.read()
+                data += gzip.decompress(file.read()) if answer.message.length else file.read()
         return data
 
     def close(self) -> None:
@@ -334,6 +336,9 @@ class RootSide:
 
     def flusher_pid(self) -> int:
         return self._child("jw-flusher")
+
+    def compressor_pid(self) -> int:
+        return self._child("jw-compressor")
 
     def _child(self, name: str) -> int:
         with open(f"/proc/{self.keeper_pid}/task/{self.keeper_pid}/children") as file:

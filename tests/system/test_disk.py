@@ -16,24 +16,12 @@ import pytest
 from jobworker.errors import HostFault
 from jobworker.jobs import EndReason
 from jobworker.wire import messages
+from support.disks import on_disk
 from support.root_side import DEADLINE, RootSide
 
 pytestmark = pytest.mark.root
 
 MIB = 1 << 20
-
-
-@contextmanager
-def on_disk(directory: Path, options: str) -> Iterator[RootSide]:
-    """An agent whose state directory is a small file system of its own."""
-    state = directory / "state"
-    state.mkdir()
-    with ExitStack() as undo:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "jobworker-test", state], check=True)
-        undo.callback(lambda: subprocess.run(["umount", state], check=True))
-        side = RootSide(str(directory), segment_bytes=MIB)
-        undo.callback(side.close)
-        yield side
 
 
 @contextmanager
@@ -62,7 +50,7 @@ def go(path: Path) -> None:
 
 
 def test_a_full_disk_costs_output_and_nothing_else(tmp_path: Path) -> None:
-    with on_disk(tmp_path, "size=4m") as side:
+    with on_disk(tmp_path, "size=4m", segment_bytes=MIB) as side:
         link = side.link(subscribe=True)
         # As much as fits four times, then a line when there is room again.
         script = f"head -c {16 * MIB} /dev/zero; while [ ! -e go ]; do sleep 0.05; done; echo more; exit 5"
@@ -84,7 +72,7 @@ def test_a_full_disk_costs_output_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_exit_codes_that_can_t_be_written_outlive_the_supervisor(tmp_path: Path) -> None:
-    with on_disk(tmp_path, "size=4m") as side:
+    with on_disk(tmp_path, "size=4m", segment_bytes=MIB) as side:
         link = side.link(subscribe=True)
         # One ends with its output drained, the other's is still in the pipe when it exits.
         quiet = link.start("/bin/sh", "-c", "sleep 0.5; exit 6")
@@ -103,7 +91,7 @@ def test_exit_codes_that_can_t_be_written_outlive_the_supervisor(tmp_path: Path)
 
 
 def test_no_inode_left(tmp_path: Path) -> None:
-    with on_disk(tmp_path, "size=64m,nr_inodes=1000") as side:
+    with on_disk(tmp_path, "size=64m,nr_inodes=1000", segment_bytes=MIB) as side:
         link = side.link(subscribe=True)
         fill = Path(side.state_dir, "fill")
         fill.mkdir()

@@ -54,7 +54,7 @@ def test_the_oldest_go_when_there_are_too_many(tmp_path: Path) -> None:
 
 
 def test_they_go_when_they_have_too_much_output(tmp_path: Path) -> None:
-    with root_side(str(tmp_path), keep_logs=5_000_000) as side:
+    with root_side(str(tmp_path), keep_logs=5_000_000, segment_bytes=1 << 16) as side:
         link, watching = side.link(subscribe=True), side.link(subscribe=True)
         large = [run(link, "head -c 2000000 /dev/zero") for _ in range(2)]
         small = run(link, "echo x")

@@ -12,7 +12,8 @@ import pytest
 
 from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source, State
-from jobworker.supervisor.output import OutputLog, open_segment
+from jobworker.supervisor.output import OutputLog
+from jobworker.supervisor.segments import open_segment
 from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
 
 ID = "k7f3-9m2q-x4tz-b1cd"
@@ -203,7 +204,7 @@ def test_the_oldest_segments_go(tmp_path: Path) -> None:
         with pytest.raises(OutputDropped) as caught:
             open_segment(directory, record_of(log), dropped)
         assert caught.value.reason == DROPPED
-    for fd in open_segment(directory, record_of(log), 5):
+    for fd in open_segment(directory, record_of(log), 5)[:2]:
         os.close(fd)
     os.close(directory)
     log.close()
@@ -232,7 +233,7 @@ def test_gaps_run_over_segments(tmp_path: Path, log: OutputLog) -> None:
             open_segment(directory, record_of(log), lost)
         assert caught.value.reason == NOT_WRITTEN
     for kept in (0, 3):
-        for fd in open_segment(directory, record_of(log), kept):
+        for fd in open_segment(directory, record_of(log), kept)[:2]:
             os.close(fd)
     os.close(directory)
     again = open_log(tmp_path)
@@ -322,10 +323,47 @@ def test_reading_needs_no_path(tmp_path: Path, log: OutputLog) -> None:
     feed(log, b"a" * SEGMENT + b"b")
     directory = os.open(tmp_path, os.O_RDONLY)
     for segment, content in ((0, b"a" * SEGMENT), (1, b"b")):
-        data_fd, index_fd = open_segment(directory, record_of(log), segment)
+        data_fd, index_fd, compressed = open_segment(directory, record_of(log), segment)
+        assert not compressed
         assert os.pread(data_fd, SEGMENT, 0) == content
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.write(data_fd, b"x")
         os.close(data_fd)
         os.close(index_fd)
     os.close(directory)
+
+
+def test_a_log_that_is_cut_has_a_gap_and_no_zeros(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"a" * 100)
+    feed(log, b"b" * 100, Source.STDERR)
+    os.truncate(tmp_path / f"job_{ID}.log", 150)
+    feed(log, b"c" * 10)
+    assert index(tmp_path) == [(0, 100, 1), (100, 50, 2), (150, 50, LOST), (200, 10, 1)]
+    os.truncate(tmp_path / f"job_{ID}.log", 0)
+    feed(log, b"d")
+    assert index(tmp_path) == [(0, 210, LOST), (210, 1, 1)]
+    assert (log.size, log.lost) == (211, 260)
+
+
+def test_a_log_that_is_cut_while_nobody_is_there_has_a_gap(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"a" * 100)
+    os.truncate(tmp_path / f"job_{ID}.log", 40)
+    again = open_log(tmp_path)
+    assert again.size == 100
+    feed(again, b"b")
+    again.close()
+    assert index(tmp_path) == [(0, 40, 1), (40, 60, LOST), (100, 1, 1)]
+    assert (again.lost, again.cut) == (60, 60)
+
+
+def test_a_gap_behind_what_was_written_is_no_cut(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"a" * 10)
+    with no_room_beyond(10):
+        feed(log, b"x" * 5)
+    feed(log, b"b")
+    again = open_log(tmp_path)
+    feed(again, b"c")
+    again.close()
+    # Whether the last two are one record is a matter of time.
+    assert index(tmp_path)[:2] == [(0, 10, 1), (10, 5, LOST)]
+    assert gaps(tmp_path) == [(10, 5)]

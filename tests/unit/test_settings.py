@@ -48,6 +48,7 @@ jobs:
   max_active: 10
   open_files: 4096
   keep_ended: 7
+  compress_logs: true
   keep_log: 0
   keep_logs: 30G
   keep_for: 12h

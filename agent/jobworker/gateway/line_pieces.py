@@ -49,8 +49,10 @@ def step(segment: Segment, part: Part, before: Standing) -> Step:
         if run.source == LOST or not written:
             # All that is missing, which may go over many cells.
             missing = segment.index.run(run.start, part.end, source, timed=True)
-            reason = NOT_WRITTEN if run.source == LOST else part.why_short
-            return _over(part, before, lines, missing, reason)
+            if run.source == LOST:
+                return _over(part, before, lines, missing, NOT_WRITTEN)
+            stop = segment.missing_until(run.start, missing.stop)
+            return _over(part, before, lines, missing._replace(stop=stop), part.why_missing(segment))
         taken = _first_lines(written, room)
         room -= taken.count(b"\n")
         lines.feed(run.start, taken, run.source, run.time_ns)

@@ -174,7 +174,7 @@ def _chunk(segment: Segment, part: Part) -> Piece:
         return pieces.gap(log, run.start, run.stop, NOT_WRITTEN)
     data = segment.read(run.start, min(run.stop - run.start, CHUNK_BYTES))
     if not data:
-        return pieces.gap(log, run.start, run.stop, part.why_short)
+        return pieces.gap(log, run.start, segment.missing_until(run.start, run.stop), part.why_missing(segment))
     chunk = pb.OutputChunk(offset=run.start, data=data, source=SOURCES[log.source or UNKNOWN])
     if log.timed:
         chunk.source = SOURCES.get(run.source, pb.OUTPUT_SOURCE_UNSPECIFIED)

@@ -12,6 +12,7 @@ import structlog
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.gateway.index import UNKNOWN
 from jobworker.gateway.seek import Log
+from jobworker.gateway.segments import Segment
 from jobworker.jobs import OutputFormat, Source
 from jobworker.wire.output_index import DROPPED, NOT_WRITTEN
 
@@ -61,11 +62,10 @@ class Part:
         """The index has to be looked at; mostly it need not be."""
         return self.lossy or self.log.timed or self.log.source is not None
 
-    @property
-    def why_short(self) -> str:
-        """Why the file holds less than the supervisor has told of."""
+    def why_missing(self, segment: Segment) -> str:
+        """Why a segment's file holds less than the supervisor has told of."""
         # The index may be late to tell, since it is on the same disk.
-        return NOT_WRITTEN if self.lossy else "the log is shorter than it was"
+        return NOT_WRITTEN if self.lossy else segment.why_short
 
     def cut(self, end: int) -> Part:
         return self if self.end <= end else replace(self, end=end)

@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 
 from jobworker.errors import ProtocolError
+from jobworker.gateway.compressed import Blocks, Compressed
 from jobworker.gateway.index import Index
 from jobworker.gateway.link import SupervisorLink
 from jobworker.wire.messages import LogSegment, OpenLog
@@ -22,23 +23,33 @@ class Segment:
     Attributes:
         start: the absolute offset of its first byte.
         index: what is known of its bytes.
+        why_short: why it has fewer bytes than the supervisor has told of.
     """
 
-    __slots__ = ("_data", "index", "start")
+    __slots__ = ("_compressed", "_data", "index", "start", "why_short")
 
-    def __init__(self, start: int, data: int, index: int) -> None:
-        self.start, self._data, self.index = start, data, Index(index)
+    def __init__(self, start: int, data: int, index: int, compressed: Compressed | None = None) -> None:
+        self.start, self._data, self.index, self._compressed = start, data, Index(index), compressed
+        self.why_short = "its compressed file is damaged" if compressed else "the log is shorter than it was"
 
     def __del__(self) -> None:
         os.close(self._data)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from an absolute offset on; fewer where the segment ends.
+        """Up to `size` bytes from an absolute offset on; fewer where the segment ends, or is damaged.
 
         Raises:
             OSError: the disk fails.
         """
+        if self._compressed:
+            return self._compressed.read(offset - self.start, size)
         return os.pread(self._data, size, offset - self.start)
+
+    def missing_until(self, offset: int, end: int) -> int:
+        """Where output goes on behind an absolute offset at which there is none, or `end` if not before that."""
+        if self._compressed:
+            return min(end, self.start + self._compressed.damage_ends(offset - self.start))
+        return end
 
 
 class Segments:
@@ -47,6 +58,7 @@ class Segments:
     def __init__(self, link: SupervisorLink, maximum: int) -> None:
         self._link = link
         self._maximum = maximum
+        self._blocks = Blocks()
         self._open: OrderedDict[Key, Segment] = OrderedDict()
         self._opening: dict[Key, asyncio.Task[Segment]] = {}
 
@@ -75,11 +87,15 @@ class Segments:
         with descriptors:
             if len(descriptors) != len(("data", "index")):
                 raise ProtocolError(f"{len(descriptors)} descriptors with a log segment")
-            segment = Segment(answer.start, *descriptors.take())
+            segment = self._segment(answer, *descriptors.take())
         self._open[key] = segment
         if len(self._open) > self._maximum:
             self._open.popitem(last=False)
         return segment
+
+    def _segment(self, answer: LogSegment, data: int, index: int) -> Segment:
+        compressed = Compressed(data, answer.length, self._blocks) if answer.length else None
+        return Segment(answer.start, data, index, compressed)
 
     def forget(self, job_id: str) -> None:
         """Let go of a job's segments, those that are being opened included."""

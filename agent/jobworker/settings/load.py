@@ -227,6 +227,7 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "max_pids": ("max_pids", _number(*PIDS_RANGE)),
     "max_active": ("max_active", _number(1, 100_000)),
     "open_files": ("open_files", _number(64, 2**20)),
+    "compress_logs": ("compress_logs", _flag),
     "keep_log": ("keep_log", _size_or_none),
     "keep_logs": ("keep_logs", _size_or_none),
     "keep_ended": ("keep_ended", _number(1, 1_000_000)),

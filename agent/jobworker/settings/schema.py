@@ -88,8 +88,11 @@ class JobSettings:
             0 for no such bound. A job without a limit does not count.
         max_active: jobs that have not ended, at any one time.
         open_files: a job's processes may have so many files open, and raise that to the agent's hard limit.
-        keep_log: bytes of output that are kept of each job, the newest; whole segments are dropped. 0 for all.
-        keep_logs: likewise of all ended jobs together; the oldest jobs are removed.
+        compress_logs: closed segments are compressed (gzip), those of 1 GiB at most, beside all else.
+        keep_log: bytes that each job's output may take of the disk, compressed or not; the newest is kept, by
+            whole segments. 0 for any number.
+        keep_logs: likewise of all jobs together, with their indexes. The oldest ended jobs are removed; where
+            running ones have more than half, these lose their oldest segments, and who has most loses first.
         keep_ended: jobs that have ended are kept up to this number, the oldest are removed with all their files.
         keep_ms: and for so long; 0 for without end.
         first_uid: jobs get user ids from here on where the agent runs as root.
@@ -109,6 +112,7 @@ class JobSettings:
     max_jobs_memory_bytes: int = 0
     max_active: int = 2_000
     open_files: int = 1024
+    compress_logs: bool = False
     keep_log: int = 2 * 1024**3
     keep_logs: int = 20 * 1024**3
     keep_ended: int = 10_000

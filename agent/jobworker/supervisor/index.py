@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,9 +53,10 @@ class Index:
         open_file: opens the live index for writing, making it where there is none.
         segment_bytes: no record goes over the boundary between two segments.
         segment: the number of the segment that the live index is of.
+        found: the bytes that it has.
     """
 
-    def __init__(self, open_file: Callable[[], int], segment_bytes: int, segment: int) -> None:
+    def __init__(self, open_file: Callable[[], int], segment_bytes: int, segment: int, found: int) -> None:
         self._open_file = open_file
         self._segment_bytes = segment_bytes
         self._segment = segment
@@ -62,8 +64,14 @@ class Index:
         # Bytes of records that are complete and written, or -1 if that is to be found out; the list holds those
         # behind them.
         self._settled = -1
+        self._found = found
         self._records: list[Record] = []
         self._behind = False
+
+    @property
+    def size(self) -> int:
+        """The bytes of the live index."""
+        return self._found if self._settled < 0 else self._settled + len(self._records) * RECORD.size
 
     def open(self) -> None:
         """Open the file, if it is not.
@@ -102,6 +110,27 @@ class Index:
         self._settled += complete * RECORD.size
         del self._records[:complete]
 
+    def lose(self, start: int, end: int) -> None:
+        """Have what is known from one offset to the other, the end of the output, be a gap.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        self.open()
+        if self._behind:
+            self._write()
+        count = os.fstat(self._fd).st_size // RECORD.size
+        first = bisect_left(range(count), start, key=lambda number: _read(self._fd, number).offset)
+        records = [_read(self._fd, first - 1)] if first else []
+        for record in records:
+            record.length = min(record.length, start - record.offset)
+        self._settled = first * RECORD.size
+        self._records = [Record(start, end - start, LOST, time.time_ns())]
+        data = b"".join(record.pack() for record in (*records, *self._records))
+        if os.pwrite(self._fd, data, (first - len(records)) * RECORD.size) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(self._fd, (first + 1) * RECORD.size)
+
     def catch_up(self) -> None:
         """Write what could not be written before; output may be written only after this.
 
@@ -131,7 +160,7 @@ class Index:
         start = segment * self._segment_bytes
         self._records = [record for record in self._records if record.offset >= start]
         self._behind = bool(self._records)
-        self._settled = -1
+        self._settled, self._found = -1, 0
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -144,8 +173,11 @@ def ends(fd: int) -> tuple[Record, Record] | None:
     count = os.fstat(fd).st_size // RECORD.size
     if not count:
         return None
-    first, last = (os.pread(fd, RECORD.size, at * RECORD.size) for at in (0, count - 1))
-    return Record(*RECORD.unpack(first)), Record(*RECORD.unpack(last))
+    return _read(fd, 0), _read(fd, count - 1)
+
+
+def _read(fd: int, number: int) -> Record:
+    return Record(*RECORD.unpack(os.pread(fd, RECORD.size, number * RECORD.size)))
 
 
 def gaps(data: bytes) -> int:

@@ -149,6 +149,10 @@ class Job:
         self._on_group()
 
     @property
+    def output(self) -> OutputLog:
+        return self._log
+
+    @property
     def log_bytes(self) -> int:
         return self._log.size
 

@@ -2,7 +2,7 @@
 
 The bytes of both pipes are spliced into one log, in the order in which they are seen. One absolute offset runs
 through the job's life; segment n holds the offsets from n times the segment size, and is closed at exactly
-that size. The open segment is `job_<id>.log`, closed ones have their number behind it, and each has its index.
+that size. `segments.py` has their files.
 
 Splice moves the bytes inside the kernel, so that a death of this process between two system calls loses none:
 they are in the pipe or in the file. What the disk does not take is thrown away, for no job may hang for want of
@@ -16,12 +16,12 @@ import errno
 import os
 import select
 
-from jobworker.errors import OutputDropped
-from jobworker.jobs import JobRecord, Source
+from jobworker.jobs import Source
 from jobworker.kernel import beneath
-from jobworker.supervisor import index
+from jobworker.supervisor import index, segments
 from jobworker.supervisor.index import Index
-from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
+from jobworker.supervisor.segments import Closed
+from jobworker.wire.output_index import LOST, RECORD
 
 # Fair between jobs: with more a round, a quiet job's bytes wait for the flood of another.
 ROUND_BYTES = 64 * 1024
@@ -30,20 +30,19 @@ LONE_BYTES = 1024 * 1024
 
 _SPLICE_F_NONBLOCK = 2
 
-_NO_INDEX = "its index is gone"
-
 
 class OutputLog:
     """The log of one job, new or of an earlier life; owns the descriptors of its directory and open segment.
 
     Args:
-        keep: the oldest segments are dropped so that the others, the open one included, have no more bytes than
-            this, or than one segment; 0 for all.
+        keep: the oldest segments are dropped so that the others, the open one included, have no more bytes on the
+            disk than this, or than one segment; 0 for all.
         lost: as known of an earlier life.
 
     Attributes:
         size: the absolute offset behind the last byte.
         lost: how many of the bytes before that are gaps.
+        cut: how many of those were written, and cut off by somebody else.
         failing: why output can't be written at the moment, as an errno's name; empty when it can.
     """
 
@@ -53,26 +52,30 @@ class OutputLog:
         self._directory = directory_fd
         self._name = f"job_{job_id}"
         self._segment_bytes = segment_bytes
-        self._keep_segments = max(1, keep // segment_bytes) if keep else 0
+        self._keep_closed = max(0, keep - segment_bytes) if keep else None
         self._log = -1
         self.lost = lost
+        self.cut = 0
         self.failing = ""
         try:
-            closed = _closed_segments(self._directory, self._name, "log")
-            self._segment = max(closed, default=-1) + 1
-            self._oldest = min(closed, default=self._segment)
-            self.size = self._segment * segment_bytes + self._live_bytes()
+            self._closed = segments.closed(self._directory, self._name)
+            self._segment = max((n for n, files in self._closed.items() if files.log is not None), default=-1) + 1
+            # How long the open segment's file is, by what was written to it.
+            self._written = self._live_bytes("log")
+            self.size = self._segment * segment_bytes + self._written
             self._take_over_index()
+            self._stored = self._count_stored()
+            live_index = self._live_bytes("idx")
         except OSError:
             os.close(directory_fd)
             raise
-        self._index = Index(lambda: self._open_file("idx"), segment_bytes, self._segment)
+        self._index = Index(lambda: self._open_file("idx"), segment_bytes, self._segment, live_index)
 
     # What an earlier life has left.
 
-    def _live_bytes(self) -> int:
+    def _live_bytes(self, kind: str) -> int:
         try:
-            return os.stat(f"{self._name}.log", dir_fd=self._directory, follow_symlinks=False).st_size
+            return os.stat(f"{self._name}.{kind}", dir_fd=self._directory, follow_symlinks=False).st_size
         except FileNotFoundError:
             return 0
 
@@ -86,12 +89,16 @@ class OutputLog:
         if number < self._segment:
             # A rotation was cut off after the log's own rename.
             self._rename("idx", number)
+            self._closed = segments.closed(self._directory, self._name)
             return
         if number > self._segment:
             # Segments that are gaps as a whole have no file.
-            self._segment, self.size = number, first.offset + self._live_bytes()
+            self._segment, self.size = number, first.offset + self._written
         if last.offset // self._segment_bytes == number and last.end <= self._end_of_segment():
             self.size = max(self.size, last.end)
+            if last.source != LOST:
+                # Else it was cut while nobody was there.
+                self._written = max(self._written, last.end - first.offset)
         if self.lost or last.source == LOST:
             # Of segments that were dropped, what was known of them is all there is.
             self.lost = max(self.lost, self._count_lost())
@@ -109,7 +116,7 @@ class OutputLog:
         lost = 0
         for name in (
             f"{self._name}.idx",
-            *(f"{self._name}.idx.{number}" for number in _closed_segments(self._directory, self._name, "idx")),
+            *(f"{self._name}.idx.{number}" for number in self._closed),
         ):
             with contextlib.suppress(OSError):
                 # A record for each byte, at the most.
@@ -130,7 +137,7 @@ class OutputLog:
             self._log = self._open_file("log")
 
     def _open_file(self, kind: str) -> int:
-        return beneath.open_regular(self._directory, f"{self._name}.{kind}", os.O_WRONLY | os.O_CREAT)
+        return beneath.open_regular(self._directory, f"{self._name}.{kind}", os.O_RDWR | os.O_CREAT)
 
     def pump(self, pipe: int, source: Source, limit: int = ROUND_BYTES) -> bool:
         """Move up to `limit` bytes from a pipe to the log; False when the pipe has no writer left.
@@ -145,6 +152,7 @@ class OutputLog:
         count = min(limit, self._segment_bytes - at)
         try:
             self._prepare()
+            self._look_for_a_cut()
             moved = os.splice(pipe, self._log, count, offset_dst=at, flags=_SPLICE_F_NONBLOCK)
         except BlockingIOError:
             raise
@@ -154,7 +162,21 @@ class OutputLog:
             self.failing = ""
             self._index.note(self.size, moved, source)
             self.size += moved
+            self._written = at + moved
         return moved > 0
+
+    def _look_for_a_cut(self) -> None:
+        """Have a gap where somebody has cut the open segment's file: the next write would make zeros of it.
+
+        Raises:
+            OSError: the index does not take that; nothing may be written now.
+        """
+        found = os.fstat(self._log).st_size
+        if found < self._written:
+            self._index.lose(self._segment * self._segment_bytes + found, self.size)
+            self.lost += self._written - found
+            self.cut += self._written - found
+            self._written = found
 
     def _end_of_segment(self) -> int:
         return (self._segment + 1) * self._segment_bytes
@@ -164,8 +186,8 @@ class OutputLog:
         number = self.size // self._segment_bytes
         if number != self._segment:
             self._close_segment()
-            self._segment = number
-            self._drop_oldest()
+            self._segment, self._written = number, 0
+            self._drop_what_is_too_much()
             self._index.begin_segment(number)
         self.open()
         self._index.catch_up()
@@ -173,18 +195,58 @@ class OutputLog:
     def _close_segment(self) -> None:
         self._index.close_segment()
         self._close_log()
+        files = Closed(self._live_bytes("log"), self._live_bytes("idx"))
         # The log's own rename is what makes a segment closed.
         for kind in ("log", "idx"):
             self._rename(kind, self._segment)
+        self._closed[self._segment] = files
+        self._stored = self._count_stored()
 
-    def _drop_oldest(self) -> None:
-        """Make room for the segment that is begun. What can't be removed now is tried again with the next one."""
-        with contextlib.suppress(OSError):
-            while self._keep_segments and self._oldest <= self._segment - self._keep_segments:
-                for kind in ("idx", "log"):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(f"{self._name}.{kind}.{self._oldest}", dir_fd=self._directory)
-                self._oldest += 1
+    # What is kept.
+
+    @property
+    def stored(self) -> int:
+        """The bytes that the log may come to have on the disk before it begins another segment."""
+        return self._stored + self._segment_bytes + self._index.size
+
+    @property
+    def closed_segments(self) -> int:
+        """How many closed segments there are."""
+        return len(self._closed)
+
+    @property
+    def begun_segments(self) -> int:
+        """The number of the open segment."""
+        return self._segment
+
+    def _count_stored(self) -> int:
+        return sum(files.stored for files in self._closed.values())
+
+    def compressed(self, number: int, size: int) -> None:
+        """A closed segment's output has so many bytes now."""
+        if files := self._closed.get(number):
+            files.log = size
+            self._stored = self._count_stored()
+
+    def _drop_what_is_too_much(self) -> None:
+        """Make room for the segment that is begun."""
+        if self._keep_closed is not None:
+            while sum(files.log or 0 for files in self._closed.values()) > self._keep_closed:
+                if not self.drop_oldest():
+                    break
+
+    def drop_oldest(self) -> bool:
+        """Remove the oldest closed segment; False if there is none, or it can't be removed now."""
+        number = next(iter(self._closed), None)
+        if number is None:
+            return False
+        try:
+            segments.drop(self._directory, self._name, number)
+        except OSError:
+            return False
+        del self._closed[number]
+        self._stored = self._count_stored()
+        return True
 
     def _rename(self, kind: str, number: int) -> None:
         live = f"{self._name}.{kind}"
@@ -223,66 +285,3 @@ def _has_data(pipe: int) -> bool:
     if not events:
         raise BlockingIOError
     return bool(events & select.POLLIN)
-
-
-def open_segment(directory_fd: int, record: JobRecord, segment: int) -> tuple[int, int]:
-    """Read-only descriptors of a segment of a job's log and of its index; the caller closes them.
-
-    Raises:
-        OutputDropped: there is no such segment, or what is there is not a file of the agent's.
-    """
-    name = f"job_{record.job_id}"
-    opened: list[int] = []
-    try:
-        log, indexes = _open_log(directory_fd, name, segment)
-        opened.append(log)
-        opened.append(_open_index(directory_fd, indexes))
-        _check_segment(opened[1], segment, record.segment_bytes)
-    except OSError as error:
-        for fd in opened:
-            os.close(fd)
-        reason = _why_missing(directory_fd, name, segment, error)
-        raise OutputDropped(record.job_id, segment * record.segment_bytes, reason) from None
-    return opened[0], opened[1]
-
-
-def _why_missing(directory_fd: int, name: str, segment: int, error: OSError) -> str:
-    if error.errno != errno.ENOENT:
-        return error.strerror or "unreadable"
-    kept = _closed_segments(directory_fd, name, "log")
-    if segment in kept:
-        return _NO_INDEX
-    return DROPPED if kept and segment < min(kept) else NOT_WRITTEN
-
-
-def _closed_segments(directory_fd: int, name: str, kind: str) -> list[int]:
-    prefix = f"{name}.{kind}."
-    with os.scandir(directory_fd) as entries:
-        numbers = [entry.name[len(prefix) :] for entry in entries if entry.name.startswith(prefix)]
-    return [int(number) for number in numbers if number.isdecimal()]
-
-
-def _open_log(directory_fd: int, name: str, segment: int) -> tuple[int, tuple[str, ...]]:
-    """The log of a segment, and the names that its index may have: never those of another segment's."""
-    live = f"{name}.idx"
-    try:
-        log = beneath.open_regular(directory_fd, f"{name}.log.{segment}", os.O_RDONLY)
-    except FileNotFoundError:
-        return beneath.open_regular(directory_fd, f"{name}.log", os.O_RDONLY), (live,)
-    # It is renamed after the log, and that may have been cut off.
-    return log, (f"{live}.{segment}", live)
-
-
-def _open_index(directory_fd: int, names: tuple[str, ...]) -> int:
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            return beneath.open_regular(directory_fd, name, os.O_RDONLY)
-    raise OSError(errno.ENODATA, _NO_INDEX)
-
-
-def _check_segment(index_fd: int, segment: int, segment_bytes: int) -> None:
-    # The live files may be those of a later segment, if this one was lost as a whole and has none.
-    known = index.ends(index_fd)
-    # A first record that could not be written is zeros, and tells nothing.
-    if known and known[0].length and known[0].offset // segment_bytes != segment:
-        raise OSError(errno.ENOENT, "there is nothing of it")

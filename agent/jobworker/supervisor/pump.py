@@ -26,7 +26,7 @@ class Pump:
         pipes: by descriptor, whose output comes there.
         grew: called after each piece.
         closed: called when a pipe is at its end.
-        losing: called when output begins to be lost, and when it does not any more.
+        losing: called when output begins to be lost, when it does not any more, and when somebody has cut it.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Pump:
         self._losing = losing
         self._no_writer = False
         self._draining = False
+        self._said_cut = 0
         self._said_failing = ""
         self._said_at = 0.0
 
@@ -103,6 +104,10 @@ class Pump:
         del self._pipes[pipe]
 
     def _say_what_is_lost(self) -> None:
+        if self._output.cut != self._said_cut:
+            self._said_cut = self._output.cut
+            self._log.error("output was cut off its log", job=self._job_id, lost_bytes=self._output.lost)
+            self._losing()
         failing, now = self._output.failing, time.monotonic()
         if failing == self._said_failing or now - self._said_at < _SAY_AGAIN:
             return

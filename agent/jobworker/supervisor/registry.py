@@ -20,14 +20,16 @@ from jobworker.jobs import (
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.settings.schema import JobSettings, QuotaSettings
 from jobworker.supervisor.backlog import Backlog
+from jobworker.supervisor.compressor import Compressor
 from jobworker.supervisor.guard import LimitGuard
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import DEFAULT_GRACE, Job, Surroundings
 from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.limit_profiles import Profiles
-from jobworker.supervisor.output import open_segment
 from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.retention import Retention
+from jobworker.supervisor.segments import Opened, open_segment
+from jobworker.supervisor.space import Space
 from jobworker.supervisor.starts import Starts
 from jobworker.supervisor.updates import Updates
 from jobworker.supervisor.users import Users
@@ -67,7 +69,15 @@ class Registry:
         self._audit = around.audit
         self._users = Users(settings)
         give_back = self._users.give_back
-        self._retention = Retention(around.loop, around.log, self._store, settings, self._forget, give_back)
+        # What becomes of a segment beside it, and the segment itself, should it be dropped meanwhile.
+        reserved = 2 * settings.segment_bytes if settings.compress_logs else 0
+        self._space = Space(settings.keep_logs, reserved)
+        self._retention = Retention(
+            around.loop, around.log, self._store, self._space, settings, self._forget, give_back
+        )
+        self._compressor: Compressor | None = None
+        if settings.compress_logs:
+            self._compressor = Compressor(around.loop, around.log, self._store.jobs_fd, self._compressed)
         self._guard = LimitGuard(around.loop, around.log)
         self._when_idle: list[Callable[[], None]] = []
         self.backlog: Backlog | None = None
@@ -85,13 +95,38 @@ class Registry:
         self._users.keep(job.record.uid)
         self.running[job.record.job_id] = job
         self._guard.begin(job, suspect=adopted)
+        self.grew(job)
 
     def add_ended(self, record: JobRecord) -> None:
         self._users.keep(record.uid)
         self.running.pop(record.job_id, None)
         self._guard.end(record.job_id)
+        self._space.ends(record.job_id)
         self.ended[record.job_id] = record
         self._retention.add(record)
+        self._compress(record)
+
+    def grew(self, job: Job) -> None:
+        """Keep the books after a job has written."""
+        job_id = job.record.job_id
+        if job_id in self.running and self._space.grew(job_id, job.output):
+            self._compress(job.record)
+
+    def _compress(self, record: JobRecord) -> None:
+        if self._compressor and (record.log_bytes > record.segment_bytes or record.job_id in self.running):
+            self._compressor.add(record.job_id, record.segment_bytes)
+
+    def _compressed(self, job_id: str, segment: int, size: int) -> None:
+        if job := self.running.get(job_id):
+            job.output.compressed(segment, size)
+            self._space.shrank(job_id)
+        elif job_id in self.ended:
+            self._retention.resized(job_id)
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        if self._compressor:
+            self._compressor.end()
 
     def whole(self) -> None:
         """All jobs of earlier lives are known."""
@@ -209,8 +244,8 @@ class Registry:
         except OSError as error:
             raise HostFault.of("removing the job's directory", error) from error
 
-    def open_log(self, job_id: str, segment: int) -> tuple[int, int]:
-        """Read-only descriptors of a segment and its index; the caller closes them.
+    def open_log(self, job_id: str, segment: int) -> Opened:
+        """Read-only descriptors of a segment and its index.
 
         Raises:
             JobNotFound: there is no such job.

@@ -22,6 +22,8 @@ def remove(parent_fd: int, names: tuple[str, ...]) -> None:
             top = os.open(name, _OPEN_DIR, dir_fd=parent_fd)
             try:
                 _empty(top)
+                # The agent may have put the last compressed segment there meanwhile.
+                _empty(top)
             finally:
                 os.close(top)
             os.rmdir(name, dir_fd=parent_fd)

@@ -1,4 +1,4 @@
-"""How long ended jobs are kept: by number, by age, and by the bytes of their output.
+"""How long ended jobs are kept: by number, by age, and by what their output takes of the disk.
 
 A job that has to go is out of the registry at once, by a rename of its directory. A helper then removes what is
 there, which may be a million files; until it has, the job's user id stays in use, since the files are that user's.
@@ -6,6 +6,7 @@ there, which may be a million files; until it has, the job's user id stays in us
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import select
@@ -14,9 +15,10 @@ from collections.abc import Callable
 
 from jobworker.jobs import JobRecord
 from jobworker.settings.schema import JobSettings
-from jobworker.supervisor import helper, removal
+from jobworker.supervisor import helper, removal, segments
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
+from jobworker.supervisor.space import Space
 from jobworker.supervisor.store import Store
 
 # Who listens learns first how a job has ended; and those that go within this time are removed by one helper.
@@ -29,6 +31,7 @@ class Retention:
     """Chooses which ended jobs go.
 
     Args:
+        space: what they share with the running ones.
         forget: called with the id of a job that is gone.
         removed: called with the user id of a job of which no file is left.
     """
@@ -38,6 +41,7 @@ class Retention:
         loop: Loop,
         log: Log,
         store: Store,
+        space: Space,
         settings: JobSettings,
         forget: Callable[[str], None],
         removed: Callable[[int], None],
@@ -45,15 +49,18 @@ class Retention:
         self._loop = loop
         self._store = store
         self._log = log
+        self._space = space
         self._keep = settings.keep_ended
         self._keep_ns = settings.keep_ms * 1_000_000
-        self._keep_logs = settings.keep_logs
-        self._keep_log = settings.keep_log
         self._forget = forget
-        # When they ended, their ids, users and bytes of output; the oldest first.
-        self._ended: list[tuple[int, str, int, int]] = []
-        self._log_bytes = 0
-        self._remover = Remover(loop, log, store, removed)
+        # When they ended, their ids and users; the oldest first.
+        self._ended: list[tuple[int, str, int]] = []
+        # The bytes of their output on the disk, and of what is being removed.
+        self._bytes: dict[str, int] = {}
+        self._leaving: dict[str, int] = {}
+        self._removed = removed
+        self._remover = Remover(loop, log, store, self._is_removed)
+        space.on_crowded(self.look)
         self._timer: Timer | None = None
         self._begun = False
 
@@ -65,10 +72,29 @@ class Retention:
 
     def add(self, record: JobRecord) -> None:
         """The job has ended, now or long ago."""
-        kept = record.log_bytes - record.lost_bytes
-        size = min(kept, self._keep_log) if self._keep_log else kept
-        self._log_bytes += size
-        heapq.heappush(self._ended, (record.ended_ns, record.job_id, record.uid, size))
+        heapq.heappush(self._ended, (record.ended_ns, record.job_id, record.uid))
+        self._bytes[record.job_id] = 0
+        self.resized(record.job_id)
+        self.look()
+
+    def resized(self, job_id: str) -> None:
+        """The output of an ended job takes more or less of the disk than it did."""
+        stored = self._stored(job_id)
+        self._space.ended += stored - self._bytes[job_id]
+        self._bytes[job_id] = stored
+
+    def _stored(self, job_id: str) -> int:
+        # Somebody has removed it, or the disk fails: nothing is known to be there.
+        with contextlib.suppress(OSError):
+            directory = self._store.open_logs(job_id)
+            try:
+                return segments.stored(directory)
+            finally:
+                os.close(directory)
+        return 0
+
+    def look(self) -> None:
+        """See soon whether a job has to go."""
         if self._begun:
             self._wait(_GATHER)
 
@@ -80,27 +106,35 @@ class Retention:
         """
         # A walk over what is kept, which takes a millisecond for 10,000 jobs.
         found = next(entry for entry in self._ended if entry[1] == job_id)
-        _, _, uid, size = found
-        self._remover.remove(job_id, uid)
+        self._set_aside(job_id, found[2])
         self._ended.remove(found)
         heapq.heapify(self._ended)
-        self._log_bytes -= size
         self._forget(job_id)
+
+    def _set_aside(self, job_id: str, uid: int) -> None:
+        name = self._remover.remove(job_id, uid)
+        stored = self._leaving[name] = self._bytes.pop(job_id)
+        self._space.ended -= stored
+        self._space.leaving += stored
+
+    def _is_removed(self, name: str) -> None:
+        # Nothing is known of what an earlier life has left.
+        self._space.leaving -= self._leaving.pop(name, 0)
+        self._removed(self._store.user_of(name))
 
     def _enforce(self) -> None:
         while self._ended and self._left() <= 0:
-            _, job_id, uid, size = self._ended[0]
+            _, job_id, uid = self._ended[0]
             if not self._remove(job_id, uid):
                 self._wait(_TRY_AGAIN)
                 return
             heapq.heappop(self._ended)
-            self._log_bytes -= size
         if self._ended and self._keep_ns:
             self._wait(self._left())
 
     def _left(self) -> float:
         """Seconds until the oldest has to go. By the wall clock, since it may have ended before a reboot."""
-        if len(self._ended) > self._keep or 0 < self._keep_logs < self._log_bytes:
+        if len(self._ended) > self._keep or self._space.is_crowded:
             return 0
         return (self._ended[0][0] + self._keep_ns - time.time_ns()) / 1e9 if self._keep_ns else float("inf")
 
@@ -113,7 +147,7 @@ class Retention:
 
     def _remove(self, job_id: str, uid: int) -> bool:
         try:
-            self._remover.remove(job_id, uid)
+            self._set_aside(job_id, uid)
         except OSError as error:
             self._log.error("ended job not removed", job=job_id, error=str(error))
             return False
@@ -122,9 +156,13 @@ class Retention:
 
 
 class Remover:
-    """Removes the directories of jobs that nobody asks for any more, those that an earlier life left included."""
+    """Removes the directories of jobs that nobody asks for any more, those that an earlier life left included.
 
-    def __init__(self, loop: Loop, log: Log, store: Store, removed: Callable[[int], None]) -> None:
+    Args:
+        removed: called with the name of a directory that is gone.
+    """
+
+    def __init__(self, loop: Loop, log: Log, store: Store, removed: Callable[[str], None]) -> None:
         self._loop = loop
         self._log = log
         self._store = store
@@ -136,14 +174,16 @@ class Remover:
         self._waiting.update(self._store.set_aside())
         self._gather()
 
-    def remove(self, job_id: str, uid: int) -> None:
-        """Set the job's directory aside, and remove it soon.
+    def remove(self, job_id: str, uid: int) -> str:
+        """Set the job's directory aside, and remove it soon; what it is called until then.
 
         Raises:
             OSError: it can't be; it is where it was.
         """
-        self._waiting.add(self._store.set_job_aside(job_id, uid))
+        name = self._store.set_job_aside(job_id, uid)
+        self._waiting.add(name)
         self._gather()
+        return name
 
     def _gather(self) -> None:
         if self._waiting and not self._busy:
@@ -168,6 +208,6 @@ class Remover:
                 # It is tried again when the agent starts; until then its user is not another job's.
                 self._log.error("files of a removed job are left", directory=f"removed/{name}")
             else:
-                self._removed(self._store.user_of(name))
+                self._removed(name)
         self._busy = False
         self._gather()

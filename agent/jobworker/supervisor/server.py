@@ -266,9 +266,11 @@ class Server:
         record = self._registry.inspect(check_job_id(request.job_id))
         if request.segment < 0:
             raise InvalidField("segment", "is negative", "0")
-        fds = self._registry.open_log(request.job_id, request.segment)
+        opened = self._registry.open_log(request.job_id, request.segment)
         start = request.segment * record.segment_bytes
-        reply(messages.LogSegment(request.job_id, request.segment, start), fds)
+        length = record.segment_bytes if opened.compressed else 0
+        answer = messages.LogSegment(request.job_id, request.segment, start, length)
+        reply(answer, (opened.log_fd, opened.index_fd))
 
     def follow_log(self, connection: Connection, request: messages.FollowLog, reply: Reply) -> None:
         record = self._registry.inspect(check_job_id(request.job_id))

@@ -149,6 +149,7 @@ class Supervisor:
         self._server.job_removed(job_id)
 
     def _grew(self, job: Job) -> None:
+        self._registry.grew(job)
         self._server.log_grew(job)
         self._flusher.changed(job.record.job_id)
 
@@ -236,6 +237,7 @@ class Supervisor:
         self._loop.run()
         self._audit.end("stopped")
         if not self._leaving:
+            self._registry.end()
             # Else the next one may be making a job's cgroup there.
             self._hierarchy.remove()
 

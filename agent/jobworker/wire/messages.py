@@ -360,11 +360,13 @@ class LogSegment:
 
     Attributes:
         start: the absolute offset of the segment's first byte.
+        length: of its output, if the file has that compressed (compressed_segment.py); 0 if it has the bytes.
     """
 
     job_id: str
     segment: int
     start: int
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,4 +11,4 @@ LOST = 0
 
 # Why output is not there, for those who ask for it.
 NOT_WRITTEN = "the agent could not write it: disk full or failing"
-DROPPED = "it is older than what the agent keeps of a log (jobs.keep_log)"
+DROPPED = "it is older than what the agent keeps of a log (jobs.keep_log, jobs.keep_logs)"
