@@ -14,6 +14,7 @@ tls13.require()
 
 from bench import (  # noqa: E402
     cli_startup,
+    compression,
     document,
     fanout,
     floods,
@@ -37,6 +38,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Outcome]] = {
     "start": start_latency.measure,
     "rate": start_rate.measure,
     "pump": pump.measure,
+    "compression": compression.measure,
     "stream": stream_rate.measure,
     "formats": stream_formats.measure,
     "fanout": fanout.measure,

@@ -41,6 +41,11 @@ def parts(agent: Agent) -> Parts:
     )
 
 
+def compressor(agent: Agent) -> int:
+    """The process that compresses logs, once there was something to compress."""
+    return _child(parts(agent).keeper, "comm", b"jw-compressor")
+
+
 def supervisor_of(keeper: int) -> int:
     return _child(keeper, "comm", b"jw-supervisor")
 
