@@ -83,6 +83,63 @@ class MainProcessEnded(JobWorkerError):
 
 
 @dataclass(eq=False)
+class StdinEnded(JobWorkerError):
+    """The job's standard input takes nothing more.
+
+    Attributes:
+        taken: bytes of it that were taken before, which the job may not have read to the last one.
+        reason: why.
+    """
+
+    job_id: str
+    taken: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the standard input of job {self.job_id} takes no more behind {self.taken} bytes: {self.reason}"
+
+
+@dataclass(eq=False)
+class StdinOffset(JobWorkerError):
+    """What was to be written to a job's standard input does not begin where that has got to.
+
+    Attributes:
+        offset: where it begins.
+        taken: bytes that were taken before; where to go on.
+    """
+
+    job_id: str
+    offset: int
+    taken: int
+
+    def __str__(self) -> str:
+        return (
+            f"the standard input of job {self.job_id} has taken {self.taken} bytes, and this begins at "
+            f"{self.offset}; go on from {self.taken}, unless somebody else writes as well"
+        )
+
+
+@dataclass(eq=False)
+class StdinTooLarge(JobWorkerError):
+    """A job's standard input may have no more bytes on this agent.
+
+    Attributes:
+        maximum: so many, by the setting `jobs.max_stdin`.
+        taken: so many it has.
+    """
+
+    job_id: str
+    maximum: int
+    taken: int
+
+    def __str__(self) -> str:
+        return (
+            f"the standard input of job {self.job_id} may have {self.maximum} bytes on this agent "
+            f"(jobs.max_stdin), and has {self.taken}; put the data into a file"
+        )
+
+
+@dataclass(eq=False)
 class WatchExpired(JobWorkerError):
     """What a watch would have to tell next is not known any more."""
 

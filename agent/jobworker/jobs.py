@@ -147,9 +147,10 @@ class JobSpec:
         best_effort: start even though a limit that was asked for cannot be enforced here.
         sandbox: the profile of its isolation; empty for the agent's default.
         user: the name of the host's user that it runs as; empty for one that it has for itself alone.
-        stdin: what it reads from its standard input, and nothing behind it.
+        stdin: what it reads from its standard input, and nothing behind it unless that is `stdin_open`.
         profile: the name of the agent's profile of limits that fills in those that are not asked for here; empty
             for the default one.
+        stdin_open: its standard input stays open for what is written to it later.
     """
 
     command: str
@@ -164,6 +165,7 @@ class JobSpec:
     user: str = ""
     stdin: bytes = b""
     profile: str = ""
+    stdin_open: bool = False
 
     def check(self) -> None:
         """Check everything that can be checked without the host.
@@ -183,7 +185,8 @@ class JobSpec:
         check_profile(self.sandbox)
         check_user(self.user)
         if len(self.stdin) > MAX_STDIN_BYTES:
-            raise InvalidField("stdin", f"has more than {MAX_STDIN_BYTES} bytes; put the data into a file")
+            problem = f"has more than {MAX_STDIN_BYTES} bytes"
+            raise InvalidField("stdin", f"{problem}; start the job with stdin_open, and write the data then")
         units.check_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), lambda ms: f"{ms}ms")
         size = len(codec.dumps(self))
         if size > MAX_SPEC_BYTES:
@@ -315,6 +318,8 @@ class JobRecord:
         user: the name of the host's user that it runs as; empty where that user is its own.
         profile: of limits, that it was started with; empty for none.
         request_id: of the request that started it, by the gateway's word.
+        stdin_open: its standard input can be written to.
+        stdin_bytes: of a standard input that was started open, taken so far.
     """
 
     job_id: str
@@ -349,3 +354,5 @@ class JobRecord:
     user: str = ""
     profile: str = ""
     request_id: str = ""
+    stdin_open: bool = False
+    stdin_bytes: int = 0

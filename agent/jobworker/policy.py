@@ -22,6 +22,7 @@ RPCS = (
     "Start",
     "Stop",
     "Signal",
+    "WriteStdin",
     "Update",
     "Delete",
     "Drain",
@@ -34,7 +35,7 @@ RPCS = (
     "Health",
 )
 # These need the role WRITER, the others READER; no rule lets a caller do what the role does not.
-WRITING = frozenset({"Start", "Stop", "Signal", "Update", "Delete", "Drain", "Undrain"})
+WRITING = frozenset({"Start", "Stop", "Signal", "WriteStdin", "Update", "Delete", "Drain", "Undrain"})
 # In a rule's `owners`: the caller. In its `users`: the user that a job has for itself alone.
 SELF, OWN_USER = "self", ""
 # As a command's last pattern: any arguments, or none.

@@ -202,7 +202,7 @@ def _of_start(rule: Rule) -> Iterator[tuple[str, StartCondition]]:
         workdirs = tuple(map(_path, rule.workdirs))
         yield "workdirs", lambda _, spec: not spec.workdir or any(matches(spec.workdir) for matches in workdirs)
     if rule.commands and not rule.stdin:
-        yield "stdin", lambda _, spec: not spec.stdin
+        yield "stdin", lambda _, spec: not spec.stdin and not spec.stdin_open
 
 
 def _of_denied_start(rule: Rule) -> Iterator[tuple[str, StartCondition]]:

@@ -79,7 +79,7 @@ rules:
       memory: 64M
       pids: {{max: 20, required: true}}
   - name: own-jobs
-    allow: [Stop, Signal, Update, Delete, Query]
+    allow: [Stop, Signal, WriteStdin, Update, Delete, Query]
     owner: self
   - name: look
     allow: [Query]
@@ -336,14 +336,16 @@ def test_only_whom_the_policy_names_stops_a_job(link: Link) -> None:
         stop(OPERATOR)
 
 
-@pytest.mark.parametrize("rpc", ["Signal", "Update", "Delete"])
-def test_signals_updates_and_deletions_are_judged_like_stops(link: Link, rpc: str) -> None:
-    record = start(link, ANYONE, "/bin/sleep", "1000")
+@pytest.mark.parametrize("rpc", ["Signal", "WriteStdin", "Update", "Delete"])
+def test_other_changes_are_judged_like_stops(link: Link, rpc: str) -> None:
+    record = start(link, ANYONE, "/bin/sleep", "1000", stdin_open=True)
 
     def ask(principal: str, role: Role | None = Role.WRITER) -> Any:
         who = messages.Caller(principal, role)
         if rpc == "Signal":
             return link.ask(messages.SignalJob(who, record.job_id, 18, everyone=False))
+        if rpc == "WriteStdin":
+            return link.ask(messages.WriteStdin(who, record.job_id, None, b"x", end=False))
         if rpc == "Update":
             return link.ask(messages.UpdateJob(who, record.job_id, Limits(pids=50), force=False))
         return link.ask(messages.DeleteJob(who, record.job_id))

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 import jobworker
-from jobworker.jobs import JobRecord, JobSpec
+from jobworker.jobs import MAX_STDIN_BYTES, JobRecord, JobSpec
 from jobworker.kernel import pidfd
 from jobworker.limits import Limits
 from jobworker.settings import schema
@@ -109,6 +109,32 @@ class Link:
         request = messages.StopJob(CALLER, job_id, signal.SIGTERM, grace_ms, force, wait)
         record: JobRecord = self.ask(request).record
         return record
+
+    def write_stdin(
+        self, job_id: str, data: bytes = b"", *, offset: int | None = None, end: bool = False
+    ) -> messages.StdinTaken:
+        """What a supervisor answers at once: it may not have taken all of it."""
+        taken: messages.StdinTaken = self.ask(messages.WriteStdin(CALLER, job_id, offset, data, end))
+        return taken
+
+    def feed(self, job_id: str, data: bytes, *, offset: int = 0, end: bool = False) -> None:
+        """Write all of it, from the offset of its first byte on, as fast as the job reads."""
+        at = offset
+        while True:
+            piece = data[at - offset :][:MAX_STDIN_BYTES]
+            last = at - offset + len(piece) == len(data)
+            answer = self.write_stdin(job_id, piece, offset=at, end=end and last)
+            at = answer.taken
+            if not answer.whole:
+                self._wait_room(job_id)
+            elif last:
+                return
+
+    def _wait_room(self, job_id: str) -> None:
+        room = messages.StdinRoom(job_id)
+        while room not in self.events:
+            self.events.append(self.receive().message)
+        self.events.remove(room)
 
     def wait_ended(self, job_id: str) -> JobRecord:
         """Wait for the event that the job has ended; needs `subscribe`."""

@@ -19,6 +19,8 @@ address, fds, names, *command = sys.argv[1:]
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
 high = [os.dup2(int(fd), 1000 + number) for number, fd in enumerate(fds.split())]
+for fd in fds.split():
+    os.close(int(fd))
 for number, fd in enumerate(high):
     os.dup2(fd, 3 + number)
     os.close(fd)

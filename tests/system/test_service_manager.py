@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import select
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jobworker.errors import StdinEnded
 from jobworker.jobs import EndReason, JobRecord, new_job_id
 from jobworker.keeper import parking
 from jobworker.wire import messages
@@ -102,6 +104,45 @@ def test_jobs_that_end_while_nobody_is_there(side: RootSide, manager: ServiceMan
     ended = link.wait_ended(killed.job_id)
     assert link.read_log(ended) == b"the last words\n"
     check_end(ended, EndReason.SIGNALED, signal=signal.SIGKILL)
+
+
+def test_an_open_standard_input_has_no_end(side: RootSide, manager: ServiceManager) -> None:
+    link = side.link(subscribe=True)
+    script = "mkfifo go; read go < go; sha256sum"
+    running = link.start("/bin/sh", "-c", script, stdin_open=True)
+    side.wait_for(lambda: os.path.exists(os.path.join(running.workdir, "go")))
+    # More than a pipe holds: the rest is nowhere but in the file behind it.
+    data = os.urandom(100_000)
+    link.feed(running.job_id, data)
+    manager.wait_for(lambda manager: len(manager.stored) == 5)
+    for _ in range(2):
+        die(side, both=True)
+        link = start_again(side)
+        now = link.inspect(running.job_id)
+        assert (now.stdin_open, now.stdin_bytes) == (True, len(data))
+    Path(running.workdir, "go").write_text("go\n")
+    link.feed(running.job_id, b"the end", offset=len(data), end=True)
+    # The store's copy is the last one, and this process is the service manager.
+    manager.wait_for(lambda manager: len(manager.stored) == 3)
+    ended = link.wait_ended(running.job_id)
+    assert link.read_log(ended) == f"{hashlib.sha256(data + b'the end').hexdigest()}  -\n".encode()
+    manager.wait_for(lambda manager: not manager.stored)
+
+
+def test_an_input_that_nobody_held_is_not_taken_for_open(side: RootSide, manager: ServiceManager) -> None:
+    link = side.link(subscribe=True)
+    running = link.start("/bin/sh", "-c", "cat; sleep 1000", stdin_open=True)
+    manager.wait_for(lambda manager: len(manager.stored) == 5)
+    for kind in (parking.STDIN_PIPE, parking.STDIN_FILE):
+        # As if there had been no room.
+        os.close(manager.stored.pop(parking.name_of(running.job_id, kind)))
+    die(side, both=True)
+    link = start_again(side)
+    assert not link.inspect(running.job_id).stdin_open
+    assert "standard input was cut off" in side.log()
+    with pytest.raises(StdinEnded):
+        link.write_stdin(running.job_id, b"x")
+    assert link.stop(running.job_id, force=True).end_reason is EndReason.STOPPED
 
 
 def test_nothing_stays_in_the_store(side: RootSide, manager: ServiceManager) -> None:

@@ -211,3 +211,13 @@ def test_a_budget_says_when_there_is_more(clock: Clock) -> None:
     assert budget.wait == 0.25
     clock.seconds += 0.25
     assert budget.wait == 0
+
+
+def test_further_messages_wait_and_are_never_refused(clock: Clock) -> None:
+    kept = Quotas(QuotaSettings(), clock)
+    while not (delay := kept.delay(ANN)):
+        pass
+    assert 0 < delay <= 1 / 2_000
+    assert kept.delay(BOB) == 0
+    clock.seconds += 2.5 / 2_000
+    assert [kept.delay(ANN) > 0 for _ in range(3)] == [False, False, True]

@@ -78,7 +78,13 @@ CONDITIONS = {
     "commands, env": (allow(commands=(("/**", "..."),)), start(), start(env=(("LD_PRELOAD", "/x"),))),
     "commands, workdir": (allow(commands=(("/**", "..."),)), start(), start(workdir="/srv")),
     "commands, stdin": (allow(commands=(("/**", "..."),)), start(), start(stdin=b"x")),
+    "commands, stdin_open": (allow(commands=(("/**", "..."),)), start(), start(stdin_open=True)),
     "stdin": (allow(commands=(("/usr/**", "..."),), stdin=True), start(stdin=b"x"), start(command="/bin/sh")),
+    "stdin, open": (
+        allow(commands=(("/usr/**", "..."),), stdin=True),
+        start(stdin_open=True),
+        start(command="/bin/sh"),
+    ),
     "env": (allow(env=("LC_*",)), start(env=(("LC_ALL", "C"),)), start(env=(("LC_ALL", "C"), ("PATH", "/x")))),
     "workdirs": (allow(workdirs=("/srv/*",)), start(workdir="/srv/a"), start(workdir="/srv/a/b")),
     "workdirs, deep": (allow(workdirs=("/srv/**",)), start(workdir="/srv/a/b"), start(workdir="/srv/../etc")),

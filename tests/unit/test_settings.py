@@ -45,6 +45,7 @@ jobs:
   default_memory: 64M
   max_jobs_memory: 3G
   max_pids: 200
+  max_stdin: 8G
   max_active: 10
   open_files: 4096
   keep_ended: 7

@@ -18,6 +18,7 @@ NEEDED: Mapping[str, Role] = MappingProxyType(
         f"{_JOBS}/Start": Role.WRITER,
         f"{_JOBS}/Stop": Role.WRITER,
         f"{_JOBS}/Signal": Role.WRITER,
+        f"{_JOBS}/WriteStdin": Role.WRITER,
         f"{_JOBS}/Update": Role.WRITER,
         f"{_JOBS}/Delete": Role.WRITER,
         f"{_JOBS}/Query": Role.READER,

@@ -29,6 +29,7 @@ from jobworker.gateway.quotas import Quotas
 from jobworker.gateway.reports import Reports
 from jobworker.gateway.segments import Segments
 from jobworker.gateway.servicer import JobWorker
+from jobworker.gateway.stdin import StdinWriters
 from jobworker.gateway.streams import OpenStreams
 from jobworker.gateway.trust import Trust
 from jobworker.settings.schema import Settings
@@ -133,12 +134,12 @@ def _on_hangup(trust: Trust, policies: Policies) -> None:
 def _assemble(
     trust: Trust, gate: Gate, link: SupervisorLink, mirror: Mirror, feeds: Feeds, policies: Policies
 ) -> aio.Server:
-    health = Health()
+    health, stdin = Health(), StdinWriters(link)
     # The policy first: what comes with it is judged by it.
-    link.listen(policies.apply, mirror.apply, feeds.apply, health.apply)
+    link.listen(policies.apply, mirror.apply, feeds.apply, stdin.apply, health.apply)
     files_per_segment = 2
     output = Output(Segments(link, min(_raise_file_limit() // 2 // files_per_segment, _MAX_SEGMENTS)))
-    jobs = JobWorker(link, mirror, feeds, output, gate.permits, trust)
+    jobs = JobWorker(link, mirror, feeds, output, stdin, gate.permits, trust)
     return server.make(gate, jobs, health)
 
 

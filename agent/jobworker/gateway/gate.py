@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -72,7 +72,7 @@ class Gate(aio.ServerInterceptor):
         reports: Reports,
     ) -> None:
         self._peers = peers
-        self._quotas = quotas
+        self.quotas = quotas
         self._turns = Turns()
         self.permits = permits
         self._streams = streams
@@ -121,14 +121,14 @@ class Gate(aio.ServerInterceptor):
     async def _in_its_lane(self, decision: _Decision, peer: Peer, lane: Lane, work: Work) -> bytes:
         caller = peer.principal.uri
         try:
-            with self._quotas.hold(caller, lane):
+            with self.quotas.hold(caller, lane):
                 # Streams go on for days, and what is urgent does not wait.
                 turn = self._turns.turn(caller) if lane is Lane.CALLS else nullcontext()
                 async with turn:
                     return await self._admitted(decision, peer, work)
         except QuotaExceeded:
             # Who asks again at once is told later and later: a refusal costs as much as a small call.
-            with self._quotas.hold_back(caller) as seconds:
+            with self.quotas.hold_back(caller) as seconds:
                 await asyncio.sleep(seconds)
             raise
 
@@ -155,7 +155,7 @@ class Gate(aio.ServerInterceptor):
             more |= {"rule": denial.rule, "problem": denial.problem}
         if decision.peer and isinstance(error, QuotaExceeded | CapExceeded):
             # Whoever can be refused any number of times must not fill log and trail with that.
-            untold = self._quotas.tell(decision.peer.principal.uri, error)
+            untold = self.quotas.tell(decision.peer.principal.uri, error)
             if untold is None:
                 decision.count(code, reason)
                 return
@@ -205,10 +205,21 @@ class _Method:
                 held.check = await self.gate.permits.examine(self.name, peer.principal, request)
                 # It may go on for days.
                 decision.report("stream_opened", "")
-                await self.handler.unary_stream(request, context)
+                if self.handler.request_streaming:
+                    await self.handler.stream_stream(self._following(request, context, peer), context)
+                else:
+                    await self.handler.unary_stream(request, context)
             return b""
 
         await self.gate.guard(self.name, context, work, streaming=True)
+
+    async def _following(self, first: Any, context: Context, peer: Peer) -> AsyncIterator[Any]:
+        """The requests of a call, the first of which has been judged; others come when they come."""
+        yield first
+        while isinstance(data := await context.read(), bytes):
+            while delay := self.gate.quotas.delay(peer.principal.uri):  # noqa: ASYNC110 - it is time that is waited for
+                await asyncio.sleep(delay)
+            yield self._parsed(data, peer)
 
     async def _receive(self, context: Context, peer: Peer) -> Any:
         try:
@@ -218,6 +229,9 @@ class _Method:
             raise InvalidField("request", f"did not arrive within {_REQUEST_SECONDS:.0f} s") from None
         if not isinstance(data, bytes):
             raise InvalidField("request", "is missing")
+        return self._parsed(data, peer)
+
+    def _parsed(self, data: bytes, peer: Peer) -> Any:
         # A request may be long in coming.
         self.gate.check(peer)
         return requests.parse(data, self.handler.request_deserializer)

@@ -22,7 +22,7 @@ from jobworker.gateway.known import Wanted
 from jobworker.gateway.order import Position
 from jobworker.gateway.seek import MAX_TAIL_LINES, View
 from jobworker.gateway.watch import read_token
-from jobworker.wire.messages import Caller, SignalJob, StartJob, StopJob, UpdateJob
+from jobworker.wire.messages import Caller, SignalJob, StartJob, StopJob, UpdateJob, WriteStdin
 
 _NANOS = 1_000_000_000
 DEFAULT_GRACE_MS = 10_000
@@ -43,6 +43,7 @@ _FORMATS = {
 # timestamp.proto: 9999-12-31T23:59:59Z.
 _MAX_SECONDS = 253_402_300_799
 _MAX_PRINCIPAL = 400
+_MAX_OFFSET = 2**63 - 1
 _MAX_TOKEN = 80
 _TOKEN = re.compile(r"([0-9]{1,19}):([0-9a-z-]{19})")
 
@@ -80,6 +81,7 @@ def spec(request: pb.StartRequest) -> jobs.JobSpec:
         user=request.user,
         stdin=request.stdin,
         profile=request.profile,
+        stdin_open=request.stdin_open,
     )
     made.check()
     return made
@@ -137,6 +139,36 @@ def signal_job(caller: Caller, request: pb.SignalRequest) -> SignalJob:
         InvalidField: the first field that is wrong.
     """
     return SignalJob(caller, jobs.check_job_id(request.job_id), _signal(request.signal), request.all)
+
+
+def stdin(caller: Caller, request: pb.WriteStdinRequest) -> WriteStdin:
+    """What to write first to which job's standard input.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    offset = request.offset if request.HasField("offset") else None
+    if offset is not None and offset > _MAX_OFFSET:
+        raise InvalidField("offset", f"{offset} is more than {_MAX_OFFSET}", "0")
+    return WriteStdin(caller, jobs.check_job_id(request.job_id), offset, _piece(request), request.end)
+
+
+def more_stdin(first: WriteStdin, taken: int, request: pb.WriteStdinRequest) -> WriteStdin:
+    """What to write behind that.
+
+    Raises:
+        InvalidField: the first field that is wrong.
+    """
+    if request.job_id or request.HasField("offset"):
+        field = "job_id" if request.job_id else "offset"
+        raise InvalidField(field, "is for a call's first message alone; leave it out of the others")
+    return replace(first, offset=taken, data=_piece(request), end=request.end)
+
+
+def _piece(request: pb.WriteStdinRequest) -> bytes:
+    if len(request.data) > jobs.MAX_STDIN_BYTES:
+        raise InvalidField("data", f"has more than {jobs.MAX_STDIN_BYTES} bytes; send it in several messages")
+    return request.data
 
 
 def update(caller: Caller, request: pb.UpdateRequest) -> UpdateJob:

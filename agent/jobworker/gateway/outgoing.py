@@ -52,6 +52,8 @@ def job(record: jobs.JobRecord) -> job_pb2.Job:
         user=record.user,
         profile=record.profile,
         request_id=record.request_id,
+        stdin_open=record.stdin_open,
+        stdin_bytes=record.stdin_bytes,
     )
 
 

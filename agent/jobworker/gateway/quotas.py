@@ -34,6 +34,8 @@ _TOLD_PER_SECOND, _TOLD_AT_ONCE = 0.2, 5
 _REFUSED_PER_SECOND, _REFUSED_AT_ONCE, _LONGEST_REFUSAL = 20, 50, 20.0
 # Refusals that wait to be told, of all principals and of one.
 MAX_HELD_BACK, _HELD_BACK_EACH = 4_096, 1_024
+# Messages of a principal's calls behind each one's first, which are no calls and are never refused: they wait.
+_MESSAGES_PER_SECOND = 2_000
 # For refusals by the agent's own bounds, which no principal's quota has.
 _OF_THE_AGENT = "agent"
 
@@ -92,6 +94,7 @@ class _Account:
     Attributes:
         paces: how often calls come, by lane; none where the settings have no bound.
         under_way: calls by lane.
+        messages: bounds how often further messages of its calls are read.
         telling: bounds what is told of refusals.
         untold: refusals since the last one that was told.
         refusing: bounds how often the principal itself is told of one.
@@ -99,6 +102,7 @@ class _Account:
     """
 
     paces: dict[Lane, _Pace]
+    messages: Budget
     telling: Budget
     refusing: Budget
     under_way: Counter[Lane] = field(default_factory=Counter)
@@ -158,6 +162,11 @@ class Quotas:
         # Last, since only calls that are let in are taken off a budget.
         return account.paces[lane].refusal() if lane in account.paces else None
 
+    def delay(self, principal: str) -> float:
+        """For how long a call's next message is not to be read yet, in seconds; 0 counts it as read."""
+        messages = self._account(principal).messages
+        return 0.0 if messages.take() else messages.wait
+
     def tell(self, principal: str, error: QuotaExceeded | CapExceeded) -> int | None:
         """Count a refusal; how many came since the last one that was told, or None if this is not to be told."""
         self.refused[error.quota if isinstance(error, QuotaExceeded) else _OF_THE_AGENT] += 1
@@ -190,6 +199,7 @@ class Quotas:
             self._make_room()
             account = self._accounts[principal] = _Account(
                 self._paces(),
+                Budget(_MESSAGES_PER_SECOND, _MESSAGES_PER_SECOND, self._now),
                 Budget(_TOLD_PER_SECOND, _TOLD_AT_ONCE, self._now),
                 Budget(_REFUSED_PER_SECOND, _REFUSED_AT_ONCE, self._now),
             )

@@ -25,6 +25,7 @@ from jobworker.gateway.output import Extent, Fixed, Output
 from jobworker.gateway.permits import Permits
 from jobworker.gateway.pieces import beginning
 from jobworker.gateway.seek import Log, View
+from jobworker.gateway.stdin import StdinWriters
 from jobworker.gateway.trust import Trust
 from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
@@ -56,6 +57,7 @@ class JobWorker(api.JobWorkerServiceServicer):
         mirror: Mirror,
         feeds: Feeds,
         output: Output,
+        stdin: StdinWriters,
         permits: Permits,
         trust: Trust,
     ) -> None:
@@ -63,6 +65,7 @@ class JobWorker(api.JobWorkerServiceServicer):
         self._mirror = mirror
         self._feeds = feeds
         self._output = output
+        self._stdin = stdin
         self._permits = permits
         self._trust = trust
 
@@ -91,6 +94,11 @@ class JobWorker(api.JobWorkerServiceServicer):
     async def Signal(self, request: pb.SignalRequest, _context: Context) -> pb.SignalResponse:
         reply, _ = await self._link.ask(incoming.signal_job(CALLER.get(), request), JobReply, repeatable=False)
         return pb.SignalResponse(job=outgoing.job(reply.record))
+
+    async def WriteStdin(self, requests: AsyncIterator[pb.WriteStdinRequest], context: Context) -> None:  # type: ignore[override] # writes
+        async with aclosing(self._stdin.answers(CALLER.get(), requests)) as answers:
+            async for answer in answers:
+                await context.write(answer)
 
     async def Update(self, request: pb.UpdateRequest, _context: Context) -> pb.UpdateResponse:
         # Asked again, it changes nothing more.

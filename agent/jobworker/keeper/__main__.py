@@ -18,7 +18,7 @@ def prepare(command: list[str]) -> None:
     from jobworker.kernel import syscalls  # noqa: PLC0415
 
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    # Three descriptors a job here, a dozen in the supervisor.
+    # Three descriptors a job here, five with an open standard input, a dozen in the supervisor.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.execv(command[0], command)
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     python = (sys.executable, "-I", "-S", "-E")
     own = os.path.abspath(__file__)
     if "--check" in options:
-        return 0 if int(options["--check"]) == handover.FORMAT else 1
+        return 0 if int(options["--check"]) in handover.READABLE else 1
     if not options.keys() & {"--resume-fd", "--subreaper"}:
         prepare([*python, own, *arguments, "--subreaper", "yes"])
     supervisor = os.path.join(os.path.dirname(os.path.dirname(own)), "supervisor", "__main__.py")

@@ -1,7 +1,8 @@
 """The keeper: the supervisor's parent, which holds what must not die with it.
 
-It is handed the read ends of each job's pipes before the job is made, and the job's pidfd after. When the
-supervisor dies, nothing happens to the jobs: their pipes have a reader, and as a child subreaper (prctl(2)) the
+It is handed the read ends of each job's pipes before the job is made, and the job's pidfd after; of a standard
+input that stays open the write end, and the file of what waits to go into it. When the supervisor dies, nothing
+happens to the jobs: their pipes have a reader, their input has no end, and as a child subreaper (prctl(2)) the
 keeper inherits and reaps their processes. It starts the supervisor again and hands everything back. It does
 so little that it hardly ever changes and has next to nothing to fail at.
 """
@@ -17,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from jobworker.keeper.parking import PIDFD, STDERR, STDOUT, Parking
+from jobworker.keeper.parking import PIDFD, STDERR, STDIN_FILE, STDIN_PIPE, STDOUT, Parking
 from jobworker.wire import handover, keeping, service_manager, sockets
 from jobworker.wire.handover import Held
 
@@ -30,6 +31,9 @@ _HEEDED = (*_ENDING, _LEAVING)
 # Python ignores these two in itself; a program that it starts should not.
 _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
+
+# As HOLD_STDIN has them.
+_STDIN = (STDIN_PIPE, STDIN_FILE)
 
 # A process that asks for it (ptrace(2), PTRACE_TRACEME) is traced by its parent, which is told of its stops too.
 _ENDS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
@@ -155,8 +159,15 @@ class Keeper:
             (held.pidfd,) = fds.take()
             held.pid = sockets.pid_of(held.pidfd)
             self._parking.park(job_id, PIDFD, held.pidfd)
+        elif kind == keeping.HOLD_STDIN and held and not held.stdin and len(fds) == len(_STDIN):
+            held.stdin = fds.take()
+            for name, fd in zip(_STDIN, held.stdin, strict=True):
+                self._parking.park(job_id, name, fd)
+        elif kind == keeping.LET_GO_STDIN and held:
+            self._let_go_stdin(job_id, held)
         elif kind == keeping.RELEASE and held:
-            self._parking.release(job_id)
+            self._let_go_stdin(job_id, held)
+            self._parking.release(job_id, STDOUT, STDERR, PIDFD)
             self._held.pop(job_id).close()
         elif kind == keeping.HAND_BACK:
             self._hand_back()
@@ -167,10 +178,20 @@ class Keeper:
         elif kind == keeping.UPGRADE:
             self._upgrade_due = True
 
+    def _let_go_stdin(self, job_id: str, held: Held) -> None:
+        """The job finds the end of its input when nobody holds the write end any more."""
+        if held.stdin:
+            self._parking.release(job_id, *_STDIN)
+            for fd in held.stdin:
+                os.close(fd)
+            held.stdin = ()
+
     def _hand_back(self) -> None:
         """Say all that is held; nothing is let go of meanwhile, since who asked waits for it all."""
         for job_id, held in self._held.items():
-            self._say(keeping.pack(keeping.HELD, job_id, held.end), held.descriptors())
+            self._say(keeping.pack(keeping.HELD, job_id, held.end), held.outputs())
+            if held.stdin:
+                self._say(keeping.pack(keeping.HELD_STDIN, job_id), held.stdin)
         self._say(keeping.pack(keeping.HELD_ALL))
 
     def _reap(self) -> int | None:

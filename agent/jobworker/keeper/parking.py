@@ -8,6 +8,7 @@ the service manager from letting go of a pipe whose job has ended before somebod
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 
 from jobworker.wire import keeping, service_manager
@@ -15,7 +16,7 @@ from jobworker.wire.handover import Held
 
 _PATIENCE_MS = 1000
 
-STDOUT, STDERR, PIDFD = _KINDS = ("o", "e", "p")
+STDOUT, STDERR, PIDFD, STDIN_PIPE, STDIN_FILE = "o", "e", "p", "w", "f"
 
 
 class Parking:
@@ -43,9 +44,9 @@ class Parking:
         """Store a descriptor, which stays open until `release`."""
         self._say(name_of(job_id, kind), fd)
 
-    def release(self, job_id: str) -> None:
-        """Store nothing of this job any more. To be called before its descriptors are closed."""
-        for name in (name_of(job_id, kind) for kind in _KINDS):
+    def release(self, job_id: str, *kinds: str) -> None:
+        """Store these of a job not any more. To be called before they are closed."""
+        for name in (name_of(job_id, kind) for kind in kinds):
             # What was not said yet need not be taken back.
             if self._unsaid.pop(name, None) is None:
                 self._say(name, None)
@@ -95,4 +96,9 @@ def job_id_of(name: str) -> str:
 def _held(fds: dict[str, int]) -> Held:
     held = Held(fds[STDOUT], fds[STDERR])
     held.pidfd, held.end = fds.get(PIDFD, -1), keeping.FOREIGN
+    if STDIN_PIPE in fds and STDIN_FILE in fds:
+        held.stdin = fds[STDIN_PIPE], fds[STDIN_FILE]
+    elif STDIN_PIPE in fds:
+        # There was no room in the store for the other one: nobody can go on with it.
+        os.close(fds[STDIN_PIPE])
     return held

@@ -19,6 +19,8 @@ _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong,
 _unshare = _libc.unshare
 _setns = _libc.setns
 _capset = _libc.capset
+_fallocate = _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _inotify_init1 = _libc.inotify_init1
 _inotify_add_watch = _libc.inotify_add_watch
 _inotify_rm_watch = _libc.inotify_rm_watch
@@ -39,6 +41,9 @@ CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 CLONE_CLEAR_SIGHAND = 0x1_0000_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000
+
+# linux/falloc.h
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x01, 0x02
 
 # linux/prctl.h
 _PR_SET_NAME = 15
@@ -132,6 +137,11 @@ def openat2(directory_fd: int, path: str, flags: int, resolve: int, mode: int = 
     how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
     name = os.fsencode(path)
     return call(_NR_OPENAT2, path, directory_fd, name, ctypes.byref(how), ctypes.sizeof(how))
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """fallocate(2): have a file keep nothing of a range, which reads as zeros from then on."""
+    checked(_fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length), "fallocate")
 
 
 def prctl(option: int, value: int, more: int = 0) -> None:

@@ -225,6 +225,7 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "default_memory": ("default_memory_bytes", _size_or_none),
     "max_jobs_memory": ("max_jobs_memory_bytes", _size_or_none),
     "max_pids": ("max_pids", _number(*PIDS_RANGE)),
+    "max_stdin": ("max_stdin_bytes", _size_or_none),
     "max_active": ("max_active", _number(1, 100_000)),
     "open_files": ("open_files", _number(64, 2**20)),
     "compress_logs": ("compress_logs", _flag),

@@ -86,6 +86,7 @@ class JobSettings:
         default_memory_bytes: for a job that asks for no limit of its own; 0 for none.
         max_jobs_memory_bytes: the most that the memory limits of all jobs that have not ended may be together;
             0 for no such bound. A job without a limit does not count.
+        max_stdin_bytes: that may be written to a standard input which was started open; 0 for any number.
         max_active: jobs that have not ended, at any one time.
         open_files: a job's processes may have so many files open, and raise that to the agent's hard limit.
         compress_logs: closed segments are compressed (gzip), those of 1 GiB at most, beside all else.
@@ -110,6 +111,7 @@ class JobSettings:
     max_pids: int = 32_768
     default_memory_bytes: int = 0
     max_jobs_memory_bytes: int = 0
+    max_stdin_bytes: int = 0
     max_active: int = 2_000
     open_files: int = 1024
     compress_logs: bool = False

@@ -33,6 +33,7 @@ from jobworker.wire.messages import (
     StartJob,
     StopJob,
     UpdateJob,
+    WriteStdin,
 )
 
 # How far the end of a trail can be cut off and found missing by nobody who has seen the anchor before.
@@ -180,6 +181,14 @@ class Audit:
         everyone = request.everyone or None
         fields = {"job": request.job_id, "signal": _name(request.signal), "everyone": everyone}
         self._note("job_signalled", decision="allow", **fields, claimed=_claimed(request.caller))
+
+    def stdin_written(self, request: WriteStdin, begins: int) -> None:
+        """Somebody has begun to write to a job's standard input; how much, the next line of that job tells."""
+        fields = {"job": request.job_id, "offset": begins}
+        self._note_call("stdin_written", decision="allow", **fields, claimed=_claimed(request.caller))
+
+    def stdin_ended(self, record: JobRecord, taken: int, why: str) -> None:
+        self._note("stdin_ended", job=record.job_id, bytes=taken, why=why)
 
     def updated(self, request: UpdateJob, before: tuple[LimitStatus, ...], after: tuple[LimitStatus, ...]) -> None:
         had = {status.name: status.value for status in before}
@@ -370,6 +379,7 @@ def _command(spec: JobSpec) -> dict[str, Any]:
         **_listed("env", names),
         "sandbox": _clip(spec.sandbox),
         **({"stdin_bytes": len(spec.stdin)} if spec.stdin else {}),
+        **({"stdin_open": True} if spec.stdin_open else {}),
         "profile": _clip(spec.profile),
     }
 

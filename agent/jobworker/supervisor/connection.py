@@ -1,8 +1,9 @@
 """One peer of the supervisor, and what waits for it to read.
 
 A connection never holds up the supervisor: what a peer does not read waits in bounded form (an answer for each
-request in flight, the newest record of each changed job, the newest size of each followed log), and a peer with
-too many requests in flight is not listened to until it has read.
+request in flight, the newest record of each changed job, the newest size of each followed log, one word of room in
+each standard input that it writes to), and a peer with too many requests in flight is not listened to until it has
+read.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Connection:
         self._news: dict[str, int] = {}
         self._removed = 0
         self._grown: dict[str, None] = {}
+        self._stdin_room: dict[str, None] = {}
         self._sync_due = self._drain_due = self._policy_due = self._host_due = False
         self._in_flight = 0
         self._events = 0
@@ -85,6 +87,8 @@ class Connection:
         self.subscribed = False
         self.attending = False
         self.followed: set[str] = set()
+        # Jobs whose standard input had no room for all that came here.
+        self.starved: set[str] = set()
         self._listen()
 
     def _listen(self) -> None:
@@ -97,7 +101,7 @@ class Connection:
 
     def _has_output(self) -> bool:
         due = self._policy_due or self._sync_due or self._drain_due or self._host_due
-        return bool(due or self._answers or self._news or self._grown)
+        return bool(due or self._answers or self._news or self._grown or self._stdin_room)
 
     def _on_ready(self) -> None:
         try:
@@ -154,6 +158,11 @@ class Connection:
         if job_id in self.followed:
             self._grown[job_id] = None
 
+    def stdin_room(self, job_id: str) -> None:
+        if job_id in self.starved:
+            self.starved.discard(job_id)
+            self._stdin_room[job_id] = None
+
     def subscribe(self, job_ids: list[str], *, whole: bool) -> None:
         """Report these jobs, and what changes from now on; `whole`: there are no others."""
         self.subscribed = True
@@ -201,6 +210,10 @@ class Connection:
         elif self._sync_due:
             sockets.send(self._sock, frames.encode(self._server.synced(), 0))
             self._sync_due = False
+        elif self._stdin_room:
+            job_id = next(iter(self._stdin_room))
+            sockets.send(self._sock, frames.encode(messages.StdinRoom(job_id), 0))
+            del self._stdin_room[job_id]
         else:
             job_id = next(iter(self._grown))
             sockets.send(self._sock, frames.encode(self._server.log_state(job_id), 0))

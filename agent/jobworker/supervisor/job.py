@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobworker.errors import JobWorkerError, MainProcessEnded
+from jobworker.errors import JobWorkerError, MainProcessEnded, StdinEnded
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
 from jobworker.kernel import pidfd, spawn
 from jobworker.kernel.cgroup.base import Group
@@ -29,11 +29,13 @@ from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.pump import Pump
 from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.stand_in import Stream
+from jobworker.supervisor.stdin import NOT_OPEN, Ends, Stdin
 from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
 from jobworker.supervisor.tally import Tally
 from jobworker.wire import keeping, sockets
 from jobworker.wire.handover import Held
+from jobworker.wire.messages import Caller, StdinTaken, WriteStdin
 
 DEFAULT_GRACE = 10.0
 # A disk that is full may have room again.
@@ -50,8 +52,10 @@ class Surroundings:
     Attributes:
         changed: called with the job after each change of its record.
         grew: called with the job when it has new output, or the last of it.
+        stdin_room: called with the job when its standard input has room again, or takes nothing more.
         kill_wait: seconds after a kill until the job is reported as stuck.
         keep_log: bytes of output that are kept of each job; 0 for all.
+        max_stdin: bytes that may be written to a standard input; 0 for any number.
     """
 
     loop: Loop
@@ -63,8 +67,10 @@ class Surroundings:
     revisions: Revisions
     changed: Callable[[Job], None]
     grew: Callable[[Job], None]
+    stdin_room: Callable[[Job], None]
     kill_wait: float
     keep_log: int
+    max_stdin: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ class Handles:
     Attributes:
         limits: that the group was given.
         foreign: its main process is neither our child nor the keeper's, which it outlived.
+        stdin: what its standard input is written by, while that is open.
     """
 
     group: Group
@@ -83,6 +90,7 @@ class Handles:
     stderr: int
     limits: Limits
     foreign: bool = False
+    stdin: Ends | None = None
 
 
 class Job:
@@ -113,6 +121,17 @@ class Job:
             closed=self._advance,
             losing=self._losing,
         )
+        self._stdin: Stdin | None = None
+        if handles.stdin:
+            self._stdin = Stdin(
+                around.loop,
+                record.job_id,
+                handles.stdin,
+                around.max_stdin,
+                room=lambda: around.stdin_room(self),
+                ended=self._stdin_ended,
+            )
+        self._stdin_writer: Caller | None = None
         self._started = started
         self._idempotency = idempotency
         # An earlier life was still starting it.
@@ -133,6 +152,8 @@ class Job:
         """Watch over the job, newly started or adopted (`stop_reason` if an earlier life was stopping it)."""
         loop = self._around.loop
         self._pump.begin()
+        if self._stdin:
+            self._stdin.begin()
         loop.watch(self._pidfd, select.EPOLLIN, self._on_foreign if self._foreign else self._on_main)
         loop.watch(self.group.events_fd, self.group.events_mask, self._on_group)
         if self.record.timeout_ms:
@@ -164,6 +185,30 @@ class Job:
         if self._log.failing:
             self._around.tally.output_lost()
         self._change(lost_bytes=self._log.lost)
+
+    # What it reads.
+
+    def write_stdin(self, request: WriteStdin) -> StdinTaken:
+        """Take what there is room for.
+
+        Raises:
+            JobWorkerError: see `Stdin.write`.
+            OSError: the host has no memory for it.
+        """
+        if self._stdin is None:
+            raise StdinEnded(self.record.job_id, self.record.stdin_bytes, NOT_OPEN)
+        begins = self._stdin.taken
+        whole = self._stdin.write(request.offset, request.data, end=request.end)
+        if request.caller != self._stdin_writer:
+            self._stdin_writer = request.caller
+            self._around.audit.stdin_written(request, begins)
+        return StdinTaken(self.record.job_id, self._stdin.taken, whole)
+
+    def _stdin_ended(self, stdin: Stdin) -> None:
+        self._around.audit.stdin_ended(self.record, stdin.taken, stdin.why)
+        # On record first: a supervisor that finds it open there, and not at the keeper, knows that it was cut off.
+        self._change(stdin_open=False, stdin_bytes=stdin.taken)
+        self._around.keeper.let_go_stdin(self.record.job_id)
 
     # The job's processes.
 
@@ -279,6 +324,8 @@ class Job:
         exited: dict[str, Any] = _exit_fields(self._end) if self._end else {}
         self.record = replace(self.record, **exited)
         self._around.loop.forget(self.group.events_fd)
+        if self._stdin:
+            self._stdin.job_ended()
         if self._timeout:
             self._timeout.cancel()
         if self._stopping:
@@ -332,6 +379,7 @@ class Job:
         """What a keeper has to hold of it."""
         pipes = (self._pump.pipe_of(source) for source in Source)
         held = Held(*(_closed_pipe() if pipe is None else pipe for pipe in pipes))
+        held.stdin = self._stdin.descriptors() if self._stdin else ()
         held.pidfd, held.pid = self._pidfd, self.record.pid
         held.end = self._end or (keeping.RUNNING if self._is_child() else keeping.FOREIGN)
         return held
@@ -358,7 +406,9 @@ class Job:
         """The record with usage and log size as of now."""
         size, lost, failing = self._log.size, self._log.lost, self._log.failing
         detail = f"output is being lost: {failing}" if failing else self.record.detail
-        return replace(self.record, usage=self._usage(), log_bytes=size, lost_bytes=lost, detail=detail)
+        taken = self._stdin.taken if self._stdin else self.record.stdin_bytes
+        usage = self._usage()
+        return replace(self.record, usage=usage, log_bytes=size, lost_bytes=lost, detail=detail, stdin_bytes=taken)
 
     def update_limits(self, limits: Limits, statuses: tuple[LimitStatus, ...], write: Callable[[], None]) -> None:
         """Give the job new limits. On record first: a supervisor that dies over it leaves what the next one sets.

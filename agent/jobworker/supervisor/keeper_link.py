@@ -22,6 +22,7 @@ class Held:
 
     Attributes:
         foreign: the keeper is not its parent, and will not learn of its end.
+        stdin: what its standard input is written by, while that is open.
     """
 
     stdout: int
@@ -29,6 +30,7 @@ class Held:
     pidfd: int | None
     end: End | None
     foreign: bool = False
+    stdin: tuple[int, ...] = ()
 
 
 class KeeperLink:
@@ -57,6 +59,9 @@ class KeeperLink:
             if kind == keeping.ENDED:
                 # Said to the program that was here before this one took its place.
                 ended[job_id] = end
+                continue
+            if kind == keeping.HELD_STDIN:
+                held[job_id] = replace(held[job_id], stdin=fds.take())
                 continue
             stdout, stderr, *process = fds.take()
             pidfd = process[0] if process else None
@@ -95,6 +100,12 @@ class KeeperLink:
 
     def hold_pipes(self, job_id: str, stdout: int, stderr: int) -> None:
         self._say(keeping.HOLD_PIPES, job_id, (stdout, stderr))
+
+    def hold_stdin(self, job_id: str, pipe: int, file: int) -> None:
+        self._say(keeping.HOLD_STDIN, job_id, (pipe, file))
+
+    def let_go_stdin(self, job_id: str) -> None:
+        self._say(keeping.LET_GO_STDIN, job_id, ())
 
     def hold_process(self, job_id: str, pidfd: int) -> None:
         """Hand over a job's process.

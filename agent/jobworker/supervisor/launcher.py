@@ -21,9 +21,11 @@ from jobworker.kernel.subtree import SubtreeGroup
 from jobworker.limits import Limits, LimitStatus
 from jobworker.sandbox import Part
 from jobworker.settings.schema import JobSettings
+from jobworker.supervisor import stdin
 from jobworker.supervisor.guard import given
 from jobworker.supervisor.job import Handles, Job, Surroundings
 from jobworker.supervisor.output import OutputLog
+from jobworker.supervisor.stdin import Ends
 
 _PIPE_BYTES = 512 * 1024
 
@@ -152,32 +154,34 @@ class Launcher:
             childs.callback(os.close, work)
             self._around.keeper.hold_pipes(order.record.job_id, stdout, stderr)
             undo.callback(self._around.keeper.release, order.record.job_id)
-            pipes = spawn.Pipes(self._stdin(order, childs), stdout_w, stderr_w, report_w)
+            reading, ends = self._stdin(order, undo, childs)
+            pipes = spawn.Pipes(reading, stdout_w, stderr_w, report_w)
             self._promise(order, group)
             announce = self._announce(order.record.job_id)
             pid, pidfd = spawn.start(self._command(order, work), pipes, group, announce)
             undo.callback(os.close, pidfd)
             if isinstance(group, SubtreeGroup):
                 group.init_is(pid, pidfd)
-        return Handles(group, log, pidfd, stdout, stderr, order.limits), pid, report
+        return Handles(group, log, pidfd, stdout, stderr, order.limits, stdin=ends), pid, report
 
-    def _stdin(self, order: Order, childs: contextlib.ExitStack) -> int:
-        """What the job reads from: nothing, or a pipe that all of it is in already."""
-        if not (data := order.spec.stdin):
-            return self._dev_null
-        reading, writing = os.pipe2(os.O_CLOEXEC)
+    def _stdin(
+        self, order: Order, undo: contextlib.ExitStack, childs: contextlib.ExitStack
+    ) -> tuple[int, Ends | None]:
+        """What the job reads from: nothing, a pipe that all of it is in already, or one that stays open."""
+        data, ends = order.spec.stdin, None
+        if order.spec.stdin_open:
+            reading, ends = stdin.make(data)
+            undo.callback(ends.close)
+            self._around.keeper.hold_stdin(order.record.job_id, ends.pipe, ends.file)
+        elif data:
+            reading = _filled_pipe(data)
+        else:
+            return self._dev_null, None
         childs.callback(os.close, reading)
-        try:
-            if order.user is not None:
-                # So that the job may open /dev/stdin by name.
-                os.fchown(reading, order.user.uid, order.user.gid)
-            # An ordinary user's pipes may be smaller than pipe(7) says.
-            os.set_blocking(writing, False)
-            if os.write(writing, data) != len(data):
-                raise OSError(errno.ENOBUFS, "this host's pipes are too small for the job's standard input")
-        finally:
-            os.close(writing)
-        return reading
+        if order.user is not None:
+            # So that the job may open /dev/stdin by name.
+            os.fchown(reading, order.user.uid, order.user.gid)
+        return reading, ends
 
     def _command(self, order: Order, work_fd: int) -> spawn.Command:
         spec = order.spec
@@ -203,6 +207,22 @@ def _pipe(undo: contextlib.ExitStack, childs: contextlib.ExitStack) -> tuple[int
         # A flood and the pump take turns less often. An ordinary user's pages for pipes are limited.
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return reading, writing
+
+
+def _filled_pipe(data: bytes) -> int:
+    """The reading end of a pipe that holds this and its end."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        # An ordinary user's pipes may be smaller than pipe(7) says.
+        os.set_blocking(writing, False)
+        if os.write(writing, data) != len(data):
+            raise OSError(errno.ENOBUFS, "this host's pipes are too small for the job's standard input")
+    except OSError:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    return reading
 
 
 def _candidates(spec: JobSpec, default_path: str) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class Permits:
         return User(account.uid, account.gid, account.groups)
 
     def change(self, rpc: str, caller: Caller, record: JobRecord) -> None:
-        """Check that this may be done to a job: `Stop`, `Signal`, `Update` or `Delete`.
+        """Check that this may be done to a job: `Stop`, `Signal`, `WriteStdin`, `Update` or `Delete`.
 
         Raises:
             PermissionDenied: not with this role.

@@ -23,6 +23,7 @@ from jobworker.supervisor.job import UNSURE, Handles, Job, Surroundings
 from jobworker.supervisor.keeper_link import End, Held
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.registry import Registry
+from jobworker.supervisor.stdin import Ends
 from jobworker.supervisor.store import StoredJob
 from jobworker.wire import sockets
 
@@ -176,7 +177,13 @@ class Recovery:
         except OSError:
             group.close()
             raise
-        handles = Handles(group, log, pidfd, held.stdout, held.stderr, stored.held_to, foreign=held.foreign)
+        stdin = Ends(*held.stdin) if held.stdin else None
+        if record.stdin_open and stdin is None:
+            self._around.log.error("a job's standard input was cut off: nobody held it", job=record.job_id)
+            record = replace(record, stdin_open=False)
+        handles = Handles(
+            group, log, pidfd, held.stdout, held.stderr, stored.held_to, foreign=held.foreign, stdin=stdin
+        )
         return Job(self._around, record, handles, stored.started, stored.idempotency)
 
     def _lose(self, stored: StoredJob, detail: str) -> None:
@@ -211,7 +218,7 @@ class Recovery:
             self._quarantine(job_id, f"a start that was cut off can't be undone: {error}")
 
     def _let_go(self, job_id: str, held: Held) -> None:
-        for fd in (held.stdout, held.stderr, held.pidfd):
+        for fd in (held.stdout, held.stderr, held.pidfd, *held.stdin):
             if fd is not None:
                 os.close(fd)
         self._around.keeper.release(job_id)

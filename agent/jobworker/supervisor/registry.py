@@ -10,6 +10,7 @@ from jobworker.errors import (
     JobAlreadyEnded,
     JobNotEnded,
     JobNotFound,
+    StdinEnded,
 )
 from jobworker.jobs import (
     EndReason,
@@ -31,9 +32,10 @@ from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.segments import Opened, open_segment
 from jobworker.supervisor.space import Space
 from jobworker.supervisor.starts import Starts
+from jobworker.supervisor.stdin import JOB_ENDED
 from jobworker.supervisor.updates import Updates
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import DeleteJob, SignalJob, StopJob, UpdateJob
+from jobworker.wire.messages import DeleteJob, SignalJob, StdinTaken, StopJob, UpdateJob, WriteStdin
 
 Ended = Callable[[JobRecord], None]
 
@@ -202,6 +204,25 @@ class Registry:
             raise HostFault.of("signalling the job", error) from error
         return job.inspect()
 
+    def write_stdin(self, request: WriteStdin) -> StdinTaken:
+        """Have a job read more, or find the end of that.
+
+        Raises:
+            JobNotFound: there is no such job, or not for this caller.
+            PolicyDenied: not by this caller.
+            StdinEnded, StdinOffset, StdinTooLarge: see `Stdin.write`.
+            HostFault: there is no memory for it.
+        """
+        try:
+            job = self._running("WriteStdin", request)
+        except JobAlreadyEnded:
+            taken = self._ended_record(request.job_id).stdin_bytes
+            raise StdinEnded(request.job_id, taken, JOB_ENDED) from None
+        try:
+            return job.write_stdin(request)
+        except OSError as error:
+            raise HostFault.of("keeping what a job is to read", error) from error
+
     def update(self, request: UpdateJob) -> JobRecord:
         """Give a job new limits.
 
@@ -213,7 +234,7 @@ class Registry:
         """
         return self._updates.update(request, self._running("Update", request))
 
-    def _running(self, rpc: str, request: StopJob | SignalJob | UpdateJob) -> Job:
+    def _running(self, rpc: str, request: StopJob | SignalJob | WriteStdin | UpdateJob) -> Job:
         """The running job that the caller may do this to."""
         job = self.running.get(request.job_id)
         record = job.record if job else self._ended_record(request.job_id)

@@ -19,7 +19,7 @@ from jobworker.errors import (
     ProtocolError,
     UpgradeRefused,
 )
-from jobworker.jobs import MAX_GRACE_MS, JobRecord, check_job_id
+from jobworker.jobs import MAX_GRACE_MS, MAX_STDIN_BYTES, JobRecord, check_job_id
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.connection import Connection, Peer
 from jobworker.supervisor.job import Job
@@ -233,6 +233,16 @@ class Server:
         self._say("job signalled", request.caller, **told)
         reply(messages.JobReply(record), ())
 
+    def write_stdin(self, connection: Connection, request: messages.WriteStdin, reply: Reply) -> None:
+        with self._refusals("stdin", request.caller, request.job_id):
+            check_job_id(request.job_id)
+            if len(request.data) > MAX_STDIN_BYTES:
+                raise InvalidField("data", f"has more than {MAX_STDIN_BYTES} bytes; write it in several messages")
+            taken = self._registry.write_stdin(request)
+        if not taken.whole:
+            connection.starved.add(request.job_id)
+        reply(taken, ())
+
     def update_job(self, _: Connection, request: messages.UpdateJob, reply: Reply) -> None:
         def update() -> None:
             with self._refusals("update", request.caller, request.job_id):
@@ -380,6 +390,11 @@ class Server:
         except JobNotFound:
             return messages.LogGrew(job_id, 0, output_ended=True)
 
+    def stdin_room(self, job: Job) -> None:
+        for connection in self._connections:
+            connection.stdin_room(job.record.job_id)
+            self._dirty.add(connection)
+
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, set()
         for connection in dirty:
@@ -403,6 +418,7 @@ _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.StartJob: (_GATEWAY, Server.start_job),
     messages.StopJob: (_GATEWAY, Server.stop_job),
     messages.SignalJob: (_GATEWAY, Server.signal_job),
+    messages.WriteStdin: (_GATEWAY, Server.write_stdin),
     messages.UpdateJob: (_GATEWAY, Server.update_job),
     messages.DeleteJob: (_GATEWAY, Server.delete_job),
     messages.Drain: (_GATEWAY, Server.drain),

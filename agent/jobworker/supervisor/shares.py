@@ -10,6 +10,8 @@ from jobworker.limits import Limits
 from jobworker.settings.schema import JobSettings, QuotaSettings
 
 _RETRY_SECONDS = 5
+# Each has memory of the agent's, and two places more in the service manager's store of descriptors.
+MAX_OPEN_STDIN = 500
 
 # Of each job that has not ended: its record, and what it is limited to.
 Active = Callable[[], Iterable[tuple[JobRecord, Limits]]]
@@ -42,6 +44,15 @@ class Shares:
             have = sum(record.principal == principal for record, _ in active)
             if have >= most:
                 raise QuotaExceeded("active_jobs", most, have, 0)
+
+    def check_stdin(self) -> None:
+        """Check that one more job may have an open standard input.
+
+        Raises:
+            CapExceeded: as many have one as may.
+        """
+        if sum(record.stdin_open for record, _ in self._active()) >= MAX_OPEN_STDIN:
+            raise CapExceeded("the number of jobs with an open standard input", MAX_OPEN_STDIN, _RETRY_SECONDS)
 
     def check_memory(self, principal: str, memory: int) -> None:
         """Check that the principal's jobs may be limited to so many bytes of memory more.

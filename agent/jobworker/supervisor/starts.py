@@ -163,6 +163,8 @@ class Starts:
         directory = spec.workdir or self._store.jobs_path
         plan = self.limits.plan(permit.spec, directory, profile, permit.prescribed, permit.filled)
         self.shares.check_memory(principal, plan.settable.memory_bytes or 0)
+        if spec.stdin_open:
+            self.shares.check_stdin()
         confinement, applied = self._isolation.decide(spec, self._store.work_path(job_id))
         own_uid = None if permit.user else self._users.find()
         user = permit.user if own_uid is None else User(own_uid, own_uid)
@@ -235,6 +237,8 @@ class Starts:
             created_ns=time.time_ns(),
             log_path=self._store.log_path(job_id),
             segment_bytes=self._settings.segment_bytes,
+            stdin_open=spec.stdin_open,
+            stdin_bytes=len(spec.stdin) if spec.stdin_open else 0,
         )
 
     # Taking none.

@@ -34,7 +34,7 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_
 from jobworker.kernel import beneath
 from jobworker.limits import NO_LIMITS, Limits
 
-FORMAT = 5
+FORMAT = 6
 _MAX_RECORD = 2 * 1024 * 1024
 # A process that a supervisor was making when it was killed holds the lock until it executes its command.
 _LOCK_PATIENCE = 2.0

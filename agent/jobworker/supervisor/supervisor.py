@@ -88,8 +88,10 @@ class Supervisor:
             revisions=Revisions(self._store.epoch),
             changed=self._changed,
             grew=self._grew,
+            stdin_room=self._stdin_room,
             kill_wait=settings.jobs.kill_wait_ms / 1000,
             keep_log=settings.jobs.keep_log,
+            max_stdin=settings.jobs.max_stdin_bytes,
         )
         launcher = Launcher(around, self._hierarchy, settings.jobs)
         isolation = Isolation(settings.isolation, self._store.jobs_path, self._hierarchy, self._log)
@@ -152,6 +154,9 @@ class Supervisor:
         self._registry.grew(job)
         self._server.log_grew(job)
         self._flusher.changed(job.record.job_id)
+
+    def _stdin_room(self, job: Job) -> None:
+        self._server.stdin_room(job)
 
     def _process_ended(self, job_id: str, end: tuple[int, int]) -> None:
         if job := self._registry.running.get(job_id):

@@ -12,20 +12,27 @@ from collections.abc import Sequence
 from jobworker.wire import keeping
 
 # Raised whenever the lines change; a version that does not know it refuses before it has taken over anything.
-FORMAT = 1
+FORMAT = 2
+# Those of earlier versions that can be read: the first had no standard input.
+READABLE = (1, FORMAT)
 
 
 class Held:
-    """What is held of one job."""
+    """What is held of one job; of its standard input, while that is open, the write end and the file behind it."""
 
     def __init__(self, stdout: int, stderr: int) -> None:
         self.pipes = (stdout, stderr)
+        self.stdin: tuple[int, ...] = ()
         self.pidfd = -1
         self.pid = 0
         self.end = keeping.RUNNING
 
-    def descriptors(self) -> tuple[int, ...]:
+    def outputs(self) -> tuple[int, ...]:
+        """The pipes and, once there is a process, its pidfd."""
         return (*self.pipes, self.pidfd) if self.pidfd >= 0 else self.pipes
+
+    def descriptors(self) -> tuple[int, ...]:
+        return (*self.outputs(), *self.stdin)
 
     def close(self) -> None:
         for fd in self.descriptors():
@@ -59,7 +66,7 @@ def execute(command: Sequence[str], state: State) -> None:
     """
     lines = [f"{FORMAT} {state.supervisor} {state.link_fd}"]
     for job_id, held in state.held.items():
-        lines.append(" ".join(map(str, (job_id, *held.pipes, held.pidfd, held.pid, *held.end))))
+        lines.append(" ".join(map(str, (job_id, *held.pipes, held.pidfd, held.pid, *held.end, *held.stdin))))
     memory = os.memfd_create("keeper", 0)
     os.write(memory, "\n".join(lines).encode("ascii"))
     os.lseek(memory, 0, os.SEEK_SET)
@@ -84,9 +91,9 @@ def read(fd: int) -> State:
 
 def _held(line: str) -> tuple[str, Held]:
     job_id, *numbers = line.split()
-    stdout, stderr, pidfd, pid, code, status = map(int, numbers)
+    stdout, stderr, pidfd, pid, code, status, *stdin = map(int, numbers)
     held = Held(stdout, stderr)
-    held.pidfd, held.pid, held.end = pidfd, pid, (code, status)
+    held.pidfd, held.pid, held.end, held.stdin = pidfd, pid, (code, status), tuple(stdin)
     return job_id, held
 
 

@@ -29,6 +29,14 @@ HELD_ALL = 8
 # The process of an adopted job has ended.
 ENDED = 9
 
+# From the supervisor, behind HOLD_PIPES: here is what an open standard input is written by, the pipe's write end
+# and the file of what waits for it.
+HOLD_STDIN = 10
+# It has ended: the job is to find that.
+LET_GO_STDIN = 11
+# From the keeper, behind HELD: what it holds of the job's standard input.
+HELD_STDIN = 12
+
 # How a process ended, as waitid(2) has it: CLD_EXITED and a code, CLD_KILLED or CLD_DUMPED and a signal.
 RUNNING = (0, 0)
 # It is not a child of anybody here, since the keeper that was to inherit it has died.

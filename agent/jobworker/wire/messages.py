@@ -18,7 +18,7 @@ from jobworker.sandbox import Part
 from jobworker.wire.measures import Life, Totals
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 6
+PROTOCOL = 7
 # The supervisor writes so many lines without letting a job's output wait.
 MAX_REPORTS = 64
 
@@ -197,6 +197,23 @@ class SignalJob:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteStdin:
+    """Answer: `StdinTaken`, at once. Where that is not all, `StdinRoom` follows when it is worth trying again.
+
+    Attributes:
+        offset: where the data begin in all that the job has to read; None for behind what was taken.
+        data: at most `MAX_STDIN_BYTES`.
+        end: nothing comes behind the data.
+    """
+
+    caller: Caller
+    job_id: str
+    offset: int | None
+    data: bytes
+    end: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateJob:
     """Answer: `JobReply`, when the job has the new limits.
 
@@ -355,6 +372,20 @@ class StartPlanned:
 
 
 @dataclass(frozen=True, slots=True)
+class StdinTaken:
+    """How far a job's standard input goes.
+
+    Attributes:
+        taken: bytes of it that were taken.
+        whole: all that was to be written is among them, and its end if it had one.
+    """
+
+    job_id: str
+    taken: int
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LogSegment:
     """Comes with two descriptors: the segment's bytes and its index.
 
@@ -445,6 +476,13 @@ class LogGrew:
 
 
 @dataclass(frozen=True, slots=True)
+class StdinRoom:
+    """A job's standard input has room again, or takes nothing more."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrainChanged:
     draining: bool
 
@@ -454,6 +492,7 @@ REQUESTS: tuple[type[Any], ...] = (
     StartJob,
     StopJob,
     SignalJob,
+    WriteStdin,
     UpdateJob,
     DeleteJob,
     Drain,
@@ -472,6 +511,7 @@ ANSWERS: tuple[type[Any], ...] = (
     Welcome,
     JobReply,
     StartPlanned,
+    StdinTaken,
     LogSegment,
     PolicyIs,
     HostIs,
@@ -480,4 +520,13 @@ ANSWERS: tuple[type[Any], ...] = (
     Measures,
     Failed,
 )
-EVENTS: tuple[type[Any], ...] = (JobChanged, JobRemoved, Synced, LogGrew, DrainChanged, PolicyIs, HostIs)
+EVENTS: tuple[type[Any], ...] = (
+    JobChanged,
+    JobRemoved,
+    Synced,
+    LogGrew,
+    StdinRoom,
+    DrainChanged,
+    PolicyIs,
+    HostIs,
+)

@@ -383,6 +383,8 @@ class Job(_message.Message):
     LIMITS_RESTORED_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    STDIN_OPEN_FIELD_NUMBER: _builtins.int
+    STDIN_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Random id in groups of four: `k7f3-9m2q-x4tz-b1cd`."""
     state: Global___JobState.ValueType
@@ -423,6 +425,12 @@ class Job(_message.Message):
     """The profile of limits that it was started with, the default one included; empty for none."""
     request_id: _builtins.str
     """The id of the request that started it, the client's own (metadata `x-request-id`) or the agent's."""
+    stdin_open: _builtins.bool
+    """Its standard input is open: WriteStdin can write to it."""
+    stdin_bytes: _builtins.int
+    """Bytes of a standard input that was started open which the agent has taken, those of the Start included; fresh in
+    Query.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When Start was accepted."""
@@ -496,10 +504,12 @@ class Job(_message.Message):
         limits_restored: _builtins.int = ...,
         profile: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        stdin_open: _builtins.bool = ...,
+        stdin_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "created_at", b"created_at", "ended_at", b"ended_at", "exit_code", b"exit_code", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "args", b"args", "command", b"command", "created_at", b"created_at", "detail", b"detail", "end_reason", b"end_reason", "ended_at", b"ended_at", "env_names", b"env_names", "exit_code", b"exit_code", "id", b"id", "labels", b"labels", "limits", b"limits", "limits_restored", b"limits_restored", "log_bytes", b"log_bytes", "log_path", b"log_path", "lost_bytes", b"lost_bytes", "output_ended", b"output_ended", "pid", b"pid", "principal", b"principal", "profile", b"profile", "request_id", b"request_id", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stuck", b"stuck", "timeout", b"timeout", "uid", b"uid", "usage", b"usage", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "args", b"args", "command", b"command", "created_at", b"created_at", "detail", b"detail", "end_reason", b"end_reason", "ended_at", b"ended_at", "env_names", b"env_names", "exit_code", b"exit_code", "id", b"id", "labels", b"labels", "limits", b"limits", "limits_restored", b"limits_restored", "log_bytes", b"log_bytes", "log_path", b"log_path", "lost_bytes", b"lost_bytes", "output_ended", b"output_ended", "pid", b"pid", "principal", b"principal", "profile", b"profile", "request_id", b"request_id", "sandbox", b"sandbox", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stdin_bytes", b"stdin_bytes", "stdin_open", b"stdin_open", "stuck", b"stuck", "timeout", b"timeout", "uid", b"uid", "usage", b"usage", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -170,6 +170,7 @@ class StartRequest(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     STDIN_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    STDIN_OPEN_FIELD_NUMBER: _builtins.int
     command: _builtins.str
     """A path, or a name that is looked up in the PATH of `env`, or in the host's default path without one."""
     workdir: _builtins.str
@@ -192,14 +193,18 @@ class StartRequest(_message.Message):
     Swap comes from where the memory comes from. Empty: the agent's default profile, if it has one.
     """
     stdin: _builtins.bytes
-    """What the job reads from its standard input, up to 65,536 bytes, and its end behind that. It is not kept: neither
-    records nor logs have it.
+    """What the job reads from its standard input, up to 65,536 bytes, and its end behind that unless `stdin_open` is
+    set. It is not kept: neither records nor logs have it.
     """
     dry_run: _builtins.bool
     """Start nothing, and tell what would be started. All that decides on a Start decides on this as well and refuses it
     with the same errors: policy, limits, sandbox, user, quotas, room for one more job, draining. What only the launch
     itself can find out it does not tell: whether the command exists, say. Nothing of it stays but lines of the audit
     trail. An agent that does not know this field refuses the request.
+    """
+    stdin_open: _builtins.bool
+    """Its standard input stays open behind `stdin`, for WriteStdin. Without somebody who writes its end, a job that reads
+    to the end waits for ever; `timeout` bounds that. At most 500 jobs of an agent may have one open (CAP_EXCEEDED).
     """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -238,10 +243,11 @@ class StartRequest(_message.Message):
         profile: _builtins.str = ...,
         stdin: _builtins.bytes = ...,
         dry_run: _builtins.bool = ...,
+        stdin_open: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "dry_run", b"dry_run", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "profile", b"profile", "sandbox", b"sandbox", "stdin", b"stdin", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "dry_run", b"dry_run", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "profile", b"profile", "sandbox", b"sandbox", "stdin", b"stdin", "stdin_open", b"stdin_open", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -395,6 +401,70 @@ class SignalResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SignalResponse: _TypeAlias = SignalResponse  # noqa: Y015
+
+@_typing.final
+class WriteStdinRequest(_message.Message):
+    """A piece of a job's input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job's id. In the first message, and in no other."""
+    offset: _builtins.int
+    """Where `data` begins, counted from the input's first byte, that of `StartRequest.stdin` if it had some. Unset:
+    behind what was taken before.
+    """
+    data: _builtins.bytes
+    """Up to 65,536 bytes."""
+    end: _builtins.bool
+    """Nothing comes behind this: the job finds the end of its input there."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        offset: _builtins.int | None = ...,
+        data: _builtins.bytes = ...,
+        end: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_offset", b"_offset", "offset", b"offset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_offset", b"_offset", "data", b"data", "end", b"end", "job_id", b"job_id", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__offset: _TypeAlias = _typing.Literal["offset"]  # noqa: Y015
+    _WhichOneofArgType__offset: _TypeAlias = _typing.Literal["_offset", b"_offset"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offset) -> _WhichOneofReturnType__offset | None: ...
+
+Global___WriteStdinRequest: _TypeAlias = WriteStdinRequest  # noqa: Y015
+
+@_typing.final
+class WriteStdinResponse(_message.Message):
+    """A piece was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAKEN_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    taken: _builtins.int
+    """How much of the input the agent has taken; where to go on."""
+    ended: _builtins.bool
+    """Its end was taken as well."""
+    def __init__(
+        self,
+        *,
+        taken: _builtins.int = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "taken", b"taken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteStdinResponse: _TypeAlias = WriteStdinResponse  # noqa: Y015
 
 @_typing.final
 class UpdateRequest(_message.Message):

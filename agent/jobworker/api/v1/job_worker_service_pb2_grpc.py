@@ -71,6 +71,11 @@ class JobWorkerServiceStub:
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.SerializeToString,
                 response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.FromString,
                 _registered_method=True)
+        self.WriteStdin = channel.stream_stream(
+                '/jobworker.api.v1.JobWorkerService/WriteStdin',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WriteStdinRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WriteStdinResponse.FromString,
+                _registered_method=True)
         self.Update = channel.unary_unary(
                 '/jobworker.api.v1.JobWorkerService/Update',
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UpdateRequest.SerializeToString,
@@ -175,6 +180,25 @@ class JobWorkerServiceServicer:
         been sent; without one (UNAVAILABLE) it may have been or not.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
         only descendants are left, which `all` reaches), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteStdin(self, request_iterator, context):
+        """Writes to the standard input of a job that was started with `stdin_open`, and ends it. Role: WRITER.
+
+        Each answer says how much of the input the agent has taken: what it has is for the job, also when the agent's
+        processes are killed or upgraded. A job that does not read stops the answers and, by flow control, the writer;
+        nothing is thrown away. To resume after a broken call, write again from the last answer on. Where an answer was
+        lost the agent has taken more than that, and says so by STDIN_OFFSET, whose metadata have `taken`: go on from there.
+
+        A job has one writer at a time by agreement: since each piece says where it begins, what two write never mixes,
+        and the one that comes second is refused with STDIN_OFFSET. The end of a call does not end the input, which stays
+        open until somebody writes its `end`, or the job closes it or ends.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (STDIN_ENDED: the job was not started
+        with an open one, its end was written, or the job has closed it or ended; STDIN_OFFSET), OUT_OF_RANGE
+        (STDIN_TOO_LARGE: the agent allows no more), UNAVAILABLE: resume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -303,6 +327,11 @@ def add_JobWorkerServiceServicer_to_server(servicer, server):
                     servicer.Signal,
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.FromString,
                     response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.SerializeToString,
+            ),
+            'WriteStdin': grpc.stream_stream_rpc_method_handler(
+                    servicer.WriteStdin,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WriteStdinRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WriteStdinResponse.SerializeToString,
             ),
             'Update': grpc.unary_unary_rpc_method_handler(
                     servicer.Update,
@@ -453,6 +482,33 @@ class JobWorkerService:
             '/jobworker.api.v1.JobWorkerService/Signal',
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalRequest.SerializeToString,
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.SignalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteStdin(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/jobworker.api.v1.JobWorkerService/WriteStdin',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WriteStdinRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.WriteStdinResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -80,6 +80,21 @@ class JobWorkerServiceStub:
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
     only descendants are left, which `all` reaches), UNAVAILABLE.
     """
+    WriteStdin: _grpc.StreamStreamMultiCallable[_job_worker_service_pb2.WriteStdinRequest, _job_worker_service_pb2.WriteStdinResponse]
+    """Writes to the standard input of a job that was started with `stdin_open`, and ends it. Role: WRITER.
+
+    Each answer says how much of the input the agent has taken: what it has is for the job, also when the agent's
+    processes are killed or upgraded. A job that does not read stops the answers and, by flow control, the writer;
+    nothing is thrown away. To resume after a broken call, write again from the last answer on. Where an answer was
+    lost the agent has taken more than that, and says so by STDIN_OFFSET, whose metadata have `taken`: go on from there.
+
+    A job has one writer at a time by agreement: since each piece says where it begins, what two write never mixes,
+    and the one that comes second is refused with STDIN_OFFSET. The end of a call does not end the input, which stays
+    open until somebody writes its `end`, or the job closes it or ends.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (STDIN_ENDED: the job was not started
+    with an open one, its end was written, or the job has closed it or ended; STDIN_OFFSET), OUT_OF_RANGE
+    (STDIN_TOO_LARGE: the agent allows no more), UNAVAILABLE: resume.
+    """
     Update: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.UpdateRequest, _job_worker_service_pb2.UpdateResponse]
     """Gives a running job new limits. Role: WRITER.
 
@@ -201,6 +216,21 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     been sent; without one (UNAVAILABLE) it may have been or not.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
     only descendants are left, which `all` reaches), UNAVAILABLE.
+    """
+    WriteStdin: _aio.StreamStreamMultiCallable[_job_worker_service_pb2.WriteStdinRequest, _job_worker_service_pb2.WriteStdinResponse]  # type: ignore[assignment]
+    """Writes to the standard input of a job that was started with `stdin_open`, and ends it. Role: WRITER.
+
+    Each answer says how much of the input the agent has taken: what it has is for the job, also when the agent's
+    processes are killed or upgraded. A job that does not read stops the answers and, by flow control, the writer;
+    nothing is thrown away. To resume after a broken call, write again from the last answer on. Where an answer was
+    lost the agent has taken more than that, and says so by STDIN_OFFSET, whose metadata have `taken`: go on from there.
+
+    A job has one writer at a time by agreement: since each piece says where it begins, what two write never mixes,
+    and the one that comes second is refused with STDIN_OFFSET. The end of a call does not end the input, which stays
+    open until somebody writes its `end`, or the job closes it or ends.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (STDIN_ENDED: the job was not started
+    with an open one, its end was written, or the job has closed it or ended; STDIN_OFFSET), OUT_OF_RANGE
+    (STDIN_TOO_LARGE: the agent allows no more), UNAVAILABLE: resume.
     """
     Update: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.UpdateRequest, _job_worker_service_pb2.UpdateResponse]  # type: ignore[assignment]
     """Gives a running job new limits. Role: WRITER.
@@ -338,6 +368,27 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         been sent; without one (UNAVAILABLE) it may have been or not.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
         only descendants are left, which `all` reaches), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def WriteStdin(
+        self,
+        request_iterator: _MaybeAsyncIterator[_job_worker_service_pb2.WriteStdinRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_worker_service_pb2.WriteStdinResponse], _abc.AsyncIterator[_job_worker_service_pb2.WriteStdinResponse]]:
+        """Writes to the standard input of a job that was started with `stdin_open`, and ends it. Role: WRITER.
+
+        Each answer says how much of the input the agent has taken: what it has is for the job, also when the agent's
+        processes are killed or upgraded. A job that does not read stops the answers and, by flow control, the writer;
+        nothing is thrown away. To resume after a broken call, write again from the last answer on. Where an answer was
+        lost the agent has taken more than that, and says so by STDIN_OFFSET, whose metadata have `taken`: go on from there.
+
+        A job has one writer at a time by agreement: since each piece says where it begins, what two write never mixes,
+        and the one that comes second is refused with STDIN_OFFSET. The end of a call does not end the input, which stays
+        open until somebody writes its `end`, or the job closes it or ends.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (STDIN_ENDED: the job was not started
+        with an open one, its end was written, or the job has closed it or ended; STDIN_OFFSET), OUT_OF_RANGE
+        (STDIN_TOO_LARGE: the agent allows no more), UNAVAILABLE: resume.
         """
 
     @_abc_1.abstractmethod
