@@ -18,6 +18,7 @@ from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub  #
 from support import gateway  # noqa: E402
 from support.agent import Agent, running_agent  # noqa: E402
 from support.root_side import Link, RootSide, root_side  # noqa: E402
+from support.whole import Whole  # noqa: E402
 
 # How long an example takes says something about the machine and nothing about the code.
 hypothesis.settings.register_profile(
@@ -84,6 +85,19 @@ def stub(running: gateway.Gateway) -> Iterator[JobWorkerServiceStub]:
     """Its calls, as a writer makes them."""
     with running.stub() as connected:
         yield connected
+
+
+@pytest.fixture
+def whole() -> Iterator[Whole]:
+    """Keeper, supervisor and gateway of a test's own, to be killed."""
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory) as own:
+            running = Whole(directory, own)
+            try:
+                yield running
+            finally:
+                running.gateway.stop()
 
 
 @pytest.fixture

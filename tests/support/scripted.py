@@ -26,6 +26,13 @@ from support import certs
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["JobWorkerService"]
 
+# By whether requests, and answers, are streams.
+_MAKE: dict[tuple[bool, bool], Any] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
 
@@ -66,11 +73,7 @@ class ScriptedAgent:
 
     def _methods(self) -> Iterator[tuple[str, grpc.RpcMethodHandler[Any, Any]]]:
         for method in _SERVICE.methods:
-            make = (
-                grpc.unary_stream_rpc_method_handler
-                if method.server_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
+            make = _MAKE[method.client_streaming, method.server_streaming]
             decode = message_factory.GetMessageClass(method.input_type).FromString
             encode = message_factory.GetMessageClass(method.output_type).SerializeToString
             yield method.name, make(partial(self._handle, method.name), decode, encode)

@@ -5,70 +5,29 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import signal
-import socket
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
 
 import grpc
 import pytest
 
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
-from jobworker.client import Endpoint, connect
+from jobworker.client import connect
 from jobworker.client.changes import Changed, Restarted
 from jobworker.client.rpc.client import Client
 from jobworker.jobs import JobSpec
 from jobworker.wire.messages import JobReply, StartJob
-from support import certs, gateway
+from support import gateway
 from support.agent import Agent
-from support.root_side import CALLER, DEADLINE, Link, RootSide, root_side
+from support.root_side import CALLER, DEADLINE, root_side
+from support.whole import Whole
 
 pytestmark = pytest.mark.root
 
 JOBS, BATCH = 1_000, 100
-
-
-class Whole:
-    """Keeper, supervisor and gateway; the gateway is at one port in all its lives."""
-
-    def __init__(self, directory: str, side: RootSide) -> None:
-        self.side = side
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            listen = f"127.0.0.1:{free.getsockname()[1]}"
-        self._directory, self._settings = directory, replace(gateway.behind(side.settings), listen=listen)
-        self.gateway = gateway.Gateway(directory, self._settings)
-
-    def kill_gateway(self) -> None:
-        self.gateway.process.kill()
-        self.gateway.process.wait(DEADLINE)
-        self.gateway = gateway.Gateway(self._directory, self._settings)
-
-    def kill_supervisor(self, link: Link) -> Link:
-        os.kill(self.side.supervisor_pid(), signal.SIGKILL)
-        link.drain()
-        link.close()
-        return self.side.reconnect()
-
-    def client(self) -> Client:
-        files = certs.dev_pki().files("reader")
-        return connect(Endpoint(self.gateway.address, files.ca, files.cert, files.key))
-
-
-@pytest.fixture
-def whole() -> Iterator[Whole]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory) as side:
-            running = Whole(directory, side)
-            try:
-                yield running
-            finally:
-                running.gateway.stop()
 
 
 class Ends(threading.Thread):
@@ -99,7 +58,7 @@ class Ends(threading.Thread):
 def test_no_end_is_missed_whatever_dies(whole: Whole) -> None:
     """A thousand jobs end while gateway and supervisor are killed: each end is told, with its exit code."""
     link = whole.side.link()
-    with whole.client() as client:
+    with connect(whole.endpoint("reader")) as client:
         ends = Ends(client, JOBS)
         assert ends.began.wait(DEADLINE)
         expected = dict[str, int]()
@@ -124,7 +83,7 @@ def test_no_end_is_missed_whatever_dies(whole: Whole) -> None:
 def test_who_does_not_read_costs_others_nothing(whole: Whole) -> None:
     """Each record has 60 KB, so that what stalls is the gateway's write, and not only the reader."""
     link = whole.side.link()
-    with whole.gateway.stub(name="reader") as stub, whole.client() as client:
+    with whole.gateway.stub(name="reader") as stub, connect(whole.endpoint("reader")) as client:
         stalled = stub.Watch(pb.WatchRequest())
         assert next(stalled).HasField("mark")
         ends, before = Ends(client, 200), whole.gateway.memory_kib()

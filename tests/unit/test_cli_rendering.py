@@ -105,6 +105,8 @@ def test_a_running_job_as_json() -> None:
         "log_bytes": 2**40,
         "lost_bytes": 0,
         "output_ended": False,
+        "stdin_open": False,
+        "stdin_bytes": 0,
         "stuck": False,
         "sandbox": {"profile": "", "parts": [], "missing": []},
     }

@@ -48,6 +48,8 @@ def job(message: Job) -> dict[str, Any]:
         "log_bytes": message.log_bytes,
         "lost_bytes": message.lost_bytes,
         "output_ended": message.output_ended,
+        "stdin_open": message.stdin_open,
+        "stdin_bytes": message.stdin_bytes,
         "stuck": message.stuck,
         "sandbox": {
             "profile": message.sandbox.profile,

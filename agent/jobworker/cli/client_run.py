@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from jobworker.cli.client_exit import INTERRUPTED, ExitsAsJob, exit_status, noti
 from jobworker.cli.client_interrupt import Interrupts, stop_unless_ended
 from jobworker.cli.client_output import Sink
 from jobworker.cli.client_spec import CONTEXT_SETTINGS, job_options, spec_of
+from jobworker.cli.client_stdin import Input, input_of
 from jobworker.cli.wakeups import Wakeups
 from jobworker.errors import JobWorkerError
 from jobworker.jobs import Source
@@ -27,11 +29,13 @@ _HELP = """Start a job, follow its output, and exit with its exit code.
 
 What the job writes to its standard output and standard error comes out of those of this command. The first
 Ctrl-C stops the job, the second one leaves it at that. From the command on, everything is the job's own.
-`--format` changes nothing here, except on many hosts and with --dry-run, which `start` explains.
+`--format` changes nothing here, except on many hosts and with --dry-run, which `start` explains. With `--stdin -`
+the job reads what comes in here, as it comes.
 
 \b
 worker-client run --cpu 50% --memory 256M -- make all
 worker-client run --env TERM --timeout 10m ./report.sh --full
+mysqldump shop | worker-client run --stdin - -- gzip > shop.gz
 worker-client run --inventory hosts.yml --group web --max-fail 10% -- uptime
 
 \b
@@ -46,7 +50,8 @@ not reached and no job failed.
 @click.option("--detach-on-interrupt", is_flag=True, help="Let the job go on after Ctrl-C.")
 @job_options
 def run(words: tuple[str, ...], *, detach_on_interrupt: bool, dry_run: bool, **options: Any) -> int:
-    spec = spec_of(words, options, os.environ)
+    reads = input_of(options, live=True)
+    spec = reads.of(spec_of(words, {**options, "stdin": None}, os.environ))
     if dry_run:
         client_plan.show(spec, options["idempotency_key"])
         return 0
@@ -54,7 +59,7 @@ def run(words: tuple[str, ...], *, detach_on_interrupt: bool, dry_run: bool, **o
         try:
             job_id = client.start(spec, idempotency_key=options["idempotency_key"]).id
             interrupts.started(job_id)
-            _follow(client, job_id)
+            _follow(client, job_id, reads)
             # Its end comes a moment after that of its output, or later if it closed that early.
             (job,) = client.wait([job_id])
         except KeyboardInterrupt:
@@ -65,11 +70,11 @@ def run(words: tuple[str, ...], *, detach_on_interrupt: bool, dry_run: bool, **o
     return INTERRUPTED if interrupts.count else exit_status(job)
 
 
-def _follow(client: Client, job_id: str) -> None:
-    """Copy the job's output until it has ended.
+def _follow(client: Client, job_id: str, reads: Input) -> None:
+    """Copy the job's output until it has ended, and have the job read what there is to read.
 
     Raises:
-        JobWorkerError: a stream failed.
+        JobWorkerError: a stream failed, or the job could not get all that it was to read and is stopped.
         OSError: nobody takes the output; for BrokenPipeError the job is stopped, as a local command would be.
     """
     ended: SimpleQueue[Exception | None] = SimpleQueue()
@@ -86,6 +91,17 @@ def _follow(client: Client, job_id: str) -> None:
             ended.put(failure)
             wakeups.wake()
 
+    def feed() -> None:
+        try:
+            reads.write(client, job_id)
+        except (JobWorkerError, OSError) as error:
+            # It would take what it has for all, or wait for ever.
+            with suppress(JobWorkerError):
+                stop_unless_ended(client, job_id)
+            ended.put(error)
+            wakeups.wake()
+
+    threading.Thread(target=feed, daemon=True).start()
     routes = _routes()
     for route in routes:
         # Daemons: one that is stuck in a write must not keep this process from ending.

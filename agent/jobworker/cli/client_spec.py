@@ -76,7 +76,13 @@ _OPTIONS = (
         "--stdin",
         metavar="FILE",
         type=click.File("rb"),
-        help="What the job reads from its standard input, up to 64 KiB; `-` for yours. By default nothing.",
+        help="What the job reads from its standard input; `-` for yours. By default nothing. For many hosts up to "
+        "64 KiB.",
+    ),
+    click.option(
+        "--stdin-open",
+        is_flag=True,
+        help="Keep its standard input open, behind --stdin if that is given, for `worker-client write`.",
     ),
     click.option("--best-effort", is_flag=True, help="Start even if a limit cannot be enforced there."),
     click.option("--dry-run", is_flag=True, help="Start nothing, and show what would be started, or why not."),
@@ -99,7 +105,7 @@ def limit_options(function: Function) -> Function:
 
 
 def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[str, str]) -> jobs.JobSpec:
-    """The job that a command line asks for.
+    """The job that a command line asks for, with all that it is to read.
 
     Args:
         words: the command and its arguments.
@@ -124,6 +130,7 @@ def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[s
         # One byte more tells of a larger one, which may have no end.
         stdin=options["stdin"].read(jobs.MAX_STDIN_BYTES + 1) if options["stdin"] else b"",
         profile=options["profile"],
+        stdin_open=options["stdin_open"],
     )
 
 

@@ -253,6 +253,8 @@ def _output(message: Job) -> Pairs:
     end = "complete" if message.output_ended else "still growing"
     lost = f", {message.lost_bytes} bytes lost" if message.lost_bytes else ""
     yield "output", f"{message.log_bytes} bytes, {end}{lost}"
+    if message.stdin_open or message.stdin_bytes:
+        yield "input", f"{message.stdin_bytes} bytes taken, {'open' if message.stdin_open else 'ended'}"
     yield "log", message.log_path
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "run": _Entry("client_run", "run", "Start a job, follow its output, exit with its exit code."),
     "stop": _Entry("client_jobs", "stop", "Stop a job and all of its processes."),
     "signal": _Entry("client_control", "signal", "Send a signal to a job's main process, or to all."),
+    "write": _Entry("client_stdin", "write", "Write to a job's standard input."),
     "update": _Entry("client_update", "update", "Give a running job new limits."),
     "delete": _Entry("client_control", "delete", "Remove ended jobs with their output and files."),
     "query": _Entry("client_jobs", "query", "Show everything that is known of a job."),

@@ -14,24 +14,16 @@ from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.changes import Event
 from jobworker.client.endpoint import Endpoint
-from jobworker.client.failures import AmbiguousId
 from jobworker.client.output import Item
-from jobworker.client.rpc import requests, watch
-from jobworker.client.rpc.backoff import Backoff
+from jobworker.client.rpc import calls, requests, watch
+from jobworker.client.rpc.calls import Call, Result
 from jobworker.client.rpc.connection import Connection
-from jobworker.client.rpc.stream import Position, resumed
+from jobworker.client.rpc.retries import STREAM
+from jobworker.client.rpc.stream import resumed
+from jobworker.client.rpc.upload import Upload, Written
 from jobworker.client.rpc.waiting import ends, idle
-from jobworker.errors import JobNotFound
+from jobworker.client.rpc.writing import Writer
 from jobworker.limits import Limits
-
-# What an agent takes where no grace is given.
-DEFAULT_GRACE_MS = 10_000
-
-# A restarting agent is back in seconds: three of them for a call that someone waits for, 25 for a stream.
-_READ = Backoff(attempts=5)
-_STREAM = Backoff(attempts=10)
-_PAGE = 100
-_CANDIDATES = 5
 
 
 class Client:
@@ -58,7 +50,6 @@ class Client:
         if request_id:
             jobs.check_request_id(request_id, "request_id")
         self._connection = Connection(endpoint, connect_timeout, request_id)
-        self._stub = self._connection.stub
         self._timeout = timeout
 
     def __enter__(self) -> Self:
@@ -83,9 +74,7 @@ class Client:
             idempotency_key: makes it safe to ask again, which this then does by itself while the agent is
                 unavailable: the same key with the same specification gets the job that is there already.
         """
-        request = requests.start(spec, idempotency_key)
-        again = (_READ,) if idempotency_key else ()
-        return self._connection.call(self._stub.Start, request, self._timeout, *again).job
+        return self._make(calls.start(spec, idempotency_key))
 
     def plan(self, spec: jobs.JobSpec, *, idempotency_key: str = "") -> pb.StartResponse:
         """What `start` would do now, without doing it: fails as that would, or tells the job as it would be.
@@ -96,16 +85,14 @@ class Client:
             spec: what to run.
             idempotency_key: the job that has it already, if there is one, is the answer's.
         """
-        request = requests.start(spec, idempotency_key)
-        request.dry_run = True
-        return self._connection.call(self._stub.Start, request, self._timeout, _READ)
+        return self._make(calls.plan(spec, idempotency_key))
 
     def stop(
         self,
         job_id: str,
         *,
         signal: str = "",
-        grace_ms: int = DEFAULT_GRACE_MS,
+        grace_ms: int = calls.DEFAULT_GRACE_MS,
         force: bool = False,
         wait: bool = True,
     ) -> job_pb2.Job:
@@ -118,9 +105,7 @@ class Client:
             force: kill at once.
             wait: answer when no process of the job is left, rather than when the stop is under way.
         """
-        request = requests.stop(job_id, signal, grace_ms, force=force, wait=wait)
-        grace = grace_ms / 1000 if wait and not force else 0
-        return self._connection.call(self._stub.Stop, request, self._timeout + grace).job
+        return self._make(calls.stop(job_id, signal, grace_ms, force=force, wait=wait))
 
     def signal(self, job_id: str, signal: str, *, everyone: bool = False) -> job_pb2.Job:
         """Send one signal to a job's main process.
@@ -130,8 +115,7 @@ class Client:
             signal: its name: `HUP`.
             everyone: to each process of the job that there is at the moment.
         """
-        request = requests.signal(job_id, signal, everyone=everyone)
-        return self._connection.call(self._stub.Signal, request, self._timeout).job
+        return self._make(calls.signal(job_id, signal, everyone=everyone))
 
     def update(self, job_id: str, limits: Limits, *, force: bool = False) -> job_pb2.Job:
         """Give a running job new limits, all of them or none; tried again while the agent is unavailable.
@@ -141,8 +125,7 @@ class Client:
             limits: those that change.
             force: limit the memory also to less than the job has now.
         """
-        request = requests.update(job_id, limits, force=force)
-        return self._connection.call(self._stub.Update, request, self._timeout, _READ).job
+        return self._make(calls.update(job_id, limits, force=force))
 
     def delete(self, job_id: str) -> None:
         """Remove an ended job: its record, its output and its working directory.
@@ -150,12 +133,11 @@ class Client:
         Args:
             job_id: a whole id.
         """
-        self._connection.call(self._stub.Delete, pb.DeleteRequest(job_id=job_id), self._timeout)
+        self._make(calls.delete(job_id))
 
     def query(self, job_id: str) -> job_pb2.Job:
         """Everything known of a job."""
-        request = pb.QueryRequest(job_id=job_id)
-        return self._connection.call(self._stub.Query, request, self._timeout, _READ).job
+        return self._make(calls.query(job_id))
 
     def stream(
         self,
@@ -188,26 +170,49 @@ class Client:
                 with a later stream.
             compress: have the agent compress the answers, for networks that are slower than gzip.
         """
-        ask = partial(
-            requests.stream,
+        reading = calls.Reading(
             job_id,
+            offset,
+            tail_lines,
+            since_ns,
             until_ns=until_ns,
             follow=follow,
             source=source,
             timestamps=timestamps,
             output_format=output_format,
         )
-        first = ask(offset=offset, tail_lines=tail_lines, since_ns=since_ns)
-        relative = tail_lines is not None or since_ns is not None
-        position = Position(offset, filtered=source is not None, unknown=relative)
 
-        def open_at(resumed_at: int) -> Iterator[pb.StreamResponse]:
-            request = first
-            if not position.unknown:
-                request = ask(offset=resumed_at, tail_lines=None, since_ns=None)
-            return self._connection.stream(self._stub.Stream, request, compress=compress)
+        def open_there(_offset: int) -> Iterator[pb.StreamResponse]:
+            return self._connection.stream("Stream", reading.request(), compress=compress)
 
-        return resumed(open_at, position, _STREAM)
+        return resumed(open_there, reading.position, STREAM)
+
+    def write_stdin(
+        self,
+        job_id: str,
+        pieces: Iterable[bytes],
+        *,
+        offset: int | None = None,
+        end: bool = True,
+    ) -> Written:
+        """Write to the standard input of a job that was started with it open.
+
+        Comes back when the agent has taken everything, which it does as fast as the job reads; after broken
+        connections it goes on behind what was taken. While `pieces` is waited for, what came before is under way.
+        When this raises, what is under way may still be taken.
+
+        Args:
+            job_id: a whole id.
+            pieces: bytes in pieces of any size; an iterator may take its time.
+            offset: where the first byte belongs in all that the job has to read; None for behind what was taken.
+            end: the job finds the end of its input behind them; otherwise it stays open.
+
+        Raises:
+            CallFailed: not all was taken; with the reason STDIN_ENDED the job takes no more than `taken` in the
+                metadata says.
+        """
+        upload = Upload(job_id, offset, STREAM)
+        return Writer(partial(self._connection.answers, "WriteStdin"), upload).write(pieces, end=end)
 
     def list_jobs(
         self,
@@ -218,19 +223,9 @@ class Client:
         id_prefix: str = "",
     ) -> Iterator[job_pb2.Job]:
         """The jobs of the host, newest first; pages are fetched as they are needed."""
-        request = pb.ListRequest(
-            states=requests.state_numbers(states),
-            labels=labels,
-            principal=principal,
-            id_prefix=id_prefix,
-            page_size=_PAGE,
-        )
-        while True:
-            page = self._connection.call(self._stub.List, request, self._timeout, _READ)
-            yield from page.jobs
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
+        pages = calls.Pages(states, labels, principal, id_prefix)
+        while page := pages.next:
+            yield from self._make(page)
 
     def watch(
         self,
@@ -264,9 +259,9 @@ class Client:
         def open_at(standing: watch.Standing) -> Iterator[pb.WatchResponse]:
             request.resume_token, request.snapshot = standing.token, standing.snapshot
             left = None if timeout is None else max(0.0, deadline - time.monotonic())
-            return self._connection.stream(self._stub.Watch, request, left)
+            return self._connection.stream("Watch", request, left)
 
-        return watch.resumed(open_at, watch.Standing(resume_token, snapshot), _STREAM, deadline)
+        return watch.resumed(open_at, watch.Standing(resume_token, snapshot), STREAM, deadline)
 
     def ends(self, job_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[job_pb2.Job]:
         """Each of these jobs once it has ended, in the order of their ends.
@@ -282,9 +277,7 @@ class Client:
         wanted = tuple(dict.fromkeys(job_ids))
         if not wanted:
             return iter(())
-        # Of more than a watch may name, those of all others are passed over here.
-        named = wanted if len(wanted) <= jobs.MAX_WATCHED else ()
-        return ends(self.watch(job_ids=named, snapshot=True, timeout=timeout), wanted)
+        return ends(self.watch(job_ids=calls.watched(wanted), snapshot=True, timeout=timeout), wanted)
 
     def wait(
         self, job_ids: Iterable[str], *, first: bool = False, timeout: float | None = None
@@ -305,18 +298,15 @@ class Client:
 
     def agent_info(self) -> pb.GetAgentInfoResponse:
         """What the agent and its host are."""
-        request = pb.GetAgentInfoRequest()
-        return self._connection.call(self._stub.GetAgentInfo, request, self._timeout, _READ)
+        return self._make(calls.agent_info())
 
     def drain(self) -> tuple[str, ...]:
         """Have the agent take no new jobs; the ids of those that have not ended, the oldest 10,000."""
-        return tuple(
-            self._connection.call(self._stub.Drain, pb.DrainRequest(), self._timeout, _READ).active_job_ids
-        )
+        return self._make(calls.drain())
 
     def undrain(self) -> None:
         """Have the agent take new jobs again."""
-        self._connection.call(self._stub.Undrain, pb.UndrainRequest(), self._timeout, _READ)
+        self._make(calls.undrain())
 
     def wait_idle(self, *, timeout: float | None = None) -> None:
         """Wait until no job is active.
@@ -336,12 +326,9 @@ class Client:
             JobNotFound: there is none.
             AmbiguousId: there are several.
         """
-        if len(text) == len(jobs.ID_EXAMPLE):
-            return jobs.check_job_id(text)
-        prefix = jobs.check_job_id_prefix(text, "job_id")
-        found = tuple(job.id for job in islice(self.list_jobs(id_prefix=prefix), _CANDIDATES))
-        if not found:
-            raise JobNotFound(prefix)
-        if len(found) > 1:
-            raise AmbiguousId(prefix, found)
-        return found[0]
+        if not (prefix := calls.prefix_of(text)):
+            return text
+        return calls.only(prefix, tuple(islice(self.list_jobs(id_prefix=prefix), calls.CANDIDATES)))
+
+    def _make(self, call: Call[Result]) -> Result:
+        return self._connection.make(call, self._timeout)

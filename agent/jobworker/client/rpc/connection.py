@@ -1,59 +1,24 @@
-"""A gRPC channel to one agent, and what its failures mean."""
+"""A gRPC channel to one agent."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.client import tls
 from jobworker.client.endpoint import Endpoint, check_addr
 from jobworker.client.failures import CallFailed
-from jobworker.client.rpc.backoff import Backoff
-from jobworker.client.rpc.status import failure_of
+from jobworker.client.rpc import channel
+from jobworker.client.rpc.calls import Call
+from jobworker.client.rpc.retries import Retries
 from jobworker.errors import JobWorkerError
 
-Request = TypeVar("Request", bound=Message)
-Response = TypeVar("Response", bound=Message)
-Metadata: TypeAlias = tuple[tuple[str, str], ...]
-
-_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.name
-_DRAINING = "AGENT_DRAINING"
-_ONCE = Backoff(attempts=0)
-_QUOTA = "QUOTA_EXCEEDED"
-# On top of what the agent says: all that were refused are told the same.
-_TURNS = Backoff(attempts=8, first=0.1, longest=1.0)
-
-# A page of 100 jobs whose arguments are as long as they may be.
-_MAX_RECEIVE = 32 * 1024 * 1024
-# Despite its name also the time that a connection has to come about; by default 20 s.
-_ATTEMPT = "grpc.min_reconnect_backoff_ms"
-# With the bandwidth probe on, fifty stalled streams let a client grow to 1.6 GB.
-_LOOKAHEAD = 1024 * 1024
-
-_REQUEST_ID = "x-request-id"
-_COMPRESSED = ("jobworker-compression", "gzip")
-
-_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", _LOOKAHEAD),
-    ("grpc.max_receive_message_length", _MAX_RECEIVE),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    # The agent is named by its address alone: no proxy, and no call policy from a TXT record.
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.service_config_disable_resolution", 1),
-)
+Result = TypeVar("Result")
 
 
 class Connection:
@@ -71,13 +36,11 @@ class Connection:
             InvalidField: the address is not HOST:PORT.
             TlsProblem: with these files no connection can come about.
         """
-        options: list[tuple[str, int | str]] = [*_OPTIONS, (_ATTEMPT, round(connect_timeout * 1000))]
-        if endpoint.server_name:
-            options.append(("grpc.ssl_target_name_override", endpoint.server_name))
+        options = channel.options(endpoint, connect_timeout)
         self._endpoint, self._connect_timeout, self._request_id = endpoint, connect_timeout, request_id
         self._channel = grpc.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), options)
-        self.stub = JobWorkerServiceStub(self._channel)
-        self._answered = False
+        self._stub = JobWorkerServiceStub(self._channel)
+        self._failures = channel.Failures(endpoint)
 
     def close(self) -> None:
         """End the connection, and with it the calls that are under way."""
@@ -91,72 +54,46 @@ class Connection:
         """
         deadline = time.monotonic() + self._connect_timeout
         try:
-            self._once(self.stub.GetAgentInfo, pb.GetAgentInfoRequest(), deadline, self._new_request_id())
+            self._once("GetAgentInfo", pb.GetAgentInfoRequest(), deadline, self._new_request_id())
         except CallFailed:
             # Who refuses to tell has been reached.
-            if not self._answered:
+            if not self._failures.answered:
                 raise
 
-    def call(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        timeout: float,
-        backoff: Backoff = _ONCE,
-    ) -> Response:
-        """The answer to a request.
+    def make(self, call: Call[Result], timeout: float) -> Result:
+        """Make a call, again where that is safe; what it came to.
 
         Args:
-            method: of `stub`.
-            request: what to ask.
+            call: what to ask, and how to read the answer.
             timeout: for everything together, in seconds.
-            backoff: further attempts while the agent is UNAVAILABLE; for idempotent methods only. What is refused
-                for coming too fast was not done: that is tried again, whatever the method, when the agent says.
 
         Raises:
             JobWorkerError: CallFailed, or TlsProblem where the connection never worked.
         """
-        deadline = time.monotonic() + timeout
-        pauses, turns = backoff.pauses(), _TURNS.pauses()
-        request_id = self._new_request_id()
+        deadline = time.monotonic() + timeout + call.more_seconds
+        retries, request_id = Retries(call.backoff, deadline), self._new_request_id()
         while True:
             try:
-                return self._once(method, request, deadline, request_id)
+                return call.read(self._once(call.method, call.request, deadline, request_id))
             except CallFailed as failure:
-                pause = _turn(failure, turns)
-                # Who drains an agent means it to stay so.
-                if failure.code == _UNAVAILABLE and failure.reason != _DRAINING:
-                    pause = next(pauses, None)
-                if pause is None or time.monotonic() + pause > deadline:
-                    raise
+                pause = retries.pause(failure)
             time.sleep(pause)
 
     def _new_request_id(self) -> str:
-        return self._request_id or os.urandom(8).hex()
+        return self._request_id or channel.new_request_id()
 
-    def _once(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        deadline: float,
-        request_id: str,
-    ) -> Response:
-        left, metadata = max(0.0, deadline - time.monotonic()), ((_REQUEST_ID, request_id),)
+    def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
+        left, metadata = max(0.0, deadline - time.monotonic()), channel.metadata(request_id)
         try:
-            response = method(request, timeout=left, metadata=metadata)
+            response = getattr(self._stub, method)(request, timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
             raise self._failure(error, request_id) from None
-        self._answered = True
+        self._failures.answered = True
         return response
 
     def stream(
-        self,
-        method: grpc.UnaryStreamMultiCallable[Request, Response],
-        request: Request,
-        timeout: float | None = None,
-        *,
-        compress: bool = False,
-    ) -> Iterator[Response]:
+        self, method: str, request: Any, timeout: float | None = None, *, compress: bool = False
+    ) -> Iterator[Any]:
         """The answers to a request, compressed on their way if that is asked for.
 
         The call ends with the iterator, or after `timeout` seconds if that is given.
@@ -164,37 +101,41 @@ class Connection:
         One that is refused for coming too fast is made again when the agent says.
 
         Raises:
-            JobWorkerError: as `call`.
+            JobWorkerError: as `make`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         request_id = self._new_request_id()
-        metadata = ((_REQUEST_ID, request_id), *((_COMPRESSED,) if compress else ()))
-        turns = _TURNS.pauses()
+        retries = Retries() if deadline is None else Retries(deadline=deadline)
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                yield from self._answers(method, request, left, metadata, request_id)
+                yield from self.answers(method, request, left, compress=compress, request_id=request_id)
             except CallFailed as failure:
-                pause = _turn(failure, turns)
-                if pause is None or (deadline is not None and time.monotonic() + pause > deadline):
-                    raise
-                time.sleep(pause)
+                time.sleep(retries.pause(failure))
             else:
                 return
 
-    def _answers(
+    def answers(
         self,
-        method: grpc.UnaryStreamMultiCallable[Request, Response],
-        request: Request,
-        timeout: float | None,
-        metadata: Metadata,
-        request_id: str,
-    ) -> Iterator[Response]:
+        method: str,
+        requests: Any,
+        timeout: float | None = None,
+        *,
+        compress: bool = False,
+        request_id: str = "",
+    ) -> Iterator[Any]:
+        """The answers of one call: to a request or, where the method takes several, to an iterator of them.
+
+        Raises:
+            JobWorkerError: as `make`.
+        """
+        request_id = request_id or self._new_request_id()
+        metadata = channel.metadata(request_id, compress=compress)
         try:
-            responses = method(request, timeout=timeout, metadata=metadata)
+            responses = getattr(self._stub, method)(requests, timeout=timeout, metadata=metadata)
             try:
                 for response in responses:
-                    self._answered = True
+                    self._failures.answered = True
                     yield response
             finally:
                 responses.cancel()
@@ -202,23 +143,6 @@ class Connection:
             raise self._failure(error, request_id) from None
 
     def _failure(self, error: grpc.RpcError | ValueError, request_id: str) -> JobWorkerError:
-        if isinstance(error, ValueError):
-            # So grpc says that another thread has closed the channel.
-            return CallFailed(grpc.StatusCode.CANCELLED.name, "the connection was closed")
-        failure, agent = failure_of(error, request_id), f"the agent at {self._endpoint.addr}"
-        if failure.reason:
-            self._answered = True
-            return failure
-        if failure.code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
-            return replace(failure, message=f"{agent} did not answer in time")
-        if failure.code != _UNAVAILABLE:
-            return failure
-        problem = None if self._answered else tls.diagnose(self._endpoint)
-        return problem or replace(failure, message=f"cannot reach {agent}: {failure.message}")
-
-
-def _turn(failure: CallFailed, turns: Iterator[float]) -> float | None:
-    """How long to wait until what came too fast may come again, in seconds; None for any other failure."""
-    if failure.reason != _QUOTA or not failure.retry_seconds or (spread := next(turns, None)) is None:
-        return None
-    return failure.retry_seconds + spread
+        failure = self._failures.read(error, request_id)
+        problem = tls.diagnose(self._endpoint) if self._failures.is_unexplained(failure) else None
+        return problem or failure

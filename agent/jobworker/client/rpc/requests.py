@@ -37,6 +37,7 @@ def start(spec: jobs.JobSpec, idempotency_key: str = "") -> pb.StartRequest:
         labels=dict(spec.labels),
         idempotency_key=_text("idempotency_key", idempotency_key),
         stdin=spec.stdin,
+        stdin_open=spec.stdin_open,
     )
 
 
@@ -60,6 +61,11 @@ def stop(job_id: str, signal: str, grace_ms: int, *, force: bool, wait: bool) ->
 def signal(job_id: str, name: str, *, everyone: bool) -> pb.SignalRequest:
     """Ask for this signal."""
     return pb.SignalRequest(job_id=_text("job_id", job_id), signal=_text("signal", name), all=everyone)
+
+
+def write_stdin(job_id: str, offset: int | None) -> pb.WriteStdinRequest:
+    """Ask to write, without anything yet."""
+    return pb.WriteStdinRequest(job_id=_text("job_id", job_id), offset=offset)
 
 
 def update(job_id: str, asked: limits.Limits, *, force: bool) -> pb.UpdateRequest:

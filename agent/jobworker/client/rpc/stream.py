@@ -10,6 +10,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.failures import CallFailed
 from jobworker.client.output import Chunk, End, Gap, Item, Lines
 from jobworker.client.rpc.backoff import Backoff
+from jobworker.client.rpc.retries import UNAVAILABLE, Breaks
 from jobworker.jobs import Source
 
 _SOURCES = {source.value: source for source in Source}
@@ -63,6 +64,45 @@ def _behind(item: Chunk | Lines | Gap, offset: int) -> Chunk | Lines | Gap:
             return item
 
 
+class Resumption:
+    """A stream that is opened again wherever it breaks; progress is output, or a stream that lasted long.
+
+    Args:
+        position: where to begin.
+        backoff: attempts without progress, and their pauses. Longer than the longest of them is long.
+
+    Attributes:
+        ended: the last item has come.
+    """
+
+    def __init__(self, position: Position, backoff: Backoff) -> None:
+        self.position = position
+        self.ended = False
+        self._long = backoff.longest
+        self._breaks = Breaks(backoff)
+        self.open()
+
+    def open(self) -> None:
+        """The stream is being opened."""
+        self._opened, self._before = time.monotonic(), self.position.offset
+
+    def items(self, response: pb.StreamResponse) -> Iterator[Item]:
+        """What is new in an answer."""
+        for item in _accepted(response, self.position):
+            self.ended = isinstance(item, End)
+            yield item
+
+    def pause(self, failure: CallFailed | None) -> float:
+        """How long to wait before the stream is opened again, in seconds; `failure` is how it broke.
+
+        Raises:
+            CallFailed: another attempt cannot mend it, or there were too many.
+        """
+        if self.position.offset > self._before or time.monotonic() - self._opened > self._long:
+            self._breaks.progress()
+        return self._breaks.pause(failure or CallFailed(UNAVAILABLE, "the stream broke off before its end"))
+
+
 def resumed(
     open_at: Callable[[int], Iterable[pb.StreamResponse]], position: Position, backoff: Backoff
 ) -> Generator[Item, None, None]:
@@ -71,41 +111,23 @@ def resumed(
     Args:
         open_at: opens the stream at an offset; what it raises as UNAVAILABLE is a break.
         position: where to begin.
-        backoff: attempts without progress, and their pauses. Progress is output, or a stream that lasted
-            longer than the longest pause.
+        backoff: see `Resumption`.
 
     Raises:
         JobWorkerError: what another attempt cannot mend, or the last of too many breaks.
     """
-    pauses = backoff.pauses()
+    stream = Resumption(position, backoff)
     while True:
-        opened, before = time.monotonic(), position.offset
-        broken = yield from _until_broken(open_at(position.offset), position)
-        if not broken:
-            return
-        if position.offset > before or time.monotonic() - opened > backoff.longest:
-            pauses = backoff.pauses()
-        pause = next(pauses, None)
-        if pause is None:
-            raise broken
-        time.sleep(pause)
-
-
-def _until_broken(
-    responses: Iterable[pb.StreamResponse], position: Position
-) -> Generator[Item, None, CallFailed | None]:
-    """The items of one stream; returns how it broke, or `None` after its end."""
-    try:
-        for response in responses:
-            for item in _accepted(response, position):
-                yield item
-                if isinstance(item, End):
-                    return None
-    except CallFailed as failure:
-        if failure.code != "UNAVAILABLE":
-            raise
-        return failure
-    return CallFailed("UNAVAILABLE", "the stream broke off before its end")
+        stream.open()
+        failure: CallFailed | None = None
+        try:
+            for response in open_at(position.offset):
+                yield from stream.items(response)
+                if stream.ended:
+                    return
+        except CallFailed as error:
+            failure = error
+        time.sleep(stream.pause(failure))
 
 
 def _accepted(response: pb.StreamResponse, position: Position) -> Iterator[Item]:

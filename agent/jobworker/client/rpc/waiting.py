@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 from jobworker.api.v1 import job_pb2
 from jobworker.client.changes import Changed, Event, Mark, Removed, Restarted
 from jobworker.client.failures import CallFailed, WaitTimedOut
-from jobworker.errors import JobNotFound
+from jobworker.errors import JobNotFound, JobWorkerError
 
 
 def ends(events: Generator[Event, None, None], job_ids: tuple[str, ...]) -> Iterator[job_pb2.Job]:
@@ -17,7 +17,7 @@ def ends(events: Generator[Event, None, None], job_ids: tuple[str, ...]) -> Iter
         JobNotFound: one of them is not there.
         WaitTimedOut: the watch has come to its deadline.
     """
-    waiting = _Waiting(job_ids)
+    waiting = Waiting(job_ids)
     try:
         for event in events:
             if job := waiting.take(event):
@@ -25,9 +25,7 @@ def ends(events: Generator[Event, None, None], job_ids: tuple[str, ...]) -> Iter
             if not waiting.job_ids:
                 return
     except CallFailed as failure:
-        if failure.code == "DEADLINE_EXCEEDED":
-            raise WaitTimedOut(tuple(waiting.job_ids)) from None
-        raise
+        raise timed_out(failure, waiting.job_ids) from None
     finally:
         events.close()
 
@@ -38,31 +36,47 @@ def idle(events: Generator[Event, None, None]) -> None:
     Raises:
         WaitTimedOut: the watch has come to its deadline.
     """
-    active, complete = set[str](), False
+    active = Active()
     try:
         for event in events:
-            match event:
-                case Changed(job) if job.state != job_pb2.JOB_STATE_ENDED:
-                    active.add(job.id)
-                case Changed(job):
-                    active.discard(job.id)
-                case Removed(job_id):
-                    active.discard(job_id)
-                case Mark(snapshot_complete=True):
-                    complete = True
-                case Restarted():
-                    active, complete = set(), False
-            if complete and not active:
+            if active.none_is_left(event):
                 return
     except CallFailed as failure:
-        if failure.code == "DEADLINE_EXCEEDED" and active:
-            raise WaitTimedOut(tuple(sorted(active))) from None
-        raise
+        raise timed_out(failure, sorted(active.job_ids)) from None
     finally:
         events.close()
 
 
-class _Waiting:
+def timed_out(failure: CallFailed, job_ids: Iterable[str]) -> JobWorkerError:
+    """What it means for those who wait for these jobs that the watch has failed."""
+    waited_for = tuple(job_ids)
+    return WaitTimedOut(waited_for) if failure.code == "DEADLINE_EXCEEDED" and waited_for else failure
+
+
+class Active:
+    """The jobs that have not ended, of all that a watch with a snapshot has told of."""
+
+    def __init__(self) -> None:
+        self.job_ids = set[str]()
+        self._complete = False
+
+    def none_is_left(self, event: Event) -> bool:
+        """Take an event in; whether all have ended."""
+        match event:
+            case Changed(job) if job.state != job_pb2.JOB_STATE_ENDED:
+                self.job_ids.add(job.id)
+            case Changed(job):
+                self.job_ids.discard(job.id)
+            case Removed(job_id):
+                self.job_ids.discard(job_id)
+            case Mark(snapshot_complete=True):
+                self._complete = True
+            case Restarted():
+                self.job_ids, self._complete = set(), False
+        return self._complete and not self.job_ids
+
+
+class Waiting:
     """The jobs whose ends have not been seen."""
 
     def __init__(self, job_ids: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.changes import Changed, Event, Mark, Removed, Restarted
 from jobworker.client.failures import CallFailed
 from jobworker.client.rpc.backoff import Backoff
+from jobworker.client.rpc.retries import UNAVAILABLE, Breaks
 
 EXPIRED = "WATCH_EXPIRED"
 
@@ -28,6 +29,62 @@ class Standing:
     snapshot: bool
 
 
+class Resumption:
+    """A watch that is opened again wherever it breaks; progress is an answer.
+
+    Args:
+        standing: where to begin.
+        backoff: attempts without progress, and their pauses.
+        deadline: a pause until then is the last one; on the monotonic clock.
+    """
+
+    def __init__(self, standing: Standing, backoff: Backoff, deadline: float = math.inf) -> None:
+        self.standing = standing
+        self._deadline = deadline
+        self._breaks = Breaks(backoff)
+        self._heard = False
+
+    def event(self, response: pb.WatchResponse) -> Event | None:
+        """What an answer tells; None for nothing that this client knows."""
+        self._heard = True
+        self._breaks.progress()
+        return _event(response)
+
+    def stand(self, response: pb.WatchResponse) -> None:
+        """Whoever watches has had what this answer tells."""
+        if response.resume_token:
+            self.standing.token, self.standing.snapshot = response.resume_token, False
+
+    def broke(self, failure: CallFailed | None) -> tuple[Restarted | None, float]:
+        """What to tell of a break, and how long to wait, in seconds, before the watch is opened again.
+
+        Raises:
+            CallFailed: another attempt cannot mend it, there were too many, or the first token is not good any
+                more.
+        """
+        if failure and failure.reason == EXPIRED and self._heard:
+            # Of what went on meanwhile only the outcome is known.
+            self.standing.token, self.standing.snapshot = "", True
+            return Restarted(failure.message), 0.0
+        pause = self._breaks.pause(failure or CallFailed(UNAVAILABLE, "the watch broke off"))
+        # Jobs of the first part may have gone since.
+        within = self._heard and self.standing.snapshot
+        return Restarted("the connection broke within a snapshot") if within else None, pause
+
+    def left(self, pause: float) -> float:
+        """So much of a pause as the deadline leaves; `check` is for behind it."""
+        return min(pause, max(0.0, self._deadline - time.monotonic()))
+
+    def check(self) -> None:
+        """Check that there is time left.
+
+        Raises:
+            CallFailed: there is none.
+        """
+        if time.monotonic() >= self._deadline:
+            raise CallFailed("DEADLINE_EXCEEDED", "the watch has come to its time-out")
+
+
 def resumed(
     open_at: Callable[[Standing], Iterable[pb.WatchResponse]],
     standing: Standing,
@@ -39,47 +96,28 @@ def resumed(
     Args:
         open_at: opens the watch; what it raises as UNAVAILABLE is a break.
         standing: where to begin.
-        backoff: attempts without progress, and their pauses. Progress is an answer.
-        deadline: a pause until then is the last one; on the monotonic clock.
+        backoff: see `Resumption`.
+        deadline: likewise.
 
     Raises:
         JobWorkerError: what another attempt cannot mend, the last of too many breaks, or that the first token is
             not good any more.
     """
-    pauses = backoff.pauses()
-    heard = False
+    watch = Resumption(standing, backoff, deadline)
     while True:
+        failure: CallFailed | None = None
         try:
             for response in open_at(standing):
-                heard, pauses = True, backoff.pauses()
-                if event := _event(response):
+                if event := watch.event(response):
                     yield event
-                _stand(standing, response)
-            failure = CallFailed("UNAVAILABLE", "the watch broke off")
+                watch.stand(response)
         except CallFailed as error:
-            if error.reason == EXPIRED and heard:
-                # Of what went on meanwhile only the outcome is known.
-                standing.token, standing.snapshot = "", True
-                yield Restarted(error.message)
-                continue
-            if error.code != "UNAVAILABLE":
-                raise
             failure = error
-        pause = next(pauses, None)
-        if pause is None:
-            raise failure
-        if heard and standing.snapshot:
-            # Jobs of the first part may have gone since.
-            yield Restarted("the connection broke within a snapshot")
-        if (left := deadline - time.monotonic()) <= pause:
-            time.sleep(max(0.0, left))
-            raise CallFailed("DEADLINE_EXCEEDED", "the watch has come to its time-out")
-        time.sleep(pause)
-
-
-def _stand(standing: Standing, response: pb.WatchResponse) -> None:
-    if response.resume_token:
-        standing.token, standing.snapshot = response.resume_token, False
+        told, pause = watch.broke(failure)
+        if told:
+            yield told
+        time.sleep(watch.left(pause))
+        watch.check()
 
 
 def _event(response: pb.WatchResponse) -> Event | None:

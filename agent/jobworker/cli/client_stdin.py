@@ -1,0 +1,134 @@
+"""What jobs read from here: `--stdin` of `start` and `run`, and `worker-client write`."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from jobworker import jobs
+from jobworker.cli import client_json, client_offers
+from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
+from jobworker.client.failures import CallFailed
+from jobworker.errors import InvalidField
+from jobworker.jobs import MAX_STDIN_BYTES, JobSpec
+
+if TYPE_CHECKING:
+    from jobworker.client.rpc.client import Client
+
+_HELP = """Write to the standard input of a job, and end it.
+
+The job has to be started with --stdin-open. Behind FILE, or your standard input, the job finds the end of what it
+reads, unless that is to be kept open for more. Writing goes on as fast as the job reads, and over broken
+connections. ID is a job's id, or the beginning of it: four characters or more.
+
+\b
+id=$(worker-client start --stdin-open -- psql shop)
+worker-client write $id schema.sql --keep-open
+worker-client write $id data.sql
+worker-client write $id data.sql --resume
+
+With --resume FILE is all of the job's input, of which the first part has been taken already.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What a job is to read.
+
+    Attributes:
+        rest: behind what comes with its start; None if that is all.
+        end: it finds the end behind that.
+    """
+
+    begins: bytes
+    rest: Iterator[bytes] | None
+    end: bool
+
+    def of(self, spec: JobSpec) -> JobSpec:
+        """The job that is started with it."""
+        return replace(spec, stdin=self.begins, stdin_open=self.rest is not None or not self.end)
+
+    def write(self, client: Client, job_id: str) -> None:
+        """Write the rest, as far as the job wants it.
+
+        Raises:
+            JobWorkerError: not all of it was taken.
+            OSError: it cannot be read here.
+        """
+        if self.rest is None:
+            return
+        try:
+            client.write_stdin(job_id, self.rest, offset=len(self.begins), end=self.end)
+        except CallFailed as error:
+            # As in a pipe on this host: who does not want to read more, need not.
+            if error.reason != "STDIN_ENDED":
+                raise
+
+
+def input_of(options: Mapping[str, Any], *, live: bool) -> Input:
+    """What the options of a job say that it is to read.
+
+    Args:
+        options: as `job_options` names them.
+        live: what is no regular file is passed on as it comes, rather than waited for.
+    """
+    file, end = options["stdin"], not options["stdin_open"]
+    if file is None:
+        return Input(b"", None, end)
+    if live and not stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not options["idempotency_key"]:
+        return Input(b"", _pieces(file), end)
+    # What is small enough comes with the start, as any agent takes it.
+    head = _head(file)
+    if len(head) <= MAX_STDIN_BYTES:
+        return Input(head, None, end)
+    return Input(head[:MAX_STDIN_BYTES], chain((head[MAX_STDIN_BYTES:],), _pieces(file)), end)
+
+
+def _head(file: IO[bytes]) -> bytes:
+    """All that a file holds, or more than comes with a start."""
+    head = b""
+    while len(head) <= MAX_STDIN_BYTES and (data := os.read(file.fileno(), MAX_STDIN_BYTES)):
+        head += data
+    return head
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    """What a file holds, each piece as soon as it is there."""
+    # Not by the file's own buffer: a thread that waits in there keeps the interpreter from ending.
+    while data := os.read(file.fileno(), MAX_STDIN_BYTES):
+        yield data
+
+
+@click.command("write", cls=ClientCommand, help=_HELP)
+@click.option("--keep-open", is_flag=True, help="More will be written: the job finds no end behind this.")
+@click.option("--resume", is_flag=True, help="Go on in FILE where the job's input has got to.")
+@click.argument("job_id", metavar="ID", shell_complete=client_offers.jobs(*jobs.ACTIVE))
+@click.argument("file", metavar="[FILE]", type=click.File("rb"), default="-")
+def write(job_id: str, file: IO[bytes], *, keep_open: bool, resume: bool) -> None:
+    with connect() as client:
+        whole = client.resolve(job_id)
+        offset = _skip(file, client.query(whole).stdin_bytes) if resume else None
+        try:
+            written = client.write_stdin(whole, _pieces(file), offset=offset, end=not keep_open)
+        except KeyboardInterrupt:
+            complain(f"the standard input of job {whole} is still open; `worker-client write` goes on with it")
+            raise
+    if as_json():
+        click.echo(client_json.line({"id": whole, "taken": written.taken, "ended": written.ended}))
+    else:
+        click.echo(f"{whole}  {written.taken} bytes{', ended' if written.ended else ''}")
+
+
+def _skip(file: IO[bytes], taken: int) -> int:
+    """Go to where the input has got to."""
+    if not file.seekable():
+        raise InvalidField("--resume", "needs a FILE: what came over a pipe is gone", "data.sql --resume")
+    if os.lseek(file.fileno(), 0, os.SEEK_END) < taken:
+        raise InvalidField("--resume", f"needs all of the job's input, of which {taken} bytes were taken")
+    return os.lseek(file.fileno(), taken, os.SEEK_SET)

@@ -1,0 +1,87 @@
+"""What any channel to an agent is made with, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import grpc
+
+from jobworker.client.endpoint import Endpoint
+from jobworker.client.failures import CallFailed
+from jobworker.client.rpc.retries import UNAVAILABLE
+from jobworker.client.rpc.status import failure_of
+
+_REQUEST_ID = "x-request-id"
+# Has the agent compress a stream's answers.
+_COMPRESSED = ("jobworker-compression", "gzip")
+
+# A page of 100 jobs whose arguments are as long as they may be.
+_MAX_RECEIVE = 32 * 1024 * 1024
+# Despite its name also the time that a connection has to come about; by default 20 s.
+_ATTEMPT = "grpc.min_reconnect_backoff_ms"
+# With the bandwidth probe on, fifty stalled streams let a client grow to 1.6 GB.
+_LOOKAHEAD = 1024 * 1024
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", _LOOKAHEAD),
+    ("grpc.max_receive_message_length", _MAX_RECEIVE),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # The agent is named by its address alone: no proxy, and no call policy from a TXT record.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+)
+
+
+def options(endpoint: Endpoint, connect_timeout: float) -> list[tuple[str, int | str]]:
+    """A channel's options; `connect_timeout` in seconds, for a connection to come about."""
+    made: list[tuple[str, int | str]] = [*_OPTIONS, (_ATTEMPT, round(connect_timeout * 1000))]
+    if endpoint.server_name:
+        made.append(("grpc.ssl_target_name_override", endpoint.server_name))
+    return made
+
+
+def new_request_id() -> str:
+    """What names one call, and further attempts at it."""
+    return os.urandom(8).hex()
+
+
+def metadata(request_id: str, *, compress: bool = False) -> tuple[tuple[str, str], ...]:
+    """A call's metadata; `compress` has its answers compressed."""
+    return ((_REQUEST_ID, request_id), *((_COMPRESSED,) if compress else ()))
+
+
+class Failures:
+    """Makes of a channel's errors what callers are told.
+
+    Attributes:
+        answered: the agent has been heard over this channel.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._agent = f"the agent at {endpoint.addr}"
+        self.answered = False
+
+    def read(self, error: Exception, request_id: str) -> CallFailed:
+        """What an error of the call of this name means."""
+        if not isinstance(error, grpc.RpcError):
+            # A ValueError of threads, a UsageError of asyncio: so grpc says that the channel has been closed.
+            return CallFailed(grpc.StatusCode.CANCELLED.name, "the connection was closed")
+        failure = failure_of(error, request_id)
+        if failure.reason:
+            self.answered = True
+            return failure
+        if failure.code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
+            return replace(failure, message=f"{self._agent} did not answer in time")
+        if failure.code == UNAVAILABLE:
+            return replace(failure, message=f"cannot reach {self._agent}: {failure.message}")
+        return failure
+
+    def is_unexplained(self, failure: CallFailed) -> bool:
+        """No connection came about, and grpc does not tell why: it is worth looking closely."""
+        return failure.code == UNAVAILABLE and not failure.reason and not self.answered

@@ -1,0 +1,169 @@
+"""What is written to a job's standard input across broken connections: in order, without a gap, and nothing twice.
+
+What was sent and is not known to be taken is kept, to be sent again. That is bounded: who writes more has to wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.client.failures import CallFailed
+from jobworker.client.rpc import requests
+from jobworker.client.rpc.backoff import Backoff
+from jobworker.client.rpc.retries import UNAVAILABLE, Breaks, Retries
+from jobworker.errors import InvalidField
+from jobworker.jobs import MAX_STDIN_BYTES
+
+_ENDED, _OFFSET = "STDIN_ENDED", "STDIN_OFFSET"
+# As much as may be under way.
+_WINDOW = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How far a job's standard input goes.
+
+    Attributes:
+        taken: bytes of it that the agent has taken, from the first one on; where to go on.
+        ended: and its end.
+    """
+
+    taken: int
+    ended: bool
+
+
+class Upload:
+    """What is to be written, over however many calls.
+
+    Args:
+        job_id: whose standard input it is.
+        offset: where the first byte belongs; None for behind what was taken before.
+        backoff: attempts without progress, and their pauses. Progress is an answer to something that was sent.
+    """
+
+    def __init__(self, job_id: str, offset: int | None, backoff: Backoff) -> None:
+        if offset is not None and offset < 0:
+            raise InvalidField("offset", f"{offset} is negative", "0")
+        self._job_id = job_id
+        self._taken = offset
+        # What was not taken yet, as far as is known; of these the first so many were sent by the present call.
+        self._pieces: deque[bytes] = deque()
+        self._bytes = 0
+        self._sent = 0
+        self._calls = 0
+        self._resumed = self._answered = False
+        self._end = self._end_sent = self._end_taken = False
+        self._breaks, self._turns = Breaks(backoff), Retries()
+
+    @property
+    def is_open(self) -> bool:
+        """The agent takes what is written by the present call."""
+        return self._answered
+
+    @property
+    def is_full(self) -> bool:
+        """Nothing should be added before more has been taken."""
+        return self._bytes >= _WINDOW
+
+    @property
+    def is_done(self) -> bool:
+        """All that was added has been taken, and the end if it was."""
+        return self._answered and not self._pieces and self._end == self._end_taken
+
+    @property
+    def is_sent(self) -> bool:
+        """All that was added was sent by the present call, and the end if it was."""
+        return self._answered and self._sent == len(self._pieces) and self._end == self._end_sent
+
+    @property
+    def written(self) -> Written:
+        """As far as is known."""
+        return Written(self._taken or 0, self._end_taken)
+
+    def add(self, data: bytes) -> None:
+        for start in range(0, len(data), MAX_STDIN_BYTES):
+            self._pieces.append(data[start : start + MAX_STDIN_BYTES])
+        self._bytes += len(data)
+
+    def end(self) -> None:
+        """Nothing will be added any more, and the job shall find the end."""
+        self._end = True
+
+    def open(self) -> pb.WriteStdinRequest:
+        """The first message of a call."""
+        self._calls += 1
+        self._sent, self._answered, self._end_sent = 0, False, False
+        # The agent knows better where a call has got to that was cut off: `answer` checks that it can be.
+        return requests.write_stdin(self._job_id, None if self._resumed else self._taken)
+
+    def due(self) -> list[pb.WriteStdinRequest]:
+        """Messages to be sent now, in this order; each is told once a call."""
+        if not self._answered or self._end_sent:
+            return []
+        pieces = list(self._pieces)[self._sent :]
+        self._sent += len(pieces)
+        messages = [pb.WriteStdinRequest(data=piece) for piece in pieces]
+        if self._end:
+            self._end_sent = True
+            if messages:
+                messages[-1].end = True
+            else:
+                messages.append(pb.WriteStdinRequest(end=True))
+        return messages
+
+    def answer(self, response: pb.WriteStdinResponse) -> None:
+        """Take in what the agent said.
+
+        Raises:
+            CallFailed: it has taken what did not come from here.
+        """
+        if self._answered:
+            self._breaks.progress()
+        self._answered = self._resumed = True
+        self._end_taken = response.ended
+        self._drop(response.taken)
+
+    def _drop(self, taken: int) -> None:
+        """Keep nothing any more of what was taken."""
+        before = taken if self._taken is None else self._taken
+        gone = taken - before
+        if not 0 <= gone <= self._bytes:
+            problem = f"{taken} bytes were taken, between {before} and {before + self._bytes} were sent"
+            message = f"somebody else writes to the standard input of job {self._job_id}: {problem}"
+            raise CallFailed("ABORTED", message, metadata={"taken": str(taken)})
+        self._taken = taken
+        self._bytes -= gone
+        while gone:
+            piece = self._pieces.popleft()
+            self._sent = max(0, self._sent - (len(piece) <= gone))
+            if len(piece) > gone:
+                self._pieces.appendleft(piece[gone:])
+            gone = max(0, gone - len(piece))
+
+    def pause(self, failure: CallFailed | None) -> float:
+        """How long to wait before the next call, in seconds; `failure` is how this one ended.
+
+        There is nothing to be called for any more if `is_done` then: the agent had taken all of it before.
+
+        Raises:
+            CallFailed: another call cannot mend it, or there were too many.
+        """
+        failure = failure or CallFailed(UNAVAILABLE, "the call ended before all was taken")
+        if failure.reason == _ENDED and self._all_was_taken(failure):
+            return 0.0
+        # After a break, the call that was cut off may have come further than this one was told.
+        if failure.code == UNAVAILABLE or (failure.reason == _OFFSET and self._calls > 1):
+            return self._breaks.again(failure)
+        return self._turns.pause(failure)
+
+    def _all_was_taken(self, failure: CallFailed) -> bool:
+        """The end was taken, and the answer to that is what was lost."""
+        if not (
+            self._resumed and self._end and failure.metadata.get("taken") == str(self.written.taken + self._bytes)
+        ):
+            return False
+        self._drop(self.written.taken + self._bytes)
+        self._answered = self._end_taken = True
+        return True
