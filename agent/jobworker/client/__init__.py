@@ -8,6 +8,7 @@
             ...
 
 `connect` is the only part that imports grpc, so that a command that needs no agent starts at once.
+`jobworker.client.aio` has the same for asyncio.
 """
 
 from __future__ import annotations

@@ -1,0 +1,153 @@
+"""A gRPC channel to one agent, in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import grpc
+from grpc import aio
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
+from jobworker.client import tls
+from jobworker.client.endpoint import Endpoint, check_addr
+from jobworker.client.failures import CallFailed
+from jobworker.client.rpc import channel
+from jobworker.client.rpc.calls import Call
+from jobworker.client.rpc.retries import Retries
+from jobworker.errors import JobWorkerError
+
+Result = TypeVar("Result")
+
+# What grpc raises: the last two when the channel has been closed.
+_ERRORS = (grpc.RpcError, aio.UsageError, asyncio.InvalidStateError)
+
+
+class Connection:
+    """A channel to one agent, of the event loop that it is made in."""
+
+    def __init__(self, endpoint: Endpoint, connect_timeout: float, request_id: str = "") -> None:
+        """Prepare the channel; nothing is sent before the first call. See `rpc.connection.Connection`."""
+        asyncio.get_running_loop()
+        options = channel.options(endpoint, connect_timeout)
+        self._endpoint, self._connect_timeout, self._request_id = endpoint, connect_timeout, request_id
+        self._channel = aio.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), options)
+        self._stub = JobWorkerServiceStub(self._channel)
+        self._failures = channel.Failures(endpoint)
+
+    async def close(self) -> None:
+        """End the connection, and with it the calls that are under way."""
+        await self._channel.close()
+
+    async def reach(self) -> None:
+        """Have the connection come about now, rather than with the first call.
+
+        Raises:
+            JobWorkerError: it does not: TlsProblem, or CallFailed where the cause cannot be seen from here.
+        """
+        deadline = time.monotonic() + self._connect_timeout
+        try:
+            await self._once("GetAgentInfo", pb.GetAgentInfoRequest(), deadline, self._new_request_id())
+        except CallFailed:
+            # Who refuses to tell has been reached.
+            if not self._failures.answered:
+                raise
+
+    async def make(self, call: Call[Result], timeout: float) -> Result:  # noqa: ASYNC109 - over several attempts
+        """Make a call, again where that is safe; what it came to.
+
+        Args:
+            call: what to ask, and how to read the answer.
+            timeout: for everything together, in seconds.
+
+        Raises:
+            JobWorkerError: CallFailed, or TlsProblem where the connection never worked.
+        """
+        deadline = time.monotonic() + timeout + call.more_seconds
+        retries, request_id = Retries(call.backoff, deadline), self._new_request_id()
+        while True:
+            try:
+                return call.read(await self._once(call.method, call.request, deadline, request_id))
+            except CallFailed as failure:
+                pause = retries.pause(failure)
+            await asyncio.sleep(pause)
+
+    def _new_request_id(self) -> str:
+        return self._request_id or channel.new_request_id()
+
+    async def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
+        left, metadata = max(0.0, deadline - time.monotonic()), channel.metadata(request_id)
+        try:
+            response = await getattr(self._stub, method)(request, timeout=left, metadata=metadata)
+        except _ERRORS as error:
+            raise await self._failure(error, request_id) from None
+        self._failures.answered = True
+        return response
+
+    async def stream(
+        self,
+        method: str,
+        request: Any,
+        timeout: float | None = None,  # noqa: ASYNC109 - over several attempts
+        *,
+        compress: bool = False,
+    ) -> AsyncGenerator[Any, None]:
+        """The answers to a request; see `rpc.connection.Connection.stream`.
+
+        Raises:
+            JobWorkerError: as `make`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        request_id = self._new_request_id()
+        retries = Retries() if deadline is None else Retries(deadline=deadline)
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                async with aclosing(
+                    self.answers(method, request, left, compress=compress, request_id=request_id)
+                ) as answers:
+                    async for response in answers:
+                        yield response
+            except CallFailed as failure:
+                pause = retries.pause(failure)
+            else:
+                return
+            await asyncio.sleep(pause)
+
+    async def answers(
+        self,
+        method: str,
+        requests: Any,
+        timeout: float | None = None,  # noqa: ASYNC109 - of the call itself
+        *,
+        compress: bool = False,
+        request_id: str = "",
+    ) -> AsyncGenerator[Any, None]:
+        """The answers of one call: to a request or, where the method takes several, to an iterator of them.
+
+        Raises:
+            JobWorkerError: as `make`.
+        """
+        request_id = request_id or self._new_request_id()
+        metadata = channel.metadata(request_id, compress=compress)
+        try:
+            call = getattr(self._stub, method)(requests, timeout=timeout, metadata=metadata)
+            try:
+                async for response in call:
+                    self._failures.answered = True
+                    yield response
+            finally:
+                call.cancel()
+        except _ERRORS as error:
+            raise await self._failure(error, request_id) from None
+
+    async def _failure(self, error: Exception, request_id: str) -> JobWorkerError:
+        failure = self._failures.read(error, request_id)
+        if not self._failures.is_unexplained(failure):
+            return failure
+        # It connects and waits.
+        return await asyncio.to_thread(tls.diagnose, self._endpoint) or failure
