@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -46,6 +47,11 @@ class Rotating:
         self.put(self.tls.key, pair.key_pem)
         return pair
 
+    def stale_files(self) -> list[pb.StaleFile]:
+        """What the agent says of files that it cannot use."""
+        with self.running.stub() as stub:
+            return list(stub.GetAgentInfo(pb.GetAgentInfoRequest()).stale_files)
+
     def serial(self) -> int:
         """Of the certificate that a new connection is shown; the handshake is complete on both sides."""
         host, _, port = self.running.address.rpartition(":")
@@ -74,7 +80,7 @@ def rotating(tmp_path: Path) -> Iterator[Rotating]:
     supervisor.close()
 
 
-def test_no_handshake_fails_and_no_stream_ends(rotating: Rotating) -> None:
+def test_no_handshake_fails_and_no_stream_ends(rotating: Rotating, printout: list[str]) -> None:
     seen: list[int] = []
     failures: list[Exception] = []
     done = threading.Event()
@@ -90,6 +96,7 @@ def test_no_handshake_fails_and_no_stream_ends(rotating: Rotating) -> None:
     with rotating.running.stub() as stub:
         stream = stub.Stream(pb.StreamRequest(job_id=job_id(1), follow=True))
         stream.initial_metadata()
+        begin = time.monotonic()
         for thread in threads:
             thread.start()
         try:
@@ -105,6 +112,8 @@ def test_no_handshake_fails_and_no_stream_ends(rotating: Rotating) -> None:
             done.set()
             for thread in threads:
                 thread.join()
+        seconds = time.monotonic() - begin
+        printout.append(f"{len(seen)} handshakes over {_ROTATIONS} rotations, {len(seen) / seconds:.0f} a second")
         assert failures == []
         assert stream.is_active()
         stream.cancel()
@@ -119,8 +128,11 @@ def test_half_of_a_pair_leaves_the_old_one_and_is_told(rotating: Rotating) -> No
     assert rotating.serial() == before
     assert "certificates: the files have changed and cannot be used" in rotating.running.log()
     assert f"{rotating.tls.key}: is not the key of the certificate" in rotating.running.log()
+    (stale,) = rotating.stale_files()
+    assert (stale.what, "is not the key of the certificate" in stale.problem) == ("certificates", True)
     rotating.put(rotating.tls.key, other.key_pem)
     assert rotating.serial() == other.certificate.serial_number
+    assert rotating.stale_files() == []
 
 
 @pytest.mark.parametrize("broken", [b"", b"-----BEGIN CERTIFICATE-----\nMIIF"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_what_ends_soon_is_told(agent: scripted.ScriptedAgent) -> None:
     assert "the first of its revocation lists ended at 2" in found["agent crl"]
 
 
+def test_a_file_that_cannot_be_used_is_told(agent: scripted.ScriptedAgent) -> None:
+    info = good()
+    info.stale_files.add(what="policy", problem="line 3: rules[0].allow: must be a list")
+    found = told(agent, info)["stale"]
+    assert "the file of the policy has changed, and cannot be used: line 3: rules[0].allow" in found
+    assert "what was good before it is in force until then" in found
+
+
 def test_an_older_agent_that_tells_less_is_no_mistake(agent: scripted.ScriptedAgent) -> None:
     info = good()
     for field in ("time", "certificate_expires_at"):
@@ -114,7 +123,8 @@ def test_an_agent_that_cannot_tell_is_a_failure(agent: scripted.ScriptedAgent) -
     agent.handlers["GetAgentInfo"] = fail
     done = agent.cli("doctor")
     assert done.returncode == 1
-    assert b"\nFAIL  agent        the disk is gone; look at its log" in done.stdout
+    # What its log calls the request, so that it is found there.
+    assert re.search(rb"\nFAIL  agent        the disk is gone \(request [0-9a-f]+\); look at its log", done.stdout)
 
 
 def test_nothing_that_an_agent_tells_controls_the_terminal(agent: scripted.ScriptedAgent) -> None:

@@ -75,6 +75,7 @@ def agent(message: GetAgentInfoResponse) -> dict[str, Any]:
         "ca_expires_at": time(message, "ca_expires_at"),
         "crl_expires_at": time(message, "crl_expires_at"),
         "time": time(message, "time"),
+        "stale_files": {stale.what: stale.problem for stale in message.stale_files},
         "default_sandbox": message.default_sandbox,
         "sandbox_parts": {part.name: {"missing_because": part.missing_because} for part in message.sandbox_parts},
         "limits": {

@@ -111,6 +111,7 @@ def agent(message: GetAgentInfoResponse) -> str:
         *_under("profiles", [_profile(profile) for profile in message.limit_profiles]),
         ("certificate", f"until {client_json.time(message, 'certificate_expires_at') or 'not told'}"),
         ("revoked", f"list until {told}" if (told := client_json.time(message, "crl_expires_at")) else ""),
+        *_under("not in force", [f"{stale.what}: {stale.problem}" for stale in message.stale_files]),
     )
     return labelled(lines)
 

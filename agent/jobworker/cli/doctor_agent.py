@@ -37,6 +37,9 @@ def findings(agent: GetAgentInfoResponse, before: float, after: float) -> Iterat
     yield from _limits(agent)
     yield from _sandbox(agent)
     yield from _clock(agent, before, after)
+    for stale in agent.stale_files:
+        told = f"the file of the {stale.what} has changed, and cannot be used: {stale.problem}"
+        yield warning("stale", told, "mend the file; what was good before it is in force until then")
     for check, what, field in _DATES:
         if agent.HasField(field):  # type: ignore[arg-type] # one of its names
             yield _date(check, what, client_json.time(agent, field) or "", getattr(agent, field).seconds - after)

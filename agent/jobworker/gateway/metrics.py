@@ -172,7 +172,7 @@ def _of_trust(trust: Trust) -> Values:
     if crl is not None:
         ends["crl",] = crl
     yield "jobworker_certificate_expiry_timestamp_seconds", ends
-    yield "jobworker_trust_stale", {(): trust.stale}
+    yield "jobworker_trust_stale", {(): len(trust.problems)}
 
 
 def _of_single(jobs: tuple[JobRecord, ...]) -> Values:

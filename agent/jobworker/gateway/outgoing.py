@@ -27,22 +27,22 @@ def job(record: jobs.JobRecord) -> job_pb2.Job:
         end_reason=_REASONS[record.end_reason],
         exit_code=record.exit_code,
         signal=record.signal,
-        detail=_text(record.detail),
+        detail=text(record.detail),
         pid=record.pid,
         uid=record.uid,
         created_at=timestamp(record.created_ns),
         started_at=timestamp(record.started_ns),
         ended_at=timestamp(record.ended_ns),
-        command=_text(record.command),
-        args=[_text(arg) for arg in record.args],
-        env_names=[_text(name) for name in record.env_names],
-        workdir=_text(record.workdir),
+        command=text(record.command),
+        args=[text(arg) for arg in record.args],
+        env_names=[text(name) for name in record.env_names],
+        workdir=text(record.workdir),
         principal=record.principal,
         labels=dict(record.labels),
         timeout=_duration(record.timeout_ms * 1000) if record.timeout_ms else None,
         limits=[_limit(status) for status in record.limits],
         usage=_usage(record.usage),
-        log_path=_text(record.log_path),
+        log_path=text(record.log_path),
         log_bytes=record.log_bytes,
         output_ended=record.output_ended,
         stuck=record.stuck,
@@ -63,7 +63,7 @@ def _limit(status: limits.LimitStatus) -> job_pb2.LimitStatus:
         requested=status.requested,
         value=status.value,
         enforcement=_ENFORCEMENTS[status.enforcement],
-        detail=_text(status.detail),
+        detail=text(status.detail),
     )
 
 
@@ -94,7 +94,7 @@ def limit_support(support: LimitSupport) -> pb.LimitSupport:
     return pb.LimitSupport(
         name=support.name,
         enforcement=_ENFORCEMENTS[support.enforcement],
-        detail=_text(support.detail),
+        detail=text(support.detail),
         default_value=support.default,
         maximum=support.maximum,
     )
@@ -108,7 +108,7 @@ def limit_profile(profile: limits.LimitProfile, default: str) -> pb.LimitProfile
 
 def sandbox_part(support: PartSupport) -> pb.SandboxPart:
     """What the host makes of one part of the sandbox profiles."""
-    return pb.SandboxPart(name=support.part.value, missing_because=_text(support.reason))
+    return pb.SandboxPart(name=support.part.value, missing_because=text(support.reason))
 
 
 def timestamp(nanoseconds: int) -> Timestamp | None:
@@ -122,6 +122,6 @@ def _duration(microseconds: int) -> Duration:
     return Duration(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)
 
 
-def _text(text: str) -> str:
+def text(text: str) -> str:
     """Text that may stem from bytes that are not UTF-8, such as a path, as a message can hold it."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

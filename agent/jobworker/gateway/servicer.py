@@ -160,6 +160,8 @@ class JobWorker(api.JobWorkerServiceServicer):
         await self._link.ask(ReadLimits(), HostIs, repeatable=True)
         host, system = await self._mirror.host(), os.uname()
         own, crl_ends = self._trust.credentials.get(), self._trust.revocations.get().ends
+        rules = {"policy": self._permits.problem, "limits": host.limits_problem}
+        stale = self._trust.problems | {what: problem for what, problem in rules.items() if problem}
         return pb.GetAgentInfoResponse(
             version=__version__,
             hostname=system.nodename,
@@ -181,6 +183,9 @@ class JobWorker(api.JobWorkerServiceServicer):
                 outgoing.limit_profile(profile, host.profiles.default) for profile in host.profiles.profiles
             ],
             time=outgoing.timestamp(time.time_ns()),
+            stale_files=[
+                pb.StaleFile(what=what, problem=outgoing.text(problem)) for what, problem in stale.items()
+            ],
         )
 
     async def Drain(self, _request: pb.DrainRequest, _context: Context) -> pb.DrainResponse:

@@ -45,9 +45,10 @@ class Trust:
         self.revocations.again()
 
     @property
-    def stale(self) -> int:
-        """How many of the two are not as their files are now."""
-        return sum(bool(kept.problem) for kept in (self.credentials, self.revocations))
+    def problems(self) -> dict[str, str]:
+        """Why files as they are now are not in use, by what they hold."""
+        kept = {"certificates": self.credentials.problem, "revocations": self.revocations.problem}
+        return {what: problem for what, problem in kept.items() if problem}
 
 
 def _is_current(own: Credentials) -> bool:

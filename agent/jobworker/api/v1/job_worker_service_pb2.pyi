@@ -1194,6 +1194,7 @@ class GetAgentInfoResponse(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     CA_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     CRL_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    STALE_FILES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The agent's version."""
     hostname: _builtins.str
@@ -1246,6 +1247,10 @@ class GetAgentInfoResponse(_message.Message):
         is set up to go on with it.
         """
 
+    @_builtins.property
+    def stale_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___StaleFile]:
+        """Files that have changed into what cannot be used, so that what was good before them is still in force."""
+
     def __init__(
         self,
         *,
@@ -1267,14 +1272,41 @@ class GetAgentInfoResponse(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         ca_expires_at: _timestamp_pb2.Timestamp | None = ...,
         crl_expires_at: _timestamp_pb2.Timestamp | None = ...,
+        stale_files: _abc.Iterable[Global___StaleFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "crl_expires_at", b"crl_expires_at", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "crl_expires_at", b"crl_expires_at", "default_sandbox", b"default_sandbox", "draining", b"draining", "hostname", b"hostname", "kernel", b"kernel", "limit_profiles", b"limit_profiles", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "time", b"time", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "crl_expires_at", b"crl_expires_at", "default_sandbox", b"default_sandbox", "draining", b"draining", "hostname", b"hostname", "kernel", b"kernel", "limit_profiles", b"limit_profiles", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "stale_files", b"stale_files", "time", b"time", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAgentInfoResponse: _TypeAlias = GetAgentInfoResponse  # noqa: Y015
+
+@_typing.final
+class StaleFile(_message.Message):
+    """A file of the agent's that is not in force as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    what: _builtins.str
+    """What it holds: `certificates`, `revocations`, `policy` or `limits`."""
+    problem: _builtins.str
+    """Why it cannot be used."""
+    def __init__(
+        self,
+        *,
+        what: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StaleFile: _TypeAlias = StaleFile  # noqa: Y015
 
 @_typing.final
 class DrainRequest(_message.Message):
