@@ -175,8 +175,8 @@ def test_a_failing_stream_is_a_failure_of_the_tool(agent: scripted.ScriptedAgent
 
     job = OneJob(agent, ended("EXITED", exit_code=0), [])
     agent.handlers["Stream"] = refuse
-    done = agent.cli("run", "sleep", "9")
-    assert (done.returncode, done.stderr) == (125, b"worker-client: the disk is broken\n")
+    done = agent.cli("--request-id", "r1", "run", "sleep", "9")
+    assert (done.returncode, done.stderr) == (125, b"worker-client: the disk is broken (request r1)\n")
     assert not job.asked_to_stop
 
 
