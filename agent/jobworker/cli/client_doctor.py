@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import click
 
 from jobworker.cli import client_options, findings_text
-from jobworker.cli.client_command import ClientCommand, as_json
+from jobworker.cli.client_command import ClientCommand, as_json, request_id
 from jobworker.client import context
 from jobworker.client.context import Setting
 from jobworker.client.endpoint import Endpoint
@@ -37,10 +37,10 @@ Exit codes: 1 if a line says FAIL, else 0.
 def doctor() -> int:
     ctx = click.get_current_context()
     flags, chosen = client_options.connection(ctx), client_options.value(ctx, "context")
-    return findings_text.show(_findings(flags, os.environ, chosen), as_json=as_json())
+    return findings_text.show(_findings(flags, os.environ, chosen, request_id(ctx)), as_json=as_json())
 
 
-def _findings(flags: Mapping[str, str], environ: Mapping[str, str], chosen: str) -> Iterator[Finding]:
+def _findings(flags: Mapping[str, str], environ: Mapping[str, str], chosen: str, named: str) -> Iterator[Finding]:
     from jobworker.cli import doctor_connection  # noqa: PLC0415 - cryptography and ssl take 100 ms to import
 
     try:
@@ -51,7 +51,7 @@ def _findings(flags: Mapping[str, str], environ: Mapping[str, str], chosen: str)
         yield failure("settings", str(error))
         return
     endpoint = Endpoint(**{name: setting.value for name, setting in found.items()})
-    yield from doctor_connection.findings(endpoint)
+    yield from doctor_connection.findings(endpoint, named)
 
 
 def _origin(name: str, setting: Setting) -> Finding:

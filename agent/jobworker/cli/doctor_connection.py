@@ -25,8 +25,13 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _LAST_PART = 0.1
 
 
-def findings(endpoint: Endpoint) -> Iterator[Finding]:
-    """Check by check, until one fails that the others stand on."""
+def findings(endpoint: Endpoint, named: str) -> Iterator[Finding]:
+    """Check by check, until one fails that the others stand on.
+
+    Args:
+        endpoint: the agent.
+        named: the id of the request to it; empty for one by itself.
+    """
     failures = set[str]()
     for check, look in (("ca", _ca), ("cert", _certificate), ("key", _key), ("address", _address)):
         finding = _looked(check, look, endpoint)
@@ -39,7 +44,7 @@ def findings(endpoint: Endpoint) -> Iterator[Finding]:
         return
     yield (trust := _looked("tls", _tls, endpoint))
     if trust.level is not Level.FAIL:
-        yield from _agent(endpoint)
+        yield from _agent(endpoint, named)
 
 
 def _looked(check: str, look: Callable[[Endpoint], Finding], endpoint: Endpoint) -> Finding:
@@ -94,11 +99,11 @@ def _day(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
-def _agent(endpoint: Endpoint) -> Iterator[Finding]:
+def _agent(endpoint: Endpoint, named: str) -> Iterator[Finding]:
     # Errors are told once, by this program.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        with client.connect(endpoint, timeout=_PATIENCE) as agent:
+        with client.connect(endpoint, timeout=_PATIENCE, request_id=named) as agent:
             before = time.time()
             info = agent.agent_info()
             yield from doctor_agent.findings(info, before, time.time())
