@@ -7,9 +7,7 @@ has come and does what is next, so that the order of the kernel's notifications 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -18,13 +16,14 @@ from typing import Any
 
 from jobworker.errors import JobWorkerError, MainProcessEnded, StdinEnded
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
-from jobworker.kernel import pidfd, spawn
+from jobworker.kernel import spawn
 from jobworker.kernel.cgroup.base import Group
 from jobworker.limits import Limits, LimitStatus
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.keeper_link import End, KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
+from jobworker.supervisor.main_process import MainProcess
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.pump import Pump
 from jobworker.supervisor.revisions import Revisions
@@ -33,14 +32,13 @@ from jobworker.supervisor.stdin import NOT_OPEN, Ends, Stdin
 from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
 from jobworker.supervisor.tally import Tally
-from jobworker.wire import keeping, sockets
+from jobworker.wire import keeping
 from jobworker.wire.handover import Held
 from jobworker.wire.messages import Caller, StdinTaken, WriteStdin
 
 DEFAULT_GRACE = 10.0
 # A disk that is full may have room again.
 _SAVE_AGAIN = 1.0
-_LOOK_AGAIN = 0.01
 UNSURE = "the agent died while it was starting this job: it is not known whether the command was executed"
 _UNKNOWN_END = "how it ended is not known: the keeper died before, and a kernel older than 6.15 does not tell"
 
@@ -109,8 +107,7 @@ class Job:
         self.group = handles.group
         self.limits = handles.limits
         self._log = handles.log
-        self._pidfd = handles.pidfd
-        self._foreign = handles.foreign
+        self._main = MainProcess(around.loop, handles.pidfd, self._main_has_ended, foreign=handles.foreign)
         self._pump = Pump(
             around.loop,
             around.log,
@@ -137,7 +134,6 @@ class Job:
         # An earlier life was still starting it.
         self._unsure = record.state is State.PENDING
         self._stopping: Stopping | None = None
-        self._end: End | None = None
         self._empty = False
         self._timeout: Timer | None = None
         self._save_again: Timer | None = None
@@ -154,7 +150,7 @@ class Job:
         self._pump.begin()
         if self._stdin:
             self._stdin.begin()
-        loop.watch(self._pidfd, select.EPOLLIN, self._on_foreign if self._foreign else self._on_main)
+        self._main.begin()
         loop.watch(self.group.events_fd, self.group.events_mask, self._on_group)
         if self.record.timeout_ms:
             left = self._started + self.record.timeout_ms / 1000 - time.monotonic()
@@ -162,8 +158,7 @@ class Job:
         self.record = replace(self.record, log_bytes=self._log.size)
         if self._unsure:
             self._around.tally.started(None)
-            pid = max(0, sockets.pid_of(self._pidfd))
-            self._change(state=State.RUNNING, pid=pid, started_ns=self.record.created_ns)
+            self._change(state=State.RUNNING, pid=self._main.pid, started_ns=self.record.created_ns)
         if stop_reason:
             self.stop(signal.SIGTERM, DEFAULT_GRACE, stop_reason)
         # What happened before we watched makes no event.
@@ -212,45 +207,15 @@ class Job:
 
     # The job's processes.
 
-    def _on_main(self) -> None:
-        try:
-            # The status stays there until it is on disk: should this process die in between, the keeper has it.
-            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            # Adopted: not our child but the keeper's, which will tell.
-            self._around.loop.forget(self._pidfd)
-            return
-        if ended:
-            self._around.loop.forget(self._pidfd)
-            self._main_has_ended((ended.si_code, ended.si_status))
-
-    def _on_foreign(self) -> None:
-        self._around.loop.forget(self._pidfd)
-        try:
-            end = pidfd.end(self._pidfd)
-        except OSError:
-            end = keeping.FOREIGN
-        if end is None:
-            # It is dead; that its parent has reaped it makes no event.
-            self._around.loop.call_after(_LOOK_AGAIN, self._on_foreign)
-        else:
-            self._main_has_ended(end)
-
     def main_ended(self, end: End) -> None:
         """The keeper has reaped the main process."""
-        if self._end is None:
-            self._main_has_ended(end)
+        self._main.has_ended(end)
 
     def _main_has_ended(self, end: End) -> None:
-        self._end = end
         self._advance()
         if self.record.state is not State.ENDED:
             # Descendants live on; the exit code is told at once.
             self._change(**_exit_fields(end))
-
-    def _reap(self) -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
 
     def _on_group(self) -> None:
         if not self._empty and not self.group.populated():
@@ -261,7 +226,7 @@ class Job:
             self._advance()
 
     def _advance(self) -> None:
-        if self._end is None or not self._empty:
+        if self._main.end is None or not self._empty:
             return
         if self._pump.is_done:
             self._finish()
@@ -294,12 +259,9 @@ class Job:
         if everyone:
             self.group.signal_all(signum)
             return
-        if self._end is not None:
-            raise MainProcessEnded(self.record.job_id)
         try:
-            signal.pidfd_send_signal(self._pidfd, signum)
+            self._main.signal(signum)
         except ProcessLookupError:
-            # Its parent, the keeper, has reaped it and has not told yet.
             raise MainProcessEnded(self.record.job_id) from None
 
     def _report_stuck(self) -> None:
@@ -321,7 +283,7 @@ class Job:
 
     def _finish(self) -> None:
         usage = self._usage()
-        exited: dict[str, Any] = _exit_fields(self._end) if self._end else {}
+        exited: dict[str, Any] = _exit_fields(self._main.end) if self._main.end else {}
         self.record = replace(self.record, **exited)
         self._around.loop.forget(self.group.events_fd)
         if self._stdin:
@@ -348,8 +310,7 @@ class Job:
 
     def _let_go(self) -> None:
         self._log.close()
-        self._around.loop.forget(self._pidfd)
-        os.close(self._pidfd)
+        self._main.close()
         try:
             self.group.remove()
         except OSError as error:
@@ -380,17 +341,9 @@ class Job:
         pipes = (self._pump.pipe_of(source) for source in Source)
         held = Held(*(_closed_pipe() if pipe is None else pipe for pipe in pipes))
         held.stdin = self._stdin.descriptors() if self._stdin else ()
-        held.pidfd, held.pid = self._pidfd, self.record.pid
-        held.end = self._end or (keeping.RUNNING if self._is_child() else keeping.FOREIGN)
+        held.pidfd, held.pid = self._main.fd, self.record.pid
+        held.end = self._main.end or (keeping.RUNNING if self._main.is_child() else keeping.FOREIGN)
         return held
-
-    def _is_child(self) -> bool:
-        """False for what an earlier life started: the keeper that died had inherited that."""
-        try:
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        return True
 
     def _never_executed(self) -> bool:
         return self._unsure and self.record.exit_code == spawn.NOT_EXECUTED
@@ -398,7 +351,7 @@ class Job:
     def _end_detail(self) -> str:
         if self._never_executed():
             return UNSURE
-        return _UNKNOWN_END if self._end == keeping.FOREIGN else ""
+        return _UNKNOWN_END if self._main.end == keeping.FOREIGN else ""
 
     # What is known of it.
 
@@ -466,9 +419,9 @@ class Job:
         if self._save_again:
             self._save_again.cancel()
             self._save_again = None
-        if self._end:
+        if self._main.end:
             # On disk now: nobody needs the status any more.
-            self._reap()
+            self._main.reap()
         if self.record.state is State.ENDED:
             self._let_go()
 
