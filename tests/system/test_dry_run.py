@@ -178,7 +178,7 @@ def test_it_is_on_record_as_what_it_is(side: RootSide, link: Link) -> None:
 
 
 def test_start_shows_what_it_would_do(agent: Agent) -> None:
-    before = agent.cli("list", check=True).stdout
+    before = listed(agent)
     done = agent.cli(
         "start", "--dry-run", "--memory", "64M", "--label", "a=b", "--", "echo", "two words", check=True
     )
@@ -187,7 +187,7 @@ def test_start_shows_what_it_would_do(agent: Agent) -> None:
     assert "labels       a=b\n" in text
     assert "user         one of its own\n" in text
     assert "memory 64M ENFORCED" in text
-    assert agent.cli("list", check=True).stdout == before
+    assert listed(agent) == before
 
 
 def test_json_has_the_whole_job(agent: Agent) -> None:
@@ -204,6 +204,12 @@ def test_run_does_not_run_either(agent: Agent) -> None:
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, b"would start  sh -c 'echo ran; exit 3'")
 
 
+def listed(agent: Agent) -> list[str]:
+    """The ids of all jobs; how old they are is another with each look."""
+    lines = agent.cli("list", "--format", "json", check=True).stdout.splitlines()
+    return [json.loads(line)["id"] for line in lines]
+
+
 def test_what_would_be_refused_exits_as_a_start_does(agent: Agent) -> None:
     for command, code in (("start", 4), ("run", 125)):
         done = agent.cli(command, "--dry-run", "--", "true", role="reader")
@@ -215,7 +221,7 @@ def test_what_would_be_refused_exits_as_a_start_does(agent: Agent) -> None:
 
 def test_a_fleet_tells_each_hosts_plan(agent: Agent, tmp_path: Path) -> None:
     hosts = Hosts(tmp_path, {"one": agent.addr, "two": agent.addr})
-    before = agent.cli("list", check=True).stdout
+    before = listed(agent)
     for command in ("start", "run"):
         done = hosts.cli("--group", "web", command, "--dry-run", "--pids", "9", "--", "true")
         assert done.returncode == 0, done.stderr
@@ -235,4 +241,4 @@ def test_a_fleet_tells_each_hosts_plan(agent: Agent, tmp_path: Path) -> None:
         "one",
         "two",
     }
-    assert agent.cli("list", check=True).stdout == before
+    assert listed(agent) == before
