@@ -151,6 +151,7 @@ class JobSpec:
         profile: the name of the agent's profile of limits that fills in those that are not asked for here; empty
             for the default one.
         stdin_open: its standard input stays open for what is written to it later.
+        merge_stderr: its standard error is the pipe of its standard output, which keeps the order of the two.
     """
 
     command: str
@@ -166,6 +167,7 @@ class JobSpec:
     stdin: bytes = b""
     profile: str = ""
     stdin_open: bool = False
+    merge_stderr: bool = False
 
     def check(self) -> None:
         """Check everything that can be checked without the host.

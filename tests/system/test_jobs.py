@@ -61,6 +61,13 @@ def test_its_output_can_be_opened_by_name(link: Link) -> None:
     assert sorted(output.split()) == ["err", "fd", "out"]
 
 
+def test_with_one_pipe_the_order_of_output_and_errors_is_kept(link: Link) -> None:
+    count = "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); echo $i >&2; i=$((i+1)); done"
+    record, output = run(link, count, merge_stderr=True)
+    assert output == "".join(f"{number}\n" for number in range(2000))
+    assert (record.end_reason, record.exit_code) == (EndReason.EXITED, 0)
+
+
 def test_standard_input_is_empty(link: Link) -> None:
     assert run(link, "cat; echo end")[1] == "end\n"
 

@@ -84,6 +84,11 @@ _OPTIONS = (
         is_flag=True,
         help="Keep its standard input open, behind --stdin if that is given, for `worker-client write`.",
     ),
+    click.option(
+        "--merge-stderr",
+        is_flag=True,
+        help="One pipe for standard output and standard error: their order is kept, all is told as the former.",
+    ),
     click.option("--best-effort", is_flag=True, help="Start even if a limit cannot be enforced there."),
     click.option("--dry-run", is_flag=True, help="Start nothing, and show what would be started, or why not."),
     click.argument("words", metavar="[--] COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED),
@@ -131,6 +136,7 @@ def spec_of(words: Sequence[str], options: Mapping[str, Any], environ: Mapping[s
         stdin=options["stdin"].read(jobs.MAX_STDIN_BYTES + 1) if options["stdin"] else b"",
         profile=options["profile"],
         stdin_open=options["stdin_open"],
+        merge_stderr=options["merge_stderr"],
     )
 
 

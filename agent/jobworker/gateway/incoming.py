@@ -82,6 +82,7 @@ def spec(request: pb.StartRequest) -> jobs.JobSpec:
         stdin=request.stdin,
         profile=request.profile,
         stdin_open=request.stdin_open,
+        merge_stderr=request.merge_stderr,
     )
     made.check()
     return made

@@ -380,6 +380,7 @@ def _command(spec: JobSpec) -> dict[str, Any]:
         "sandbox": _clip(spec.sandbox),
         **({"stdin_bytes": len(spec.stdin)} if spec.stdin else {}),
         **({"stdin_open": True} if spec.stdin_open else {}),
+        **({"merge_stderr": True} if spec.merge_stderr else {}),
         "profile": _clip(spec.profile),
     }
 

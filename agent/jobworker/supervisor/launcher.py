@@ -155,7 +155,9 @@ class Launcher:
             self._around.keeper.hold_pipes(order.record.job_id, stdout, stderr)
             undo.callback(self._around.keeper.release, order.record.job_id)
             reading, ends = self._stdin(order, undo, childs)
-            pipes = spawn.Pipes(reading, stdout_w, stderr_w, report_w)
+            # Else nobody has the other one's write end, and it is at its end at once.
+            errors = stdout_w if order.spec.merge_stderr else stderr_w
+            pipes = spawn.Pipes(reading, stdout_w, errors, report_w)
             self._promise(order, group)
             announce = self._announce(order.record.job_id)
             pid, pidfd = spawn.start(self._command(order, work), pipes, group, announce)

@@ -18,7 +18,7 @@ from jobworker.sandbox import Part
 from jobworker.wire.measures import Life, Totals
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 7
+PROTOCOL = 8
 # The supervisor writes so many lines without letting a job's output wait.
 MAX_REPORTS = 64
 

@@ -171,6 +171,7 @@ class StartRequest(_message.Message):
     STDIN_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     STDIN_OPEN_FIELD_NUMBER: _builtins.int
+    MERGE_STDERR_FIELD_NUMBER: _builtins.int
     command: _builtins.str
     """A path, or a name that is looked up in the PATH of `env`, or in the host's default path without one."""
     workdir: _builtins.str
@@ -205,6 +206,10 @@ class StartRequest(_message.Message):
     stdin_open: _builtins.bool
     """Its standard input stays open behind `stdin`, for WriteStdin. Without somebody who writes its end, a job that reads
     to the end waits for ever; `timeout` bounds that. At most 500 jobs of an agent may have one open (CAP_EXCEEDED).
+    """
+    merge_stderr: _builtins.bool
+    """Its standard error is the same pipe as its standard output, as a shell's `2>&1` has it: the order in which the job
+    wrote to the two is kept, and all of it is told as OUTPUT_SOURCE_STDOUT. With two pipes each has its order alone.
     """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -244,10 +249,11 @@ class StartRequest(_message.Message):
         stdin: _builtins.bytes = ...,
         dry_run: _builtins.bool = ...,
         stdin_open: _builtins.bool = ...,
+        merge_stderr: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "dry_run", b"dry_run", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "profile", b"profile", "sandbox", b"sandbox", "stdin", b"stdin", "stdin_open", b"stdin_open", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "best_effort", b"best_effort", "command", b"command", "dry_run", b"dry_run", "env", b"env", "idempotency_key", b"idempotency_key", "labels", b"labels", "limits", b"limits", "merge_stderr", b"merge_stderr", "profile", b"profile", "sandbox", b"sandbox", "stdin", b"stdin", "stdin_open", b"stdin_open", "timeout", b"timeout", "user", b"user", "workdir", b"workdir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

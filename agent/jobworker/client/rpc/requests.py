@@ -38,6 +38,7 @@ def start(spec: jobs.JobSpec, idempotency_key: str = "") -> pb.StartRequest:
         idempotency_key=_text("idempotency_key", idempotency_key),
         stdin=spec.stdin,
         stdin_open=spec.stdin_open,
+        merge_stderr=spec.merge_stderr,
     )
 
 
