@@ -20,6 +20,8 @@ class Scale:
         quiet_jobs: for what one job costs in memory.
         many_jobs: for idle CPU and recovery.
         ended_jobs: for what one ended job costs in memory.
+        log_bytes: of the large log.
+        looks: into each log, for each kind of look.
         followers: idle ones, for what one costs in memory.
         fanout: followers of one job, and `stalled` of them beside it, for what it takes to reach them all.
         fanout_seconds: of one round.
@@ -40,6 +42,8 @@ class Scale:
     many_jobs: int = 1_000
     ended_jobs: int = 2_000
     followers: int = 200
+    log_bytes: int = 2048 * MIB
+    looks: int = 100
     fanout: int = 1_000
     stalled: int = 50
     fanout_seconds: float = 10.0
@@ -61,6 +65,8 @@ QUICK = Scale(
     stream_bytes=128 * MIB,
     many_jobs=200,
     idle_seconds=5.0,
+    log_bytes=256 * MIB,
+    looks=30,
     fanout=200,
     stalled=10,
     fanout_seconds=3.0,
