@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import gateway
-from support.scripted_supervisor import ScriptedSupervisor, job_id, record
+from support.scripted_supervisor import job_id
 
 QUERY = pb.QueryRequest(job_id=job_id(1))
 # As many as one connection has at a time.
 CROWD = 250
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[gateway.Gateway]:
-    supervisor = ScriptedSupervisor(str(tmp_path))
-    supervisor.records = [record(1)]
-    try:
-        with gateway.gateway(tmp_path) as started:
-            assert supervisor.connected.wait(gateway.DEADLINE)
-            yield started
-    finally:
-        supervisor.close()
 
 
 def test_a_call_passes_by_the_crowd_of_another(running: gateway.Gateway, printout: list[str]) -> None:

@@ -6,8 +6,7 @@ import contextlib
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import certs, gateway
 from support.flood import flood
-from support.scripted_supervisor import ScriptedSupervisor, job_id, record
+from support.scripted_supervisor import job_id
 from support.waiting import until
 
 # A flood takes what time there is, and each of these waits its turn.
@@ -29,18 +28,6 @@ MIB = 1024
 QUERY = pb.QueryRequest(job_id=job_id(1))
 STOP = pb.StopRequest(job_id=job_id(1), no_wait=True)
 CHECK = health_pb2.HealthCheckRequest()
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[gateway.Gateway]:
-    supervisor = ScriptedSupervisor(str(tmp_path))
-    supervisor.records = [record(1)]
-    try:
-        with gateway.gateway(tmp_path) as started:
-            assert supervisor.connected.wait(gateway.DEADLINE)
-            yield started
-    finally:
-        supervisor.close()
 
 
 def answered(call: Callable[[Any], Message], request: Message) -> str:

@@ -8,7 +8,6 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Self
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import certs, gateway, http2
 from support.http2 import frame
-from support.scripted_supervisor import ScriptedSupervisor, job_id, record
+from support.scripted_supervisor import job_id
 
 QUERY = pb.QueryRequest(job_id=job_id(1))
 METHOD = "/jobworker.api.v1.JobWorkerService/Query"
@@ -26,18 +25,6 @@ BATCH, BATCHES = 500, 40
 MIB = 1024
 # A peer that stops reading is left, and comes again.
 SECONDS = 2.0
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[gateway.Gateway]:
-    supervisor = ScriptedSupervisor(str(tmp_path))
-    supervisor.records = [record(1)]
-    try:
-        with gateway.gateway(tmp_path) as started:
-            assert supervisor.connected.wait(gateway.DEADLINE)
-            yield started
-    finally:
-        supervisor.close()
 
 
 def resets() -> Iterator[bytes]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jobworker import tls13
@@ -21,7 +18,7 @@ from grpc import aio  # noqa: E402
 from jobworker.api.v1 import job_worker_service_pb2 as pb  # noqa: E402
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub  # noqa: E402
 from support import certs, gateway  # noqa: E402
-from support.flood import Flood  # noqa: E402
+from support.flood import Flood, flooding  # noqa: E402
 
 if TYPE_CHECKING:
     # The types know it, the module does not.
@@ -31,10 +28,9 @@ if TYPE_CHECKING:
 _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
-@contextlib.contextmanager
 def call_flood(
     address: str, files: certs.Files, job_id: str, *, calls: int, connections: int = 1
-) -> Iterator[Flood]:
+) -> contextlib.AbstractContextManager[Flood]:
     """Flood an address with calls; begins when some have been answered.
 
     Args:
@@ -42,21 +38,9 @@ def call_flood(
         files: who it is.
         job_id: what it asks for.
         calls: so many Queries are under way on each connection.
+        connections: so many.
     """
-    command = [sys.executable, "-m", "support.call_flood", address, files.ca, files.cert, files.key, job_id]
-    process = subprocess.Popen(
-        [*command, str(calls), str(connections)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(__file__))},
-    )
-    assert process.stdout
-    running = Flood(process)
-    try:
-        assert process.stdout.readline() == b"begun\n"
-        yield running
-    finally:
-        running.stop()
+    return flooding("support.call_flood", address, files.ca, files.cert, files.key, job_id, calls, connections)
 
 
 async def _flood(address: str, files: certs.Files, job_id: str, calls: int, connections: int) -> Counter[str]:

@@ -37,18 +37,15 @@ class Flood:
 
 
 @contextlib.contextmanager
-def flood(address: str, files: certs.Files, *, connections: int, silent: int) -> Iterator[Flood]:
-    """Flood an address with handshakes; begins when the first has succeeded.
+def flooding(module: str, *arguments: object) -> Iterator[Flood]:
+    """A module that floods in a process of its own, from when it says that it has begun.
 
     Args:
-        address: HOST:PORT.
-        files: who it is.
-        connections: so many at a time shake hands.
-        silent: so many others are open meanwhile, on which nothing is said.
+        module: its name; it ends with its standard input, and prints its counts.
+        arguments: for it.
     """
-    command = [sys.executable, "-m", "support.flood", address, files.ca, files.cert, files.key]
     process = subprocess.Popen(
-        [*command, str(connections), str(silent)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(__file__))},
@@ -60,6 +57,20 @@ def flood(address: str, files: certs.Files, *, connections: int, silent: int) ->
         yield running
     finally:
         running.stop()
+
+
+def flood(
+    address: str, files: certs.Files, *, connections: int, silent: int
+) -> contextlib.AbstractContextManager[Flood]:
+    """Flood an address with handshakes; begins when the first has succeeded.
+
+    Args:
+        address: HOST:PORT.
+        files: who it is.
+        connections: so many at a time shake hands.
+        silent: so many others are open meanwhile, on which nothing is said.
+    """
+    return flooding("support.flood", address, files.ca, files.cert, files.key, connections, silent)
 
 
 def _handshakes(address: str, files: certs.Files, connections: int) -> Counter[str]:
