@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import resource
@@ -251,6 +252,31 @@ def test_a_job_that_ends_while_there_is_no_keeper(own_side: RootSide, *, adopted
                 assert (ended.end_reason, ended.exit_code) == (EndReason.LOST, None)
             else:
                 assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, n)
+
+
+def test_what_ran_before_the_host_was_booted_is_lost_and_said_so(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    running = link.start("/bin/sh", "-c", "echo begun; exec sleep 1000")
+    link.wait_output(running.job_id)
+    ended = link.wait_ended(link.start("/bin/sh", "-c", "exit 5").job_id)
+    own_side.freeze_keeper()
+    os.kill(own_side.supervisor_pid(), signal.SIGKILL)
+    path = os.path.join(own_side.state_dir, "jobs", running.job_id, "job.json")
+    with open(path, "r+") as file:
+        stored = json.load(file)
+        assert stored["boot_id"]
+        file.seek(0)
+        json.dump(stored | {"boot_id": "another"}, file)
+        file.truncate()
+    own_side.thaw_keeper()
+    link.drain()
+    link = own_side.reconnect(subscribe=True)
+    lost = link.wait_ended(running.job_id)
+    assert (lost.end_reason, lost.exit_code) == (EndReason.LOST, None)
+    assert lost.detail == "the host was booted anew meanwhile"
+    assert link.read_log(lost) == b"begun\n"
+    assert link.inspect(ended.job_id).exit_code == 5
+    assert cgroups(running.job_id) == []
 
 
 def test_an_agent_that_ends_takes_no_more_jobs(own_side: RootSide) -> None:

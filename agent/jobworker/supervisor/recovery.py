@@ -146,10 +146,10 @@ class Recovery:
             self._registry.starts.keys.forget(record.job_id)
             self._undo(record.job_id)
             return
-        if held is None or held.pidfd is None or not self._around.store.is_of_this_boot(stored):
-            self._lose(
-                stored, UNSURE if record.state is State.PENDING else "the agent was not there to see its end"
-            )
+        rebooted = not self._around.store.is_of_this_boot(stored)
+        if held is None or held.pidfd is None or rebooted:
+            unseen = "the host was booted anew meanwhile" if rebooted else "the agent was not there to see its end"
+            self._lose(stored, UNSURE if record.state is State.PENDING else unseen)
             return
         try:
             job = self._adopt(stored, held, held.pidfd)
@@ -171,9 +171,7 @@ class Recovery:
         if isinstance(group, SubtreeGroup):
             group.init_is(sockets.pid_of(pidfd), pidfd)
         try:
-            logs = self._around.store.open_logs(record.job_id)
-            keep, lost = self._around.keep_log, record.lost_bytes
-            log = OutputLog(logs, record.job_id, record.segment_bytes, keep=keep, lost=lost)
+            log = self._log_of(record)
         except OSError:
             group.close()
             raise
@@ -186,11 +184,24 @@ class Recovery:
         )
         return Job(self._around, record, handles, stored.started, stored.idempotency)
 
+    def _log_of(self, record: JobRecord) -> OutputLog:
+        logs, keep = self._around.store.open_logs(record.job_id), self._around.keep_log
+        return OutputLog(logs, record.job_id, record.segment_bytes, keep=keep, lost=record.lost_bytes)
+
+    def _with_its_output(self, record: JobRecord) -> JobRecord:
+        """What was on record last may be of before the job wrote anything: its files tell how much there is."""
+        try:
+            log = self._log_of(record)
+        except OSError:
+            return record
+        log.close()
+        return replace(record, log_bytes=log.size, lost_bytes=log.lost)
+
     def _lose(self, stored: StoredJob, detail: str) -> None:
         record = stored.record
         self._sweep(record.job_id)
         lost = replace(
-            record,
+            self._with_its_output(record),
             state=State.ENDED,
             end_reason=EndReason.LOST,
             detail=detail,
