@@ -108,6 +108,7 @@ def test_a_fork_bomb_is_contained_and_swept(member: Member) -> None:
     other = member.cli("start", "--", "sh", "-c", "exit 5").strip()
     check_end(member, other)
     member.cli("stop", job_id, "--force")
-    assert member.asked("query", job_id)["state"] == "ENDED"
-    assert member.guest.root.run("pgrep --full 'bomb'").stdout == ""
+    job = member.asked("query", job_id)
+    assert job["state"] == "ENDED"
+    assert member.guest.root.run(f"pgrep --uid {job['uid']}").stdout == ""
     assert member.guest.root.check_output(f"find /sys/fs/cgroup -name '*{job_id}*'") == ""
