@@ -12,7 +12,7 @@ from support.scripted_supervisor import ScriptedSupervisor, record
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[gateway.Gateway]:
+def served(tmp_path: Path) -> Iterator[gateway.Gateway]:
     """A gateway, whose supervisor knows one job and does as it is told."""
     supervisor = ScriptedSupervisor(str(tmp_path))
     supervisor.records = [record(1)]

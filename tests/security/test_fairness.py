@@ -13,10 +13,10 @@ QUERY = pb.QueryRequest(job_id=job_id(1))
 CROWD = 250
 
 
-def test_a_call_passes_by_the_crowd_of_another(running: gateway.Gateway, printout: list[str]) -> None:
+def test_a_call_passes_by_the_crowd_of_another(served: gateway.Gateway, printout: list[str]) -> None:
     """By the order of the answers, in ten rounds: behind a queue for all it would be the last one each time."""
     answered: list[int] = []
-    with running.stub() as crowd, running.stub(name="reader") as other:
+    with served.stub() as crowd, served.stub(name="reader") as other:
         other.Query(QUERY)
         for _ in range(10):
             arrived, lock = [0], threading.Lock()

@@ -41,9 +41,9 @@ def answered(call: Callable[[Any], Message], request: Message) -> str:
     return f"p50 {took[CALLS // 2]:.1f} ms, at the most {took[-1]:.1f} ms"
 
 
-def everybody_is_answered(running: gateway.Gateway, printout: list[str], beside: str) -> None:
+def everybody_is_answered(served: gateway.Gateway, printout: list[str], beside: str) -> None:
     """Another's Query, and of the writer itself Stop and health."""
-    with running.stub(name="reader") as other, running.channel() as own, running.stub() as stub:
+    with served.stub(name="reader") as other, served.channel() as own, served.stub() as stub:
         health = health_pb2_grpc.HealthStub(own)
         printout.append(f"beside {beside}:")
         printout.append(f"  another's Query: {answered(other.Query, QUERY)}")
@@ -51,27 +51,27 @@ def everybody_is_answered(running: gateway.Gateway, printout: list[str], beside:
         printout.append(f"  its own health:  {answered(health.Check, CHECK)}")
 
 
-def test_silent_connections_and_handshakes(running: gateway.Gateway, printout: list[str]) -> None:
-    before, files = running.memory_kib(), certs.dev_pki().files("writer")
-    with flood(running.address, files, connections=4, silent=SILENT) as flooding:
-        everybody_is_answered(running, printout, f"{SILENT} silent connections and a loop of handshakes")
-    grown = running.memory_kib("VmHWM") - before
+def test_silent_connections_and_handshakes(served: gateway.Gateway, printout: list[str]) -> None:
+    before, files = served.memory_kib(), certs.dev_pki().files("writer")
+    with flood(served.address, files, connections=4, silent=SILENT) as flooding:
+        everybody_is_answered(served, printout, f"{SILENT} silent connections and a loop of handshakes")
+    grown = served.memory_kib("VmHWM") - before
     printout.append(f"  the flood:       {flooding.counts}; {grown // MIB} MiB more memory at the most")
     assert flooding.counts["OK"] > 0
     assert grown < 200 * MIB
 
 
-def test_without_a_file_to_spare_who_is_connected_is_answered(running: gateway.Gateway) -> None:
+def test_without_a_file_to_spare_who_is_connected_is_answered(served: gateway.Gateway) -> None:
     """And whoever comes later is, when there are some again."""
-    host, _, port = running.address.rpartition(":")
-    with running.stub(name="reader") as before:
+    host, _, port = served.address.rpartition(":")
+    with served.stub(name="reader") as before:
         before.Query(QUERY)
-        spare = len(running.open_files()) + 20
-        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (spare, spare))
+        spare = len(served.open_files()) + 20
+        resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (spare, spare))
         with contextlib.ExitStack() as held:
             for _ in range(100):
                 held.enter_context(socket.create_connection((host, int(port)), gateway.DEADLINE))
-            until(lambda: len(running.open_files()) >= spare - 2, True)
+            until(lambda: len(served.open_files()) >= spare - 2, True)
             assert before.Query(QUERY).job.id == job_id(1)
-        with running.stub() as later:
+        with served.stub() as later:
             assert later.Query(QUERY, timeout=gateway.DEADLINE).job.id == job_id(1)

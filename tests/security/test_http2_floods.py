@@ -99,15 +99,15 @@ class Flooding:
     [(resets, 1), *((flood, math.inf) for flood in (continuations, pings, settings, empty_frames))],
 )
 def test_others_are_answered(
-    running: gateway.Gateway, printout: list[str], flood: Callable[[], Iterator[bytes]], connections: float
+    served: gateway.Gateway, printout: list[str], flood: Callable[[], Iterator[bytes]], connections: float
 ) -> None:
-    with running.stub(name="reader") as other:
+    with served.stub(name="reader") as other:
         other.Query(QUERY)
-        before, files = running.memory_kib(), len(running.open_files())
-        with Flooding(running.address, flood, connections) as flooding:
+        before, files = served.memory_kib(), len(served.open_files())
+        with Flooding(served.address, flood, connections) as flooding:
             for _ in range(CALLS):
                 assert other.Query(QUERY).job.id == job_id(1)
-        grown = running.memory_kib("VmHWM") - before
+        grown = served.memory_kib("VmHWM") - before
         told = (
             f"{flooding.batches * BATCH} on {flooding.connections} connections, of which {flooding.ended} were cut"
         )
@@ -115,13 +115,13 @@ def test_others_are_answered(
         assert grown < 100 * MIB
         # And as ever after it.
         assert other.Query(QUERY).job.id == job_id(1)
-        assert len(running.open_files()) < files + 20
-    assert running.process.poll() is None
+        assert len(served.open_files()) < files + 20
+    assert served.process.poll() is None
 
 
 @pytest.mark.parametrize("flood", [continuations, pings])
-def test_who_makes_no_sense_is_hung_up_on(running: gateway.Gateway, flood: Callable[[], Iterator[bytes]]) -> None:
-    with http2.connection(running.address, certs.dev_pki().files("writer"), gateway.DEADLINE) as secure:
+def test_who_makes_no_sense_is_hung_up_on(served: gateway.Gateway, flood: Callable[[], Iterator[bytes]]) -> None:
+    with http2.connection(served.address, certs.dev_pki().files("writer"), gateway.DEADLINE) as secure:
         assert is_cut(secure, flood())
 
 
