@@ -122,7 +122,7 @@ lock: setup ## Resolve the dependencies anew and lock them by hash
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  pyproject.toml --output-file requirements/install.lock --upgrade
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  pyproject.toml --group dev --constraint requirements/install.lock --output-file requirements/dev.lock --upgrade
+	  pyproject.toml --extra otel --group dev --constraint requirements/install.lock --output-file requirements/dev.lock --upgrade
 	for group in fleet bootstrap site sbom; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --group pyproject.toml:$$group --output-file requirements/$$group.lock --upgrade || exit 1; done

@@ -74,6 +74,9 @@ metrics:
   plain_http: true
   basic_auth_users: {prometheus: $2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW}
   job_series: 20
+tracing:
+  endpoint: https://collector.example.org:4317
+  ratio: 12.5%
 audit:
   max_size: 64M
   keep: 3
@@ -99,6 +102,7 @@ def test_a_full_file_sets_every_field() -> None:
         (settings.isolation, defaults.isolation),
         (settings.metrics, defaults.metrics),
         (settings.audit, defaults.audit),
+        (settings.tracing, defaults.tracing),
     ):
         for field in fields(part):
             if field.name == "host_for":
@@ -143,6 +147,16 @@ def test_a_full_file_sets_every_field() -> None:
         ("audit: {max_size: 1K}", "audit.max_size: 1K is not between 256K and 64G; for example 256K"),
         ("audit: {max_size: 5}", "audit.max_size: must be text; for example 32M"),
         ("audit: {keep: 0}", "audit.keep: 0 is not a number between 1 and 10000"),
+        ("tracing: {ratio: 10}", "tracing.ratio: 10 is not a share between 0% and 100%; for example 10%"),
+        ("tracing: {ratio: 100.1%}", "tracing.ratio: '100.1%' is not a share"),
+        ("tracing: {endpoint: localhost:4317}", "is not http://ADDRESS:PORT or https://HOST:PORT"),
+        ("tracing: {endpoint: 'http://127.0.0.1'}", "for example http://127.0.0.1:4317"),
+        ("tracing: {endpoint: 'https://a:0'}", "tracing.endpoint: 'https://a:0' is not"),
+        ("tracing: {endpoint: 'https://a:65536'}", "tracing.endpoint: 'https://a:65536' is not"),
+        ("tracing: {endpoint: 'https://me:secret@a:1'}", "is not http://ADDRESS:PORT or https://HOST:PORT"),
+        ("tracing: {endpoint: 'https://a:1/v1/traces'}", "is not http://ADDRESS:PORT or https://HOST:PORT"),
+        ("tracing: {endpoint: 'http://collector:1'}", "in the clear, which is for a loopback address only"),
+        ("tracing: {endpoint: 'http://[::2]:1'}", "in the clear, which is for a loopback address only"),
         ("audit: {required: maybe}", "audit.required: 'maybe' is neither true nor false"),
         ("isolation: {default: lax}", "isolation.default: 'lax' is not one of host, standard, strict"),
         ("isolation: {missing: ignore}", "isolation.missing: 'ignore' is not one of refuse, report"),
@@ -231,6 +245,12 @@ def test_no_file_is_too_odd(text: str) -> None:
 def test_an_empty_file_leaves_all_as_it_is() -> None:
     base = load.load(FULL)
     assert load.load("", base) == load.load("# nothing\n", base) == base
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:4317", "http://[::1]:1", "https://[2001:db8::1]:4317"])
+def test_traces_go_to_a_collector_on_this_host_or_over_tls(endpoint: str) -> None:
+    made = load.load(f"tracing: {{endpoint: '{endpoint}', ratio: 0%}}", load.load(FULL)).tracing
+    assert made == schema.TracingSettings(endpoint, 0)
 
 
 def test_who_may_have_the_profile_host_is_said_in_one_place() -> None:

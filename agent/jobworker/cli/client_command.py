@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -94,7 +95,19 @@ def connect_to(endpoint: client.Endpoint, named: str, **options: float) -> Clien
         options: see `client.connect`.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    return client.connect(endpoint, request_id=named, **options)
+    return client.connect(endpoint, request_id=named, traceparent=_traceparent(), **options)
+
+
+def _traceparent() -> str:
+    """The span that this program is run in, as OpenTelemetry has it in the environment; empty for none.
+
+    What is there by somebody else's doing is no reason to fail.
+    """
+    from jobworker.client.rpc import tracecontext  # noqa: PLC0415 - `--help` need not wait for it
+
+    with suppress(InvalidField):
+        return tracecontext.check(os.environ.get("TRACEPARENT", ""), "TRACEPARENT")
+    return ""
 
 
 def request_id(ctx: click.Context) -> str:

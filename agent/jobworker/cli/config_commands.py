@@ -12,7 +12,8 @@ import click
 from jobworker import codec
 from jobworker.cli import checked_file
 from jobworker.cli.privileges import give_up
-from jobworker.errors import JobWorkerError
+from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.settings import extras
 from jobworker.settings.schema import Settings
 
 _WHAT = "configuration"
@@ -48,7 +49,12 @@ def config() -> None:
 @config.command(help=_CHECK, short_help="check a configuration file")
 @click.argument("file", type=click.File("rb"), default="-")
 def check(file: BinaryIO) -> None:
-    _load(file)
+    settings, lines = _load(file)
+    try:
+        extras.check(settings)
+    except InvalidField as error:
+        name = "line " if file.name.startswith("<") else f"{file.name}:"
+        checked_file.fail(f"{name}{lines[error.field]}: {error}")
     click.echo("the configuration is good")
 
 

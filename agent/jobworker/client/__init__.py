@@ -24,7 +24,11 @@ __all__ = ["Endpoint", "connect"]
 
 
 def connect(
-    endpoint: Endpoint, timeout: float = 30.0, connect_timeout: float = 5.0, request_id: str = ""
+    endpoint: Endpoint,
+    timeout: float = 30.0,
+    connect_timeout: float = 5.0,
+    request_id: str = "",
+    traceparent: str = "",
 ) -> Client:
     """A client of the agent at this endpoint; the connection comes about with the first call.
 
@@ -34,12 +38,14 @@ def connect(
         connect_timeout: for a connection to come about, in seconds.
         request_id: by which the agent's log, its audit trail and its jobs' records name all calls; empty for one
             of its own for each.
+        traceparent: the span that calls belong to, as W3C Trace Context writes it; one of OpenTelemetry's that is
+            current goes before it.
 
     Raises:
-        InvalidField: the address is not HOST:PORT, or the id of requests is none.
+        InvalidField: the address is not HOST:PORT, or the id of requests or the span is none.
         TlsProblem: with these files no connection can come about.
         RuntimeError: grpc was imported before, in a way that would let it speak TLS 1.2.
     """
     from jobworker.client.rpc.client import Client  # noqa: PLC0415 - grpc takes 100 ms to import
 
-    return Client(endpoint, timeout, connect_timeout, request_id)
+    return Client(endpoint, timeout, connect_timeout, request_id, traceparent)

@@ -6,6 +6,7 @@ import asyncio
 import resource
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 import structlog
 from grpc import aio
@@ -32,8 +33,12 @@ from jobworker.gateway.servicer import JobWorker
 from jobworker.gateway.stdin import StdinWriters
 from jobworker.gateway.streams import OpenStreams
 from jobworker.gateway.trust import Trust
+from jobworker.settings import extras
 from jobworker.settings.schema import Settings
 from jobworker.wire import service_manager
+
+if TYPE_CHECKING:
+    from jobworker.gateway.tracing import OtlpTracer
 
 # So long calls may take to end by themselves when the gateway stops.
 _GRACE_SECONDS = 5.0
@@ -53,7 +58,7 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
 
     Raises:
         PkiProblem: the certificates are not to be served with.
-        InvalidField: the address cannot be had.
+        InvalidField: the address cannot be had, or traces not be made here.
     """
     # Not to be ended by one that comes before it can be heeded.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -66,7 +71,8 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     mirror, feeds, calls = Mirror(), Feeds(link), Calls()
     policies, reports, lag = Policies(settings, link), Reports(link), Lag()
     permits = Permits(policies, mirror, settings.isolation.default)
-    gate = Gate(peers, quotas, permits, streams, calls, reports)
+    tracer = _tracer(settings) if settings.tracing.endpoint else None
+    gate = Gate(peers, quotas, permits, streams, calls, reports, tracer)
     link.listen(LogLevel(settings.log_level).apply)
     grpc_server = _assemble(trust, gate, link, mirror, feeds, policies)
     address = server.bind(grpc_server, settings.listen, trust.credentials)
@@ -89,6 +95,8 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
         await _drain(grpc_server, streams)
         reporting.cancel()
         await reports.finish()
+        if tracer:
+            await tracer.finish()
         for task in (keeping, *others):
             task.cancel()
 
@@ -99,6 +107,14 @@ async def _serve_metrics(settings: Settings, told: Sources) -> str:
     from jobworker.gateway.metrics import AgentMetrics  # noqa: PLC0415
 
     return await metrics_server.serve(settings, told.trust, AgentMetrics(told, settings.metrics.job_series))
+
+
+def _tracer(settings: Settings) -> OtlpTracer:
+    extras.check(settings)
+    # It is 5 MiB, and need not be installed.
+    from jobworker.gateway.tracing import OtlpTracer  # noqa: PLC0415
+
+    return OtlpTracer(settings.tracing)
 
 
 def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:

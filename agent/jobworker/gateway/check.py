@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from jobworker.errors import PkiProblem
+from jobworker.errors import InvalidField, PkiProblem
 from jobworker.findings import Finding, failure, warning
 from jobworker.gateway.trust import Trust
+from jobworker.settings import extras
 from jobworker.settings.schema import Settings
 
 # What is not renewed by then is likely to be forgotten.
@@ -34,6 +35,10 @@ def become(uid: int) -> None:
 
 def findings(settings: Settings) -> Iterator[Finding]:
     """Check by check, until one fails that the others stand on."""
+    try:
+        extras.check(settings)
+    except InvalidField as error:
+        yield failure(error.field, error.problem, "the gateway does not start like this")
     try:
         trust = Trust(settings)
     except PkiProblem as error:

@@ -23,11 +23,12 @@ from jobworker.errors import (
     Unauthenticated,
 )
 from jobworker.gateway import access, permits, requests, status
-from jobworker.gateway.calls import Calls
+from jobworker.gateway.calls import Calls, label
 from jobworker.gateway.certificates import Peer, PeerReader
 from jobworker.gateway.permits import Permits
 from jobworker.gateway.quotas import Lane, Quotas, lane_of
 from jobworker.gateway.reports import Reports, clip
+from jobworker.gateway.spans import LAUNCH, TRACEPARENT, EndedCall, Tracer
 from jobworker.gateway.streams import Hold, OpenStreams
 from jobworker.gateway.turns import Turns
 from jobworker.jobs import check_request_id
@@ -70,6 +71,7 @@ class Gate(aio.ServerInterceptor):
         streams: OpenStreams,
         calls: Calls,
         reports: Reports,
+        tracer: Tracer | None,
     ) -> None:
         self._peers = peers
         self.quotas = quotas
@@ -78,6 +80,7 @@ class Gate(aio.ServerInterceptor):
         self._streams = streams
         self._calls = calls
         self._reports = reports
+        self._tracer = tracer
 
     async def intercept_service(
         self,
@@ -94,7 +97,9 @@ class Gate(aio.ServerInterceptor):
     async def guard(self, method: str, context: Context, work: Work, *, streaming: bool) -> bytes:
         """Do the work of a call if the caller may have it done, and turn what goes wrong into a status."""
         name, reports = self._reports.new_call(), self._reports
-        decision = _Decision(method, context.peer(), name, time.monotonic(), self._calls, reports)
+        decision = _Decision(method, context.peer(), name, time.monotonic(), self._calls, reports, self._tracer)
+        if self._tracer:
+            decision.traceparent = _metadata(context, TRACEPARENT, "")
         asked = _metadata(context, REQUEST_ID, "")
         decision.take_request_id(asked)
         context.set_trailing_metadata(((REQUEST_ID, decision.request or name),))
@@ -272,6 +277,7 @@ class _Decision:
     started: float
     calls: Calls
     reports: Reports
+    tracer: Tracer | None
     peer: Peer | None = None
     presented: tuple[str, str] = ("", "")
     job_id: str = ""
@@ -279,6 +285,7 @@ class _Decision:
     field: str = ""
     # The client's name for the call; one that is none is not told anywhere.
     request: str = ""
+    traceparent: str = ""
 
     def take_request_id(self, asked: str) -> None:
         """Have the call named so, in the lines that are logged from now on in its task as well."""
@@ -316,7 +323,25 @@ class _Decision:
         )
 
     def count(self, code: str, reason: str) -> None:
-        self.calls.ended(self.method, code, time.monotonic() - self.started, reason)
+        seconds = time.monotonic() - self.started
+        self.calls.ended(self.method, code, seconds, reason)
+        if self.tracer:
+            self.tracer.ended(self._ended(code, reason, seconds))
+
+    def _ended(self, code: str, reason: str, seconds: float) -> EndedCall:
+        now = time.time_ns()
+        return EndedCall(
+            method=label(self.method),
+            code=code,
+            reason=reason,
+            role=self.peer.principal.role.value if self.peer else "",
+            request_id=self.request or self.name,
+            job_id=self.job_id,
+            traceparent=self.traceparent,
+            arrived_ns=now - round(seconds * 1e9),
+            ended_ns=now,
+            launch=LAUNCH.get(),
+        )
 
     def log(self, code: str, **more: str) -> None:
         self.count(code, more.get("reason", ""))

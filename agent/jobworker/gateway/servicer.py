@@ -25,6 +25,7 @@ from jobworker.gateway.output import Extent, Fixed, Output
 from jobworker.gateway.permits import Permits
 from jobworker.gateway.pieces import beginning
 from jobworker.gateway.seek import Log, View
+from jobworker.gateway.spans import launching
 from jobworker.gateway.stdin import StdinWriters
 from jobworker.gateway.trust import Trust
 from jobworker.gateway.watch import Watch
@@ -75,7 +76,9 @@ class JobWorker(api.JobWorkerServiceServicer):
         if message.dry_run:
             planned, _ = await self._link.ask(message, StartPlanned, repeatable=True)
             return pb.StartResponse(job=outgoing.job(planned.record), rule=planned.rule)
-        reply, _ = await self._link.ask(message, JobReply, repeatable=bool(request.idempotency_key))
+        with launching() as launch:
+            reply, _ = await self._link.ask(message, JobReply, repeatable=bool(request.idempotency_key))
+            launch.record = reply.record
         return pb.StartResponse(job=outgoing.job(reply.record))
 
     async def Stop(self, request: pb.StopRequest, _context: Context) -> pb.StopResponse:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from jobworker import identity, limits, units
 from jobworker.errors import InvalidField
@@ -43,6 +44,9 @@ _USAGES = {"serverAuth": "1.3.6.1.5.5.7.3.1", "clientAuth": "1.3.6.1.5.5.7.3.2"}
 # Below is broken, and above TLS itself refuses; of curves it knows two.
 _RSA_BITS, _ECDSA_BITS = (2048, 16_384), ("256", "384")
 _MOST_CALLS_PER_SECOND = 1_000_000
+_COLLECTOR = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9a-f:]+\]):[0-9]+")
+# Of a share, in thousandths.
+_WHOLE = 1000
 _BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
 # A second or so for each password that is tried.
 _MOST_COST = 14
@@ -168,6 +172,39 @@ def _passwords(field: str, value: Any) -> tuple[tuple[str, str], ...]:
     return tuple(value.items())
 
 
+def _collector(field: str, value: Any) -> str:
+    example = "http://127.0.0.1:4317"
+    try:
+        found = _COLLECTOR.fullmatch(_text(field, value, example))
+        port = urlsplit(value).port
+    except ValueError:
+        found, port = None, None
+    if not found or not port:
+        raise InvalidField(field, f"{value!r:.80} is not http://ADDRESS:PORT or https://HOST:PORT", example)
+    if found[1] == "http" and not _is_loopback(found[2].strip("[]")):
+        problem = f"{value!r:.80} would be sent to in the clear, which is for a loopback address only"
+        raise InvalidField(field, problem, "https://collector.example.org:4317")
+    return str(value)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _ratio(field: str, value: Any) -> int:
+    problem = InvalidField(field, f"{value!r:.40} is not a share between 0% and 100%", "10%")
+    try:
+        ratio = 0 if value == 0 else units.parse_cpu(_text(field, value), field)
+    except InvalidField:
+        raise problem from None
+    if ratio > _WHOLE:
+        raise problem
+    return ratio
+
+
 def _oid(field: str, value: Any) -> str:
     try:
         return identity.check_role_oid(_text(field, value, identity.DEFAULT_ROLE_OID))
@@ -260,6 +297,10 @@ _METRICS: dict[str, tuple[str, Parse]] = {
     "basic_auth_users": ("basic_auth_users", _passwords),
     "job_series": ("job_series", _number(0, MAX_JOB_SERIES)),
 }
+_TRACING: dict[str, tuple[str, Parse]] = {
+    "endpoint": ("endpoint", _collector),
+    "ratio": ("ratio_millis", _ratio),
+}
 _AUDIT: dict[str, tuple[str, Parse]] = {
     "max_size": ("max_bytes", _audit_size),
     "keep": ("keep", _number(1, 10_000)),
@@ -272,6 +313,7 @@ SECTIONS: Mapping[str, Table] = {
     "isolation": _ISOLATION,
     "metrics": _METRICS,
     "audit": _AUDIT,
+    "tracing": _TRACING,
 }
 
 
@@ -343,7 +385,6 @@ def _discords(made: Settings, found: Mapping[str, Any]) -> Iterator[InvalidField
     if quotas.calls_burst < quotas.calls_per_second:
         problem = f"{quotas.calls_burst} is less than calls_per_second, of which a burst is a second's at least"
         yield InvalidField("quotas.calls_burst", problem, str(2 * quotas.calls_per_second))
-    host = metrics.listen.rpartition(":")[0].strip("[]")
-    if metrics.plain_http and not (host and ipaddress.ip_address(host).is_loopback):
+    if metrics.plain_http and not _is_loopback(metrics.listen.rpartition(":")[0].strip("[]")):
         problem = f"needs metrics.listen on a loopback address, and it is {metrics.listen!r:.60}"
         yield InvalidField("metrics.plain_http", problem, "listen: 127.0.0.1:7444")

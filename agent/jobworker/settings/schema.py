@@ -188,6 +188,21 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingSettings:
+    """Where traces of calls are sent, by OpenTelemetry (`pip install 'jobworker[otel]'`).
+
+    Attributes:
+        endpoint: of a collector that takes OTLP over gRPC; `https`, or `http` on a loopback address. Empty for no
+            traces. `OTEL_` variables in the gateway's environment say the rest: headers, say, and a CA.
+        ratio_millis: of the calls whose clients do not trace, so many are traced; those of clients that do are
+            traced where the client says so.
+    """
+
+    endpoint: str = ""
+    ratio_millis: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
 class AuditSettings:
     """The audit trails.
 
@@ -223,6 +238,7 @@ class Settings:
     isolation: IsolationSettings = IsolationSettings()
     metrics: MetricsSettings = MetricsSettings()
     audit: AuditSettings = AuditSettings()
+    tracing: TracingSettings = TracingSettings()
     log_level: str = "info"
     gateway_uid: int = 0
     policy: str = ""

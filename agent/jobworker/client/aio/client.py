@@ -17,7 +17,7 @@ from jobworker.client.aio.connection import Connection
 from jobworker.client.changes import Event
 from jobworker.client.endpoint import Endpoint
 from jobworker.client.output import Item
-from jobworker.client.rpc import calls, requests, stream, watch
+from jobworker.client.rpc import calls, requests, stream, tracecontext, watch
 from jobworker.client.rpc.calls import Call, Result
 from jobworker.client.rpc.retries import STREAM
 from jobworker.client.rpc.upload import Upload, Written
@@ -33,12 +33,19 @@ class AsyncClient:
     """
 
     def __init__(
-        self, endpoint: Endpoint, timeout: float = 30.0, connect_timeout: float = 5.0, request_id: str = ""
+        self,
+        endpoint: Endpoint,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        request_id: str = "",
+        traceparent: str = "",
     ) -> None:
         """Prepare the connection; it comes about with the first call. See `jobworker.client.aio.connect`."""
         if request_id:
             jobs.check_request_id(request_id, "request_id")
-        self._connection = Connection(endpoint, connect_timeout, request_id)
+        if traceparent:
+            tracecontext.check(traceparent, "traceparent")
+        self._connection = Connection(endpoint, connect_timeout, request_id, traceparent)
         self._timeout = timeout
 
     async def __aenter__(self) -> Self:

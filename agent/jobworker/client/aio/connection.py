@@ -30,11 +30,14 @@ _ERRORS = (grpc.RpcError, aio.UsageError, asyncio.InvalidStateError)
 class Connection:
     """A channel to one agent, of the event loop that it is made in."""
 
-    def __init__(self, endpoint: Endpoint, connect_timeout: float, request_id: str = "") -> None:
+    def __init__(
+        self, endpoint: Endpoint, connect_timeout: float, request_id: str = "", traceparent: str = ""
+    ) -> None:
         """Prepare the channel; nothing is sent before the first call. See `rpc.connection.Connection`."""
         asyncio.get_running_loop()
         options = channel.options(endpoint, connect_timeout)
-        self._endpoint, self._connect_timeout, self._request_id = endpoint, connect_timeout, request_id
+        self._endpoint, self._connect_timeout = endpoint, connect_timeout
+        self._request_id, self._traceparent = request_id, traceparent
         self._channel = aio.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), options)
         self._stub = JobWorkerServiceStub(self._channel)
         self._failures = channel.Failures(endpoint)
@@ -80,7 +83,8 @@ class Connection:
         return self._request_id or channel.new_request_id()
 
     async def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
-        left, metadata = max(0.0, deadline - time.monotonic()), channel.metadata(request_id)
+        left = max(0.0, deadline - time.monotonic())
+        metadata = channel.metadata(request_id, self._traceparent)
         try:
             response = await getattr(self._stub, method)(request, timeout=left, metadata=metadata)
         except _ERRORS as error:
@@ -133,7 +137,7 @@ class Connection:
             JobWorkerError: as `make`.
         """
         request_id = request_id or self._new_request_id()
-        metadata = channel.metadata(request_id, compress=compress)
+        metadata = channel.metadata(request_id, self._traceparent, compress=compress)
         try:
             call = getattr(self._stub, method)(requests, timeout=timeout, metadata=metadata)
             try:

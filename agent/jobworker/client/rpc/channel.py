@@ -9,6 +9,7 @@ import grpc
 
 from jobworker.client.endpoint import Endpoint
 from jobworker.client.failures import CallFailed
+from jobworker.client.rpc import tracecontext
 from jobworker.client.rpc.retries import UNAVAILABLE
 from jobworker.client.rpc.status import failure_of
 
@@ -51,9 +52,20 @@ def new_request_id() -> str:
     return os.urandom(8).hex()
 
 
-def metadata(request_id: str, *, compress: bool = False) -> tuple[tuple[str, str], ...]:
-    """A call's metadata; `compress` has its answers compressed."""
-    return ((_REQUEST_ID, request_id), *((_COMPRESSED,) if compress else ()))
+def metadata(request_id: str, traceparent: str, *, compress: bool = False) -> tuple[tuple[str, str], ...]:
+    """A call's metadata.
+
+    Args:
+        request_id: what it is called.
+        traceparent: the span that it belongs to where none of the program's own is current; empty for none.
+        compress: have its answers compressed.
+    """
+    traced = tracecontext.current() or traceparent
+    return (
+        (_REQUEST_ID, request_id),
+        *(((tracecontext.KEY, traced),) if traced else ()),
+        *((_COMPRESSED,) if compress else ()),
+    )
 
 
 class Failures:

@@ -15,7 +15,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.changes import Event
 from jobworker.client.endpoint import Endpoint
 from jobworker.client.output import Item
-from jobworker.client.rpc import calls, requests, watch
+from jobworker.client.rpc import calls, requests, tracecontext, watch
 from jobworker.client.rpc.calls import Call, Result
 from jobworker.client.rpc.connection import Connection
 from jobworker.client.rpc.retries import STREAM
@@ -36,7 +36,12 @@ class Client:
     """
 
     def __init__(
-        self, endpoint: Endpoint, timeout: float = 30.0, connect_timeout: float = 5.0, request_id: str = ""
+        self,
+        endpoint: Endpoint,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        request_id: str = "",
+        traceparent: str = "",
     ) -> None:
         """Prepare the connection; it comes about with the first call.
 
@@ -46,10 +51,14 @@ class Client:
             connect_timeout: for a connection to come about, in seconds.
             request_id: the agent's log, its audit trail, and the records of jobs that are started name all calls
                 by it; empty for one of its own for each.
+            traceparent: the span that calls belong to, as W3C Trace Context writes it; one of OpenTelemetry's
+                that is current goes before it.
         """
         if request_id:
             jobs.check_request_id(request_id, "request_id")
-        self._connection = Connection(endpoint, connect_timeout, request_id)
+        if traceparent:
+            tracecontext.check(traceparent, "traceparent")
+        self._connection = Connection(endpoint, connect_timeout, request_id, traceparent)
         self._timeout = timeout
 
     def __enter__(self) -> Self:

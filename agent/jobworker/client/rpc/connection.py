@@ -24,20 +24,24 @@ Result = TypeVar("Result")
 class Connection:
     """A channel to one agent; several threads may use it."""
 
-    def __init__(self, endpoint: Endpoint, connect_timeout: float, request_id: str = "") -> None:
+    def __init__(
+        self, endpoint: Endpoint, connect_timeout: float, request_id: str = "", traceparent: str = ""
+    ) -> None:
         """Prepare the channel; nothing is sent before the first call.
 
         Args:
             endpoint: the agent, and the files for mutual TLS with it.
             connect_timeout: for a connection to come about, in seconds.
             request_id: of all calls; empty for one of its own for each, which further attempts share.
+            traceparent: the span that calls belong to where none of OpenTelemetry's is current; empty for none.
 
         Raises:
             InvalidField: the address is not HOST:PORT.
             TlsProblem: with these files no connection can come about.
         """
         options = channel.options(endpoint, connect_timeout)
-        self._endpoint, self._connect_timeout, self._request_id = endpoint, connect_timeout, request_id
+        self._endpoint, self._connect_timeout = endpoint, connect_timeout
+        self._request_id, self._traceparent = request_id, traceparent
         self._channel = grpc.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), options)
         self._stub = JobWorkerServiceStub(self._channel)
         self._failures = channel.Failures(endpoint)
@@ -83,7 +87,8 @@ class Connection:
         return self._request_id or channel.new_request_id()
 
     def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
-        left, metadata = max(0.0, deadline - time.monotonic()), channel.metadata(request_id)
+        left = max(0.0, deadline - time.monotonic())
+        metadata = channel.metadata(request_id, self._traceparent)
         try:
             response = getattr(self._stub, method)(request, timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
@@ -130,7 +135,7 @@ class Connection:
             JobWorkerError: as `make`.
         """
         request_id = request_id or self._new_request_id()
-        metadata = channel.metadata(request_id, compress=compress)
+        metadata = channel.metadata(request_id, self._traceparent, compress=compress)
         try:
             responses = getattr(self._stub, method)(requests, timeout=timeout, metadata=metadata)
             try:
