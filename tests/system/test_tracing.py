@@ -138,6 +138,15 @@ def test_streams_and_asyncio_have_spans_as_well(agent: Agent, collecting: Collec
     }
 
 
+def test_what_is_written_belongs_to_the_span_of_who_writes(agent: Agent, collecting: Collector) -> None:
+    with connect(endpoint(agent)) as client:
+        job = client.start(JobSpec("/bin/cat", stdin_open=True)).id
+        with TRACER.start_as_current_span("writing") as mine:
+            client.write_stdin(job, [b"hello"])
+    told = collecting.of_trace(f"{mine.get_span_context().trace_id:032x}", 1)
+    assert attributes(told["WriteStdin"])["jobworker.job_id"] == job
+
+
 def test_the_command_line_hands_on_the_span_that_it_is_run_in(
     agent: Agent, collecting: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

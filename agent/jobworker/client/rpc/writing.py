@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
@@ -80,7 +82,9 @@ class Writer:
         requests = self._requests = SimpleQueue()
         requests.put(self._upload.open())
         responses = self._open(iter(requests.get, None))
-        threading.Thread(target=self._listen, args=(requests, responses), daemon=True).start()
+        # The call is made there, and is to be of the span that is current here.
+        listen = partial(copy_context().run, self._listen, requests, responses)
+        threading.Thread(target=listen, daemon=True).start()
 
     def _listen(
         self, requests: SimpleQueue[pb.WriteStdinRequest | None], responses: Iterator[pb.WriteStdinResponse]
