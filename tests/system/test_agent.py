@@ -150,6 +150,7 @@ def test_every_section_of_a_configuration_is_taken(tmp_path: Path) -> None:
         isolation: {default: strict}
         metrics: {listen: "127.0.0.1:7444"}
         audit: {keep: 3}
+        tracing: {endpoint: "http://127.0.0.1:4317"}
         """
     )
     where = str(tmp_path), str(tmp_path), "127.0.0.1:0"
