@@ -103,7 +103,7 @@ def _traceparent() -> str:
 
     What is there by somebody else's doing is no reason to fail.
     """
-    from jobworker.client.rpc import tracecontext  # noqa: PLC0415 - `--help` need not wait for it
+    from jobworker.client import tracecontext  # noqa: PLC0415 - `--help` need not wait for it
 
     with suppress(InvalidField):
         return tracecontext.check(os.environ.get("TRACEPARENT", ""), "TRACEPARENT")

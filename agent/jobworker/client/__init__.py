@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jobworker.client.endpoint import Endpoint
+from jobworker.client.options import Options
 
 if TYPE_CHECKING:
     from jobworker.client.rpc.client import Client
@@ -32,14 +33,7 @@ def connect(
 ) -> Client:
     """A client of the agent at this endpoint; the connection comes about with the first call.
 
-    Args:
-        endpoint: the agent, and the files for mutual TLS with it.
-        timeout: for each call but `stream`, in seconds.
-        connect_timeout: for a connection to come about, in seconds.
-        request_id: by which the agent's log, its audit trail and its jobs' records name all calls; empty for one
-            of its own for each.
-        traceparent: the span that calls belong to, as W3C Trace Context writes it; one of OpenTelemetry's that is
-            current goes before it.
+    What the other arguments mean stands at `jobworker.client.options.Options`.
 
     Raises:
         InvalidField: the address is not HOST:PORT, or the id of requests or the span is none.
@@ -48,4 +42,4 @@ def connect(
     """
     from jobworker.client.rpc.client import Client  # noqa: PLC0415 - grpc takes 100 ms to import
 
-    return Client(endpoint, timeout, connect_timeout, request_id, traceparent)
+    return Client(endpoint, Options(timeout, connect_timeout, request_id, traceparent))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from jobworker import tls13
 from jobworker.client.endpoint import Endpoint
+from jobworker.client.options import Options
 
 if TYPE_CHECKING:
     from jobworker.client.aio.client import AsyncClient
@@ -32,20 +33,11 @@ def connect(
 ) -> AsyncClient:
     """A client of the agent at this endpoint, for the event loop that runs; it connects with the first call.
 
-    Args:
-        endpoint: the agent, and the files for mutual TLS with it.
-        timeout: for each call that is not a stream of answers, in seconds.
-        connect_timeout: for a connection to come about, in seconds.
-        request_id: by which the agent's log, its audit trail and its jobs' records name all calls; empty for one
-            of its own for each.
-        traceparent: the span that calls belong to, as W3C Trace Context writes it; one of OpenTelemetry's that is
-            current goes before it.
+    Arguments and errors are those of `jobworker.client.connect`.
 
     Raises:
-        InvalidField: the address is not HOST:PORT, or the id of requests or the span is none.
-        TlsProblem: with these files no connection can come about.
-        RuntimeError: no event loop runs, or grpc was imported before, in a way that would let it speak TLS 1.2.
+        RuntimeError: no event loop runs.
     """
     from jobworker.client.aio.client import AsyncClient  # noqa: PLC0415 - grpc takes 100 ms to import
 
-    return AsyncClient(endpoint, timeout, connect_timeout, request_id, traceparent)
+    return AsyncClient(endpoint, Options(timeout, connect_timeout, request_id, traceparent))

@@ -16,8 +16,9 @@ from jobworker.client.aio import streams
 from jobworker.client.aio.connection import Connection
 from jobworker.client.changes import Event
 from jobworker.client.endpoint import Endpoint
+from jobworker.client.options import Options
 from jobworker.client.output import Item
-from jobworker.client.rpc import calls, requests, stream, tracecontext, watch
+from jobworker.client.rpc import calls, requests, stream, watch
 from jobworker.client.rpc.calls import Call, Result
 from jobworker.client.rpc.retries import STREAM
 from jobworker.client.rpc.upload import Upload, Written
@@ -32,21 +33,9 @@ class AsyncClient:
     close it (`contextlib.aclosing`). Cancelling a task cancels its call.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        timeout: float = 30.0,
-        connect_timeout: float = 5.0,
-        request_id: str = "",
-        traceparent: str = "",
-    ) -> None:
-        """Prepare the connection; it comes about with the first call. See `jobworker.client.aio.connect`."""
-        if request_id:
-            jobs.check_request_id(request_id, "request_id")
-        if traceparent:
-            tracecontext.check(traceparent, "traceparent")
-        self._connection = Connection(endpoint, connect_timeout, request_id, traceparent)
-        self._timeout = timeout
+    def __init__(self, endpoint: Endpoint, options: Options) -> None:
+        """Prepare the connection; it comes about with the first call."""
+        self._connection = Connection(endpoint, options)
 
     async def __aenter__(self) -> Self:
         return self
@@ -233,4 +222,4 @@ class AsyncClient:
         return calls.only(prefix, found)
 
     async def _make(self, call: Call[Result]) -> Result:
-        return await self._connection.make(call, self._timeout)
+        return await self._connection.make(call)

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import grpc
 
+from jobworker.client import tracecontext
 from jobworker.client.endpoint import Endpoint
 from jobworker.client.failures import CallFailed
-from jobworker.client.rpc import tracecontext
+from jobworker.client.options import Options
 from jobworker.client.rpc.retries import UNAVAILABLE
 from jobworker.client.rpc.status import failure_of
 
@@ -24,7 +25,7 @@ _ATTEMPT = "grpc.min_reconnect_backoff_ms"
 # With the bandwidth probe on, fifty stalled streams let a client grow to 1.6 GB.
 _LOOKAHEAD = 1024 * 1024
 
-_OPTIONS: tuple[tuple[str, int], ...] = (
+_ARGUMENTS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", _LOOKAHEAD),
     ("grpc.max_receive_message_length", _MAX_RECEIVE),
@@ -39,9 +40,9 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def options(endpoint: Endpoint, connect_timeout: float) -> list[tuple[str, int | str]]:
-    """A channel's options; `connect_timeout` in seconds, for a connection to come about."""
-    made: list[tuple[str, int | str]] = [*_OPTIONS, (_ATTEMPT, round(connect_timeout * 1000))]
+def arguments(endpoint: Endpoint, options: Options) -> list[tuple[str, int | str]]:
+    """What grpc calls the options of a channel."""
+    made: list[tuple[str, int | str]] = [*_ARGUMENTS, (_ATTEMPT, round(options.connect_timeout * 1000))]
     if endpoint.server_name:
         made.append(("grpc.ssl_target_name_override", endpoint.server_name))
     return made

@@ -14,8 +14,9 @@ from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.changes import Event
 from jobworker.client.endpoint import Endpoint
+from jobworker.client.options import Options
 from jobworker.client.output import Item
-from jobworker.client.rpc import calls, requests, tracecontext, watch
+from jobworker.client.rpc import calls, requests, watch
 from jobworker.client.rpc.calls import Call, Result
 from jobworker.client.rpc.connection import Connection
 from jobworker.client.rpc.retries import STREAM
@@ -35,31 +36,9 @@ class Client:
     through.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        timeout: float = 30.0,
-        connect_timeout: float = 5.0,
-        request_id: str = "",
-        traceparent: str = "",
-    ) -> None:
-        """Prepare the connection; it comes about with the first call.
-
-        Args:
-            endpoint: the agent, and the files for mutual TLS with it.
-            timeout: for each call that is not a stream of answers, in seconds; `stop` has the grace on top.
-            connect_timeout: for a connection to come about, in seconds.
-            request_id: the agent's log, its audit trail, and the records of jobs that are started name all calls
-                by it; empty for one of its own for each.
-            traceparent: the span that calls belong to, as W3C Trace Context writes it; one of OpenTelemetry's
-                that is current goes before it.
-        """
-        if request_id:
-            jobs.check_request_id(request_id, "request_id")
-        if traceparent:
-            tracecontext.check(traceparent, "traceparent")
-        self._connection = Connection(endpoint, connect_timeout, request_id, traceparent)
-        self._timeout = timeout
+    def __init__(self, endpoint: Endpoint, options: Options) -> None:
+        """Prepare the connection; it comes about with the first call."""
+        self._connection = Connection(endpoint, options)
 
     def __enter__(self) -> Self:
         return self
@@ -340,4 +319,4 @@ class Client:
         return calls.only(prefix, tuple(islice(self.list_jobs(id_prefix=prefix), calls.CANDIDATES)))
 
     def _make(self, call: Call[Result]) -> Result:
-        return self._connection.make(call, self._timeout)
+        return self._connection.make(call)

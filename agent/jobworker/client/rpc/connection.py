@@ -13,6 +13,7 @@ from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.client import tls
 from jobworker.client.endpoint import Endpoint, check_addr
 from jobworker.client.failures import CallFailed
+from jobworker.client.options import Options
 from jobworker.client.rpc import channel
 from jobworker.client.rpc.calls import Call
 from jobworker.client.rpc.retries import Retries
@@ -24,25 +25,20 @@ Result = TypeVar("Result")
 class Connection:
     """A channel to one agent; several threads may use it."""
 
-    def __init__(
-        self, endpoint: Endpoint, connect_timeout: float, request_id: str = "", traceparent: str = ""
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, options: Options) -> None:
         """Prepare the channel; nothing is sent before the first call.
 
         Args:
             endpoint: the agent, and the files for mutual TLS with it.
-            connect_timeout: for a connection to come about, in seconds.
-            request_id: of all calls; empty for one of its own for each, which further attempts share.
-            traceparent: the span that calls belong to where none of OpenTelemetry's is current; empty for none.
+            options: how calls are made.
 
         Raises:
             InvalidField: the address is not HOST:PORT.
             TlsProblem: with these files no connection can come about.
         """
-        options = channel.options(endpoint, connect_timeout)
-        self._endpoint, self._connect_timeout = endpoint, connect_timeout
-        self._request_id, self._traceparent = request_id, traceparent
-        self._channel = grpc.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), options)
+        self._endpoint, self._options = endpoint, options
+        arguments = channel.arguments(endpoint, options)
+        self._channel = grpc.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), arguments)
         self._stub = JobWorkerServiceStub(self._channel)
         self._failures = channel.Failures(endpoint)
 
@@ -56,7 +52,7 @@ class Connection:
         Raises:
             JobWorkerError: it does not: TlsProblem, or CallFailed where the cause cannot be seen from here.
         """
-        deadline = time.monotonic() + self._connect_timeout
+        deadline = time.monotonic() + self._options.connect_timeout
         try:
             self._once("GetAgentInfo", pb.GetAgentInfoRequest(), deadline, self._new_request_id())
         except CallFailed:
@@ -64,17 +60,16 @@ class Connection:
             if not self._failures.answered:
                 raise
 
-    def make(self, call: Call[Result], timeout: float) -> Result:
+    def make(self, call: Call[Result]) -> Result:
         """Make a call, again where that is safe; what it came to.
 
         Args:
             call: what to ask, and how to read the answer.
-            timeout: for everything together, in seconds.
 
         Raises:
             JobWorkerError: CallFailed, or TlsProblem where the connection never worked.
         """
-        deadline = time.monotonic() + timeout + call.more_seconds
+        deadline = time.monotonic() + self._options.timeout + call.more_seconds
         retries, request_id = Retries(call.backoff, deadline), self._new_request_id()
         while True:
             try:
@@ -84,11 +79,11 @@ class Connection:
             time.sleep(pause)
 
     def _new_request_id(self) -> str:
-        return self._request_id or channel.new_request_id()
+        return self._options.request_id or channel.new_request_id()
 
     def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
         left = max(0.0, deadline - time.monotonic())
-        metadata = channel.metadata(request_id, self._traceparent)
+        metadata = channel.metadata(request_id, self._options.traceparent)
         try:
             response = getattr(self._stub, method)(request, timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
@@ -135,7 +130,7 @@ class Connection:
             JobWorkerError: as `make`.
         """
         request_id = request_id or self._new_request_id()
-        metadata = channel.metadata(request_id, self._traceparent, compress=compress)
+        metadata = channel.metadata(request_id, self._options.traceparent, compress=compress)
         try:
             responses = getattr(self._stub, method)(requests, timeout=timeout, metadata=metadata)
             try:
