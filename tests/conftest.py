@@ -17,7 +17,7 @@ tls13.require()
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub  # noqa: E402
 from support import gateway  # noqa: E402
 from support.agent import Agent, running_agent  # noqa: E402
-from support.root_side import Link, RootSide, root_side  # noqa: E402
+from support.root_side import Link, RootSide, fresh_root_side, root_side  # noqa: E402
 from support.whole import Whole  # noqa: E402
 
 # How long an example takes says something about the machine and nothing about the code.
@@ -67,10 +67,15 @@ def agent() -> Iterator[Agent]:
 @pytest.fixture(scope="module")
 def side() -> Iterator[RootSide]:
     """Keeper and supervisor alone, shared by the tests of a module."""
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory) as running:
-            yield running
+    with fresh_root_side() as running:
+        yield running
+
+
+@pytest.fixture
+def own_side() -> Iterator[RootSide]:
+    """Keeper and supervisor for one test alone, which may kill them."""
+    with fresh_root_side() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

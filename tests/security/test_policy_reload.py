@@ -14,7 +14,7 @@ from jobworker.jobs import JobSpec
 from jobworker.policy import Policy
 from jobworker.wire import messages
 from support.callers import caller
-from support.root_side import Link, RootSide, root_side
+from support.root_side import Link, RootSide, fresh_root_side, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -27,10 +27,8 @@ SAID = "line 4: rules[0].alow: is not known here"
 
 @pytest.fixture
 def side() -> Iterator[RootSide]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, policy=OPEN) as running:
-            yield running
+    with fresh_root_side(policy=OPEN) as running:
+        yield running
 
 
 def refused(link: Link) -> bool:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -421,6 +422,15 @@ def root_side(directory: str, **options: Any) -> Iterator[RootSide]:
         yield side
     finally:
         side.close()
+
+
+@contextlib.contextmanager
+def fresh_root_side(parent: str | None = None, **options: Any) -> Iterator[RootSide]:
+    """Keeper and supervisor in a directory of their own, which jobs get through, who are other users."""
+    with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir=parent) as directory:
+        os.chmod(directory, 0o755)  # noqa: S103
+        with root_side(directory, **options) as running:
+            yield running
 
 
 def tells_ends() -> bool:

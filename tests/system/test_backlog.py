@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State, ne
 from jobworker.settings.schema import IsolationSettings
 from jobworker.supervisor.store import Store
 from jobworker.wire import messages
-from support.root_side import CALLER, DEADLINE, Link, RootSide, root_side
+from support.root_side import CALLER, DEADLINE, Link, RootSide, fresh_root_side
 
 pytestmark = pytest.mark.root
 
@@ -30,10 +29,8 @@ _MANY = 10_000
 def side() -> Iterator[RootSide]:
     # In memory, since a disk may take long to remove so many files; so jobs can't have a /dev/shm of their own.
     isolation = IsolationSettings(default="host", host_for=("*",))
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/dev/shm") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, isolation=isolation, keep_ended=2 * _MANY) as running:
-            yield running
+    with fresh_root_side("/dev/shm", isolation=isolation, keep_ended=2 * _MANY) as running:  # noqa: S108
+        yield running
 
 
 def leave(side: RootSide, like: JobRecord, count: int, key: Idempotency | None = None) -> list[str]:

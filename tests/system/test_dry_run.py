@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from support import trails
 from support.agent import Agent
 from support.callers import caller
 from support.inventory import Hosts
-from support.root_side import CALLER, Link, RootSide, root_side
+from support.root_side import CALLER, Link, RootSide, fresh_root_side
 
 pytestmark = pytest.mark.root
 
@@ -46,10 +45,8 @@ SPEC = JobSpec("/bin/sleep", ("1000",), env=(("TOKEN", "hush"),), labels=(("team
 
 @pytest.fixture(scope="module")
 def side() -> Iterator[RootSide]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, limits=LIMITS, policy=POLICY, max_active=3) as running:
-            yield running
+    with fresh_root_side(limits=LIMITS, policy=POLICY, max_active=3) as running:
+        yield running
 
 
 def plan(link: Link, spec: JobSpec, who: messages.Caller = CALLER, **more: Any) -> messages.StartPlanned:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from jobworker.errors import CapExceeded
 from jobworker.jobs import JobRecord
 from jobworker.limits import Enforcement, Limits, LimitStatus
 from support.limit_files import limit_file
-from support.root_side import Link, RootSide, root_side
+from support.root_side import Link, RootSide, fresh_root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -24,10 +23,8 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def side() -> Iterator[RootSide]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory) as running:
-            yield running
+    with fresh_root_side() as running:
+        yield running
 
 
 @pytest.fixture
@@ -172,24 +169,20 @@ def test_what_it_waits_for_and_has_now_is_told(link: Link) -> None:
 
 
 def test_memory_is_reserved_by_limits() -> None:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, max_jobs_memory_bytes=100 << 20, default_memory_bytes=30 << 20) as reserving:
-            link = reserving.link(subscribe=True)
-            first = link.start("/bin/sleep", "1000", limits=Limits(memory_bytes=64 << 20))
-            by_default = link.start("/bin/sleep", "1000")
-            told = {limit.name: limit.value for limit in by_default.limits}
-            assert told["memory"] == "30M"
-            with pytest.raises(CapExceeded, match="jobs are limited to together, is at its maximum of 104857600"):
-                link.start("/bin/true", limits=Limits(memory_bytes=7 << 20))
-            assert (
-                link.wait_ended(link.start("/bin/true", limits=Limits(memory_bytes=6 << 20)).job_id).exit_code == 0
-            )
-            # What is adopted counts as before, and what has ended does not.
-            os.kill(reserving.supervisor_pid(), signal.SIGKILL)
-            link.drain()
-            link = reserving.reconnect(subscribe=True)
-            with pytest.raises(CapExceeded):
-                link.start("/bin/true")
-            link.stop(first.job_id, force=True)
-            assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
+    with fresh_root_side(max_jobs_memory_bytes=100 << 20, default_memory_bytes=30 << 20) as reserving:
+        link = reserving.link(subscribe=True)
+        first = link.start("/bin/sleep", "1000", limits=Limits(memory_bytes=64 << 20))
+        by_default = link.start("/bin/sleep", "1000")
+        told = {limit.name: limit.value for limit in by_default.limits}
+        assert told["memory"] == "30M"
+        with pytest.raises(CapExceeded, match="jobs are limited to together, is at its maximum of 104857600"):
+            link.start("/bin/true", limits=Limits(memory_bytes=7 << 20))
+        assert link.wait_ended(link.start("/bin/true", limits=Limits(memory_bytes=6 << 20)).job_id).exit_code == 0
+        # What is adopted counts as before, and what has ended does not.
+        os.kill(reserving.supervisor_pid(), signal.SIGKILL)
+        link.drain()
+        link = reserving.reconnect(subscribe=True)
+        with pytest.raises(CapExceeded):
+            link.start("/bin/true")
+        link.stop(first.job_id, force=True)
+        assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0

@@ -16,7 +16,7 @@ from jobworker.limits import Enforcement, Limits
 from jobworker.wire import messages
 from support.callers import caller
 from support.limit_files import kernel_limits
-from support.root_side import CALLER, Link, RootSide, root_side
+from support.root_side import CALLER, Link, RootSide, fresh_root_side, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -44,19 +44,15 @@ rules:
 
 @pytest.fixture
 def own_side() -> Iterator[RootSide]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, limits=FILE, policy=POLICY) as running:
-            yield running
+    with fresh_root_side(limits=FILE, policy=POLICY) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def side() -> Iterator[RootSide]:
     """Of those tests that leave the file alone."""
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, limits=FILE, policy=POLICY) as running:
-            yield running
+    with fresh_root_side(limits=FILE, policy=POLICY) as running:
+        yield running
 
 
 def held_to(link: Link, **spec: Any) -> dict[str, str]:
@@ -145,15 +141,13 @@ def test_the_policy_bounds_what_a_profile_gives(link: Link) -> None:
 
 
 def test_room_is_needed_for_what_a_profile_gives() -> None:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, limits=FILE, max_jobs_memory_bytes=130 << 20) as running:
-            link = running.link(subscribe=True)
-            job = link.start("/bin/sleep", "1000", profile="small")
-            with pytest.raises(CapExceeded):
-                link.start("/bin/true", profile="build", best_effort=True)
-            link.stop(job.job_id, force=True)
-            assert link.start("/bin/true", profile="build", best_effort=True).profile == "build"
+    with fresh_root_side(limits=FILE, max_jobs_memory_bytes=130 << 20) as running:
+        link = running.link(subscribe=True)
+        job = link.start("/bin/sleep", "1000", profile="small")
+        with pytest.raises(CapExceeded):
+            link.start("/bin/true", profile="build", best_effort=True)
+        link.stop(job.job_id, force=True)
+        assert link.start("/bin/true", profile="build", best_effort=True).profile == "build"
 
 
 # The file.

@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,16 +16,14 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.settings import schema
 from jobworker.wire import messages
 from support.gateway import Gateway, behind, gateway
-from support.root_side import Link, RootSide, root_side
+from support.root_side import Link, RootSide, fresh_root_side
 from support.waiting import until
 
 
 @pytest.fixture
 def side() -> Iterator[RootSide]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory) as running:
-            yield running
+    with fresh_root_side() as running:
+        yield running
 
 
 def reload(side: RootSide, link: Link, level: str) -> Link:

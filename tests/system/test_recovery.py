@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +26,6 @@ from support.root_side import DEADLINE, Link, RootSide, root_side, tells_ends
 from support.strace import attached, needs_strace
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def own_side() -> Iterator[RootSide]:
-    """Keeper and supervisor for one test alone, which kills them."""
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory) as running:
-            yield running
 
 
 def kill_supervisor(side: RootSide, link: Link) -> Link:

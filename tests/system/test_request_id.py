@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from jobworker.errors import InvalidField
 from jobworker.jobs import JobSpec
 from jobworker.wire import messages
 from support.agent import DEADLINE, Agent, running_agent
-from support.root_side import CALLER, root_side
+from support.root_side import CALLER, fresh_root_side
 from support.trails import events
 from support.waiting import until
 
@@ -141,10 +140,8 @@ def test_the_command_line_takes_one_from_the_environment(agent: Agent, monkeypat
 
 
 def test_root_takes_nobodys_word_for_what_one_is() -> None:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory) as side:
-            link = side.link()
-            caller = messages.Caller(CALLER.principal, CALLER.role, request="a b")
-            with pytest.raises(InvalidField, match="request"):
-                link.ask(messages.StartJob(caller, JobSpec("/bin/true")))
+    with fresh_root_side() as side:
+        link = side.link()
+        caller = messages.Caller(CALLER.principal, CALLER.role, request="a b")
+        with pytest.raises(InvalidField, match="request"):
+            link.ask(messages.StartJob(caller, JobSpec("/bin/true")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -14,16 +13,14 @@ from jobworker.jobs import EndReason
 from jobworker.wire import messages
 from jobworker.wire.measures import Life, Totals
 from support.leftovers import cgroups
-from support.root_side import Link, RootSide, root_side
+from support.root_side import Link, RootSide, fresh_root_side
 from support.waiting import until
 
 
 @pytest.fixture
 def side() -> Iterator[RootSide]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory) as running:
-            yield running
+    with fresh_root_side() as running:
+        yield running
 
 
 def totals(link: Link) -> Totals:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.agent import Agent
 from support.limit_files import kernel_limits, limit_file
-from support.root_side import CALLER, Link, RootSide, root_side
+from support.root_side import CALLER, Link, RootSide, fresh_root_side
 from support.trails import events
 from support.waiting import until
 
@@ -39,10 +38,8 @@ _LARGE = 100 * _MIB
 
 @pytest.fixture
 def own_side() -> Iterator[RootSide]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, max_jobs_memory_bytes=300 * _MIB) as running:
-            yield running
+    with fresh_root_side(max_jobs_memory_bytes=300 * _MIB) as running:
+        yield running
 
 
 def update(link: Link, job: JobRecord, *, force: bool = False, **limits: Any) -> JobRecord:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +10,7 @@ from jobworker.jobs import JobRecord
 from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.limit_files import kernel_limits
-from support.root_side import CALLER, Link, RootSide, root_side
+from support.root_side import CALLER, Link, RootSide
 from support.strace import Call, Recorder, attached, killing, needs_strace
 from support.waiting import until
 
@@ -27,14 +24,6 @@ _BEFORE = {"memory": "64M", "pids": "20"}
 _AFTER = {"cpu": "50%", "memory": "128M", "pids": "10"}
 # These are what leaves something behind.
 _CHANGING = {"write", "renameat", "sendmsg"}
-
-
-@pytest.fixture
-def own_side() -> Iterator[RootSide]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory) as running:
-            yield running
 
 
 def update(link: Link, job: JobRecord) -> None:

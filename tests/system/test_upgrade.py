@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from jobworker.jobs import EndReason
 from jobworker.sandbox import Applied
 from jobworker.wire import messages
 from support.leftovers import descriptors
-from support.root_side import Link, RootSide, root_side
+from support.root_side import Link, RootSide, fresh_root_side
 
 pytestmark = pytest.mark.root
 
@@ -26,10 +25,8 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def own_side() -> Iterator[RootSide]:
     """Keeper and supervisor that run a copy of the package, which the test changes."""
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, own_package=True) as running:
-            yield running
+    with fresh_root_side(own_package=True) as running:
+        yield running
 
 
 def set_version(side: RootSide, version: str) -> None:

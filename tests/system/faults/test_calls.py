@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from support.root_side import root_side
+from support.root_side import fresh_root_side
 from support.strace import needs_strace
 from system.faults import calls
 from system.faults.calls import Action, Bench, Exit, Start, Stop
@@ -22,10 +21,8 @@ _ACTIONS = pytest.mark.parametrize("action", [Start, Exit, Stop])
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        with root_side(directory, segment_bytes=calls.SEGMENT_BYTES) as running:
-            yield Bench(running)
+    with fresh_root_side(segment_bytes=calls.SEGMENT_BYTES) as running:
+        yield Bench(running)
 
 
 @_ACTIONS
