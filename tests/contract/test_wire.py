@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from jobworker.errors import JobWorkerError, ProtocolError
-from jobworker.supervisor.server import _TABLE
+from jobworker.supervisor.requests import _TABLE
 from jobworker.wire import frames, messages, sockets
 from support.root_side import CALLER, Link, RootSide
 from support.trails import events

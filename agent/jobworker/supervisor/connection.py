@@ -17,10 +17,10 @@ from collections import deque
 from typing import Any, Protocol
 
 from jobworker.errors import ProtocolError
-from jobworker.jobs import JobRecord
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.news import News
 from jobworker.wire import frames, messages, sockets
 
 _MAX_IN_FLIGHT = 512
@@ -41,27 +41,10 @@ class Owner(Protocol):
     loop: Loop
     log: Log
     audit: Audit
+    news: News
 
     def handle(self, connection: Connection, seq: int, request: Any) -> None:
         """Answer a request, now or later."""
-
-    def policy(self) -> messages.PolicyIs:
-        """The policy in force."""
-
-    def host(self) -> messages.HostIs:
-        """The host, with the limits that there are."""
-
-    def record(self, job_id: str) -> JobRecord:
-        """A job's record as of its last change."""
-
-    def log_state(self, job_id: str) -> messages.LogGrew:
-        """How far a job's log goes."""
-
-    def synced(self) -> messages.Synced:
-        """Word that all jobs have been reported."""
-
-    def drain_state(self) -> messages.DrainChanged:
-        """Whether new jobs are taken."""
 
     def closed(self, connection: Connection) -> None:
         """The connection is gone."""
@@ -193,22 +176,22 @@ class Connection:
             self._answers.popleft()
             _close_all(fds)
         elif self._policy_due:
-            sockets.send(self._sock, frames.encode(self._server.policy(), 0))
+            sockets.send(self._sock, frames.encode(self._server.news.policy(), 0))
             self._policy_due = False
         elif self._host_due:
-            sockets.send(self._sock, frames.encode(self._server.host(), 0))
+            sockets.send(self._sock, frames.encode(self._server.news.host(), 0))
             self._host_due = False
         elif self._news:
             job_id, removed = next(iter(self._news.items()))
-            event = messages.JobRemoved(job_id, removed) if removed else self._changed(job_id)
+            event = messages.JobRemoved(job_id, removed) if removed else self._server.news.job(job_id)
             sockets.send(self._sock, frames.encode(event, 0))
             del self._news[job_id]
             self._removed -= removed > 0
         elif self._drain_due:
-            sockets.send(self._sock, frames.encode(self._server.drain_state(), 0))
+            sockets.send(self._sock, frames.encode(self._server.news.drained(), 0))
             self._drain_due = False
         elif self._sync_due:
-            sockets.send(self._sock, frames.encode(self._server.synced(), 0))
+            sockets.send(self._sock, frames.encode(self._server.news.synced(), 0))
             self._sync_due = False
         elif self._stdin_room:
             job_id = next(iter(self._stdin_room))
@@ -216,11 +199,8 @@ class Connection:
             del self._stdin_room[job_id]
         else:
             job_id = next(iter(self._grown))
-            sockets.send(self._sock, frames.encode(self._server.log_state(job_id), 0))
+            sockets.send(self._sock, frames.encode(self._server.news.log(job_id), 0))
             del self._grown[job_id]
-
-    def _changed(self, job_id: str) -> messages.JobChanged:
-        return messages.JobChanged(self._server.record(job_id))
 
     def close(self) -> None:
         if self._sock.fileno() < 0:

@@ -25,10 +25,12 @@ from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.news import News
 from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.policies import Policies
 from jobworker.supervisor.recovery import Recovery
 from jobworker.supervisor.registry import Registry
+from jobworker.supervisor.requests import Requests
 from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.server import Server
 from jobworker.supervisor.store import Store
@@ -109,7 +111,8 @@ class Supervisor:
             self._profiles,
             self._removed,
         )
-        self._server = Server(
+        news = News(self._registry, self._policies)
+        requests = Requests(
             self._loop,
             self._log,
             self._audit,
@@ -117,9 +120,19 @@ class Supervisor:
             self._registry,
             self._policies,
             self._profiles,
+            news,
+            self._upgrade,
+            self._drained,
+        )
+        self._server = Server(
+            self._loop,
+            self._log,
+            self._audit,
+            self._registry,
+            news,
+            requests.answer,
             lambda: _listener(self._store.fd, settings.gateway_uid),
             settings.gateway_uid,
-            self._upgrade,
             patient=bool(held),
         )
         self._policies.on_change(self._server.policy_changed)
@@ -146,6 +159,9 @@ class Supervisor:
         self._registry.changed(job)
         self._server.job_changed(job.record.job_id)
         self._flusher.changed(job.record.job_id)
+
+    def _drained(self) -> None:
+        self._server.drain_changed()
 
     def _removed(self, job_id: str) -> None:
         self._server.job_removed(job_id)
@@ -206,6 +222,8 @@ class Supervisor:
 
         def execute() -> None:
             decided(None)
+            # Nobody does it later.
+            self._server.flush()
             self._log.info("upgrading", version=jobworker.__version__)
             self._keeper.upgrade()
             os.set_inheritable(self._link_fd, True)
