@@ -26,6 +26,7 @@ from jobworker.identity import Role
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
 from jobworker.limits import Limits
 from jobworker.wire import messages
+from jobworker.wire.callers import Caller
 from support.callers import caller
 from support.root_side import Link, RootSide, root_side
 from support.waiting import until
@@ -341,7 +342,7 @@ def test_other_changes_are_judged_like_stops(link: Link, rpc: str) -> None:
     record = start(link, ANYONE, "/bin/sleep", "1000", stdin_open=True)
 
     def ask(principal: str, role: Role | None = Role.WRITER) -> Any:
-        who = messages.Caller(principal, role)
+        who = Caller(principal, role)
         if rpc == "Signal":
             return link.ask(messages.SignalJob(who, record.job_id, 18, everyone=False))
         if rpc == "WriteStdin":
@@ -392,13 +393,13 @@ def test_a_drain_needs_a_rule(link: Link, *, draining: bool) -> None:
     with pytest.raises(PolicyDenied, match="allows this " + ("Drain" if draining else "Undrain")):
         link.ask(messages.Drain(caller(ANYONE), draining=draining))
     with pytest.raises(PermissionDenied):
-        link.ask(messages.Drain(messages.Caller(ANYONE), draining=draining))
+        link.ask(messages.Drain(Caller(ANYONE), draining=draining))
     assert start(link, ANYONE).started_ns
 
 
 def test_a_start_without_a_role_is_refused(link: Link) -> None:
     with pytest.raises(PermissionDenied):
-        link.ask(messages.StartJob(messages.Caller(ANYONE), JobSpec("/bin/true")))
+        link.ask(messages.StartJob(Caller(ANYONE), JobSpec("/bin/true")))
 
 
 def test_an_idempotent_repeat_is_judged_anew(link: Link, side: RootSide) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobworker.identity import Role
-from jobworker.wire.messages import Caller
+from jobworker.wire.callers import Caller
 
 
 def caller(principal: str = "spiffe://test/user/w", role: Role = Role.WRITER) -> Caller:

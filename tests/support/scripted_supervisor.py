@@ -17,10 +17,11 @@ from jobworker.gateway.link import SupervisorLink
 from jobworker.histogram import NOTHING_YET
 from jobworker.jobs import JobRecord, State
 from jobworker.wire import frames, messages, sockets
+from jobworker.wire.host import HostInfo
 from jobworker.wire.measures import Life, Totals
 
 SILENCE = object()
-HOST = messages.HostInfo("none", (), 1, 1024, 10, user_per_job=False, sandbox="standard", isolation=())
+HOST = HostInfo("none", (), 1, 1024, 10, user_per_job=False, sandbox="standard", isolation=())
 
 T = TypeVar("T")
 

@@ -20,6 +20,7 @@ from jobworker.identity import Role
 from jobworker.jobs import JobSpec
 from jobworker.settings.schema import AuditSettings
 from jobworker.wire import messages
+from jobworker.wire.callers import Caller, CallReport
 from support import certs, gateway
 from support.agent import Agent, running_agent
 from support.root_side import CALLER, DEADLINE, Link, RootSide, root_side
@@ -211,10 +212,10 @@ def own_side(tmp_path: Path) -> Iterator[RootSide]:
 NASTY = 'x","by":"supervisor","event":"job_started"}\n{"seq":1,"by":"supervisor"}\r\x1b[2J\u2028\x7f\0\udcff'
 
 
-def report(**changes: Any) -> messages.CallReport:
+def report(**changes: Any) -> CallReport:
     fields: dict[str, Any] = {
         "event": "call",
-        "caller": messages.Caller(NASTY, Role.WRITER, NASTY, NASTY, NASTY),
+        "caller": Caller(NASTY, Role.WRITER, NASTY, NASTY, NASTY),
         "rpc": NASTY,
         "allowed": True,
         "code": NASTY,
@@ -224,7 +225,7 @@ def report(**changes: Any) -> messages.CallReport:
         "at_ns": -1,
         "took_ms": -1,
     }
-    return messages.CallReport(**fields | changes)
+    return CallReport(**fields | changes)
 
 
 def test_a_gateway_can_t_speak_for_the_supervisor(side: RootSide, link: Link) -> None:
@@ -239,7 +240,7 @@ def test_a_gateway_can_t_speak_for_the_supervisor(side: RootSide, link: Link) ->
 
 
 def test_what_a_gateway_has_done_is_on_record_whatever_it_says(side: RootSide, link: Link) -> None:
-    caller = messages.Caller(NASTY, Role.WRITER, "s" * 10_000, "p", "c")
+    caller = Caller(NASTY, Role.WRITER, "s" * 10_000, "p", "c")
     record = link.ask(messages.StartJob(caller, JobSpec("/bin/sh", ("-c", "exit 0", NASTY[:60])))).record
     link.wait_ended(record.job_id)
     started, ended = of(record.job_id, events(side.state_dir, "jobs"))

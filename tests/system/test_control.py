@@ -11,7 +11,13 @@ import pytest
 
 from jobworker.errors import InvalidField, JobAlreadyEnded, JobNotEnded, JobNotFound, MainProcessEnded
 from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State
-from jobworker.wire.messages import DeleteJob, Done, JobRemoved, SignalJob, StartJob
+from jobworker.wire.messages import (
+    DeleteJob,
+    Done,
+    JobRemoved,
+    SignalJob,
+    StartJob,
+)
 from support.agent import Agent
 from support.leftovers import processes_of
 from support.root_side import CALLER, Link, root_side

@@ -14,7 +14,13 @@ import pytest
 
 from jobworker.errors import AgentDraining
 from jobworker.jobs import Idempotency, JobSpec
-from jobworker.wire.messages import Drain, DrainChanged, Drained, StartJob, Upgrade
+from jobworker.wire.messages import (
+    Drain,
+    DrainChanged,
+    Drained,
+    StartJob,
+    Upgrade,
+)
 from support.agent import Agent, running_agent
 from support.root_side import CALLER, root_side
 

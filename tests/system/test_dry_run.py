@@ -22,6 +22,7 @@ from jobworker.errors import (
 from jobworker.jobs import Idempotency, JobRecord, JobSpec, State
 from jobworker.limits import Enforcement, Limits
 from jobworker.wire import messages
+from jobworker.wire.callers import Caller
 from support import trails
 from support.agent import Agent
 from support.callers import caller
@@ -49,7 +50,7 @@ def side() -> Iterator[RootSide]:
         yield running
 
 
-def plan(link: Link, spec: JobSpec, who: messages.Caller = CALLER, **more: Any) -> messages.StartPlanned:
+def plan(link: Link, spec: JobSpec, who: Caller = CALLER, **more: Any) -> messages.StartPlanned:
     planned = link.ask(messages.StartJob(who, spec, dry_run=True, **more))
     assert isinstance(planned, messages.StartPlanned)
     return planned

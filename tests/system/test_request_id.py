@@ -18,6 +18,7 @@ from jobworker.client.failures import CallFailed
 from jobworker.errors import InvalidField
 from jobworker.jobs import JobSpec
 from jobworker.wire import messages
+from jobworker.wire.callers import Caller
 from support.agent import DEADLINE, Agent, running_agent
 from support.root_side import CALLER, fresh_root_side
 from support.trails import events
@@ -142,6 +143,6 @@ def test_the_command_line_takes_one_from_the_environment(agent: Agent, monkeypat
 def test_root_takes_nobodys_word_for_what_one_is() -> None:
     with fresh_root_side() as side:
         link = side.link()
-        caller = messages.Caller(CALLER.principal, CALLER.role, request="a b")
+        caller = Caller(CALLER.principal, CALLER.role, request="a b")
         with pytest.raises(InvalidField, match="request"):
             link.ask(messages.StartJob(caller, JobSpec("/bin/true")))

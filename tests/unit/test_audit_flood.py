@@ -10,7 +10,8 @@ from jobworker.settings.schema import AuditSettings
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
-from jobworker.wire.messages import MAX_REPORTS, Caller, CallReport, ReportCalls
+from jobworker.wire.callers import Caller, CallReport
+from jobworker.wire.messages import MAX_REPORTS, ReportCalls
 from support.trails import events
 
 _CALL = CallReport(

@@ -8,7 +8,7 @@ from jobworker.api.v1 import job_pb2
 from jobworker.gateway import outgoing
 from jobworker.jobs import EndReason, State, Usage
 from jobworker.limits import Enforcement, LimitStatus
-from jobworker.wire.messages import LimitSupport
+from jobworker.wire.host import LimitSupport
 from support.scripted_supervisor import record
 
 

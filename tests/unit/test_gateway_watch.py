@@ -23,7 +23,15 @@ from jobworker.gateway.link import Lost
 from jobworker.gateway.mirror import Mirror
 from jobworker.gateway.watch import Sees, Told, Watch, read_token, token
 from jobworker.jobs import JobRecord, State
-from jobworker.wire.messages import PROTOCOL, JobChanged, JobRemoved, JobReply, PolicyIs, Synced, Welcome
+from jobworker.wire.messages import (
+    PROTOCOL,
+    JobChanged,
+    JobRemoved,
+    JobReply,
+    PolicyIs,
+    Synced,
+    Welcome,
+)
 from support.scripted_supervisor import HOST, job_id, record
 
 EPOCH = "agent boot"

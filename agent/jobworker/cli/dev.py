@@ -27,7 +27,7 @@ from jobworker.limits import Enforcement
 from jobworker.settings import schema
 from jobworker.settings.schema import IsolationSettings, Settings, TlsSettings
 from jobworker.wire import messages
-from jobworker.wire.messages import HostInfo
+from jobworker.wire.host import HostInfo
 from jobworker_pki import dev as dev_pki
 
 _PACKAGE = os.path.dirname(jobworker.__file__)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from jobworker.errors import PermissionDenied
 from jobworker.identity import Principal, Role
-from jobworker.wire.messages import Caller
+from jobworker.wire.callers import Caller
 
 _JOBS = "/jobworker.api.v1.JobWorkerService"
 _HEALTH = "/grpc.health.v1.Health"

@@ -11,7 +11,15 @@ from typing import Any
 from jobworker.errors import JobNotFound, JobWorkerError
 from jobworker.gateway.link import Lost, SupervisorLink
 from jobworker.jobs import JobRecord
-from jobworker.wire.messages import Done, FollowLog, JobChanged, JobRemoved, JobReply, LogGrew, UnfollowLog
+from jobworker.wire.messages import (
+    Done,
+    FollowLog,
+    JobChanged,
+    JobRemoved,
+    JobReply,
+    LogGrew,
+    UnfollowLog,
+)
 
 
 @dataclass(slots=True, eq=False)

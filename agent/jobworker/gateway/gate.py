@@ -32,7 +32,7 @@ from jobworker.gateway.spans import LAUNCH, TRACEPARENT, EndedCall, Tracer
 from jobworker.gateway.streams import Hold, OpenStreams
 from jobworker.gateway.turns import Turns
 from jobworker.jobs import check_request_id
-from jobworker.wire.messages import Caller, CallReport
+from jobworker.wire.callers import Caller, CallReport
 
 _REQUEST_SECONDS = 10.0
 # In a call's metadata: what its client calls it in its own logs. In the answer's trailers: what we do.

@@ -22,7 +22,14 @@ from jobworker.gateway.known import Wanted
 from jobworker.gateway.order import Position
 from jobworker.gateway.seek import MAX_TAIL_LINES, View
 from jobworker.gateway.watch import read_token
-from jobworker.wire.messages import Caller, SignalJob, StartJob, StopJob, UpdateJob, WriteStdin
+from jobworker.wire.callers import Caller
+from jobworker.wire.messages import (
+    SignalJob,
+    StartJob,
+    StopJob,
+    UpdateJob,
+    WriteStdin,
+)
 
 _NANOS = 1_000_000_000
 DEFAULT_GRACE_MS = 10_000

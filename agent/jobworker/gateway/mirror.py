@@ -22,10 +22,10 @@ from jobworker.gateway.known import Known, Wanted, known
 from jobworker.gateway.link import PATIENCE_SECONDS, Lost
 from jobworker.gateway.order import Position, Timelines
 from jobworker.jobs import ACTIVE, JobRecord, State
+from jobworker.wire.host import HostInfo
 from jobworker.wire.messages import (
     DrainChanged,
     Drained,
-    HostInfo,
     HostIs,
     JobChanged,
     JobRemoved,

@@ -9,7 +9,7 @@ from jobworker import jobs, limits
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.sandbox import Applied
-from jobworker.wire.messages import LimitSupport, PartSupport
+from jobworker.wire.host import LimitSupport, PartSupport
 
 _STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.value}") for state in jobs.State}
 _REASONS: dict[jobs.EndReason | None, job_pb2.EndReason.ValueType] = {

@@ -17,7 +17,8 @@ import structlog
 
 from jobworker.errors import JobWorkerError
 from jobworker.gateway.link import SupervisorLink
-from jobworker.wire.messages import MAX_REPORTS, CallReport, Done, ReportCalls
+from jobworker.wire.callers import CallReport
+from jobworker.wire.messages import MAX_REPORTS, Done, ReportCalls
 
 _MAX_WAITING = 10_000
 # What comes within this time goes in one message.

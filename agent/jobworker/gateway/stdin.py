@@ -15,7 +15,8 @@ from typing import Any
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.gateway import incoming
 from jobworker.gateway.link import Lost, SupervisorLink
-from jobworker.wire.messages import Caller, StdinRoom, StdinTaken, WriteStdin
+from jobworker.wire.callers import Caller
+from jobworker.wire.messages import StdinRoom, StdinTaken, WriteStdin
 
 
 class StdinWriters:

@@ -23,9 +23,8 @@ from jobworker.settings.schema import AuditSettings
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.trail import Trail, body
+from jobworker.wire.callers import Caller, CallReport
 from jobworker.wire.messages import (
-    Caller,
-    CallReport,
     DeleteJob,
     Drain,
     ReportCalls,

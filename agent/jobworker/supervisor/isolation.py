@@ -17,7 +17,7 @@ from jobworker.kernel.confinement import Confinement, private_directories
 from jobworker.sandbox import PARTS, Applied, Part, Profile
 from jobworker.settings.schema import IsolationSettings
 from jobworker.supervisor.log import Log
-from jobworker.wire.messages import PartSupport
+from jobworker.wire.host import PartSupport
 
 _NO_CGROUP = "none"
 

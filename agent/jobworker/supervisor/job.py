@@ -33,8 +33,9 @@ from jobworker.supervisor.stopping import Stopping
 from jobworker.supervisor.store import Store
 from jobworker.supervisor.tally import Tally
 from jobworker.wire import keeping
+from jobworker.wire.callers import Caller
 from jobworker.wire.handover import Held
-from jobworker.wire.messages import Caller, StdinTaken, WriteStdin
+from jobworker.wire.messages import StdinTaken, WriteStdin
 
 DEFAULT_GRACE = 10.0
 # A disk that is full may have room again.

@@ -41,7 +41,7 @@ from jobworker.limits import (
     LimitStatus,
 )
 from jobworker.settings.schema import JobSettings
-from jobworker.wire.messages import LimitSupport
+from jobworker.wire.host import LimitSupport
 
 
 @dataclass(frozen=True, slots=True)

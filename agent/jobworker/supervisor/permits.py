@@ -20,7 +20,7 @@ from jobworker.supervisor import accounts
 from jobworker.supervisor.accounts import Account
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.policies import Policies
-from jobworker.wire.messages import Caller
+from jobworker.wire.callers import Caller
 
 
 @dataclass(frozen=True, slots=True)

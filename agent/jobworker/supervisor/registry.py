@@ -35,7 +35,14 @@ from jobworker.supervisor.starts import Starts
 from jobworker.supervisor.stdin import JOB_ENDED
 from jobworker.supervisor.updates import Updates
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import DeleteJob, SignalJob, StdinTaken, StopJob, UpdateJob, WriteStdin
+from jobworker.wire.messages import (
+    DeleteJob,
+    SignalJob,
+    StdinTaken,
+    StopJob,
+    UpdateJob,
+    WriteStdin,
+)
 
 Ended = Callable[[JobRecord], None]
 

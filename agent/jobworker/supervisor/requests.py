@@ -21,6 +21,7 @@ from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.starts import Outcome
 from jobworker.supervisor.tally import Tally
 from jobworker.wire import frames, messages
+from jobworker.wire.callers import Caller
 
 Reply = Callable[[Any, tuple[int, ...]], None]
 Handler = Callable[["Requests", Connection, Any, Reply], None]
@@ -131,12 +132,12 @@ class Requests:
                 raise InvalidField("grace", f"must be between 0 and {MAX_GRACE_MS // 1000} s", "10s")
             self._registry.stop(request, lambda record: reply(messages.JobReply(record), ()))
 
-    def _say(self, event: str, caller: messages.Caller, **fields: object) -> None:
+    def _say(self, event: str, caller: Caller, **fields: object) -> None:
         """Log what was done for a request."""
         self._log.info(event, **fields, request=caller.request_id)
 
     @contextlib.contextmanager
-    def _refusals(self, what: str, caller: messages.Caller, job_id: str = "") -> Iterator[None]:
+    def _refusals(self, what: str, caller: Caller, job_id: str = "") -> Iterator[None]:
         """Put on record that a request was refused."""
         try:
             yield

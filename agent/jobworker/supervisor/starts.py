@@ -23,7 +23,9 @@ from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.permits import Permit, Permits
 from jobworker.supervisor.shares import Shares
 from jobworker.supervisor.users import Users
-from jobworker.wire.messages import Caller, Drain, Drained, HostInfo, StartJob, StartPlanned
+from jobworker.wire.callers import Caller
+from jobworker.wire.host import HostInfo
+from jobworker.wire.messages import Drain, Drained, StartJob, StartPlanned
 
 Outcome = JobRecord | StartPlanned | JobWorkerError
 Started = Callable[[Outcome], None]

@@ -10,119 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobworker.identity import Role
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
-from jobworker.limits import NO_PROFILES, Enforcement, LimitProfiles, Limits
+from jobworker.limits import Limits
 from jobworker.policy import Policy
-from jobworker.sandbox import Part
+from jobworker.wire.callers import Caller, CallReport
+from jobworker.wire.host import HostInfo
 from jobworker.wire.measures import Life, Totals
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
 PROTOCOL = 8
 # The supervisor writes so many lines without letting a job's output wait.
 MAX_REPORTS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class LimitSupport:
-    """One kind of limit, and what this host and its settings make of it."""
-
-    name: str
-    enforcement: Enforcement
-    detail: str
-    default: str
-    maximum: str
-
-
-@dataclass(frozen=True, slots=True)
-class PartSupport:
-    """One part of the sandbox profiles.
-
-    Attributes:
-        reason: why this host cannot apply it; empty if it can.
-    """
-
-    part: Part
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class HostInfo:
-    """What the supervisor knows of its host.
-
-    Attributes:
-        cgroup_mode: `v2`, `v1`, `hybrid` or `none`.
-        memory_bytes: of the host.
-        user_per_job: jobs run under a user id of their own each.
-        sandbox: the profile of a job that asks for none.
-        draining: no new job is taken.
-        profiles: of limits, that are in force.
-        limits_problem: why the limits file as it is now is not in force; empty if it is.
-    """
-
-    cgroup_mode: str
-    limits: tuple[LimitSupport, ...]
-    cpus: int
-    memory_bytes: int
-    max_active_jobs: int
-    user_per_job: bool
-    sandbox: str
-    isolation: tuple[PartSupport, ...]
-    draining: bool = False
-    profiles: LimitProfiles = NO_PROFILES
-    limits_problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who made a call, by the gateway's word alone.
-
-    Attributes:
-        principal: the URI of the certificate, which a peer that was not let in may not have.
-        role: likewise.
-        serial: of the certificate, in lower-case hexadecimal.
-        peer: its address, as grpc writes it.
-        call: names this one call in the logs.
-        request: what the client calls it; empty for nothing.
-    """
-
-    principal: str
-    role: Role | None = None
-    serial: str = ""
-    peer: str = ""
-    call: str = ""
-    request: str = ""
-
-    @property
-    def request_id(self) -> str:
-        """The client's name for the call, or ours."""
-        return self.request or self.call
-
-
-@dataclass(frozen=True, slots=True)
-class CallReport:
-    """One decision of the gateway, and what became of the call.
-
-    Attributes:
-        event: `call` when it has ended, `stream_opened` when a stream was let in.
-        rpc: the method's full name, which may be one that does not exist.
-        code: the gRPC status; empty while there is none.
-        reason: by what rule it was refused.
-        job_id: what it was about; empty if its request was not read.
-        at_ns: when, in nanoseconds of Unix time.
-        took_ms: from its arrival, rounded.
-    """
-
-    event: str
-    caller: Caller
-    rpc: str
-    allowed: bool
-    code: str
-    reason: str
-    detail: str
-    job_id: str
-    at_ns: int
-    took_ms: int
 
 
 # Requests.
