@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import shutil
 import signal
@@ -11,15 +9,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jobworker.errors import InvalidField, PolicyDenied, SandboxUnsupported, StartFailed
-from jobworker.jobs import EndReason, JobRecord, JobSpec
-from jobworker.kernel import landlock
+from jobworker.errors import InvalidField, PolicyDenied, SandboxUnsupported
+from jobworker.jobs import EndReason, JobSpec
 from jobworker.limits import Limits
 from jobworker.sandbox import PARTS, Part, Profile
 from jobworker.settings.schema import IsolationSettings
@@ -27,28 +23,15 @@ from jobworker.wire import messages
 from support.callers import caller
 from support.leftovers import cgroups
 from support.root_side import Link, RootSide, root_side
+from support.scripts import PYTHON, python, run, shell
 from support.waiting import until
 
 pytestmark = pytest.mark.root
 
-_PYTHON = ("/usr/bin/python3", "-I", "-c")
 _OPERATOR = "spiffe://test/user/operator"
 # Linux 5.12.
 _NR_MOUNT_SETATTR = 442
 CONFINED = pytest.mark.parametrize("sandbox", ["standard", "strict"])
-
-
-def run(link: Link, *command: str, **spec: Any) -> tuple[JobRecord, str]:
-    record = link.wait_ended(link.start(*command, **spec).job_id)
-    return record, link.read_log(record).decode()
-
-
-def shell(link: Link, script: str, sandbox: str, **spec: Any) -> str:
-    return run(link, "/bin/sh", "-c", script, sandbox=sandbox, **spec)[1]
-
-
-def python(link: Link, script: str, sandbox: str, **spec: Any) -> str:
-    return run(link, *_PYTHON, script, sandbox=sandbox, **spec)[1]
 
 
 # Files.
@@ -177,7 +160,7 @@ def test_programs_of_all_kinds_still_run(link: Link, sandbox: str) -> None:
         "t.start(); t.join(); subprocess.run(['/bin/echo', '2']); print(m.Semaphore(3).get_value(), flush=True)\n"
     )
     script += "s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname()); print(4)"
-    assert run(link, *_PYTHON[:2], "-u", "-c", script, sandbox=sandbox)[1] == "1\n2\n3\n4\n"
+    assert run(link, *PYTHON[:2], "-u", "-c", script, sandbox=sandbox)[1] == "1\n2\n3\n4\n"
 
 
 # Other processes.
@@ -243,7 +226,7 @@ def test_one_that_is_traced_by_its_parent_ends_as_it_should(link: Link, side: Ro
         f"import ctypes, os; print(1, flush=True); open({gate!r}).read(); "
         "ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.kill(os.getpid(), 10)"
     )
-    traced = side.link(subscribe=True).start(*_PYTHON, script, sandbox=sandbox)
+    traced = side.link(subscribe=True).start(*PYTHON, script, sandbox=sandbox)
     os.kill(side.supervisor_pid(), signal.SIGKILL)
     link.drain()
     link = side.reconnect(subscribe=True)
@@ -285,144 +268,6 @@ def test_no_mount_of_a_job_reaches_the_host_where_mounts_are_shared() -> None:
     command = ["unshare", "--mount", "--propagation", "shared", sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
-
-
-# The strict profile.
-
-
-def test_in_strict_there_is_no_network_but_its_own_loopback(link: Link) -> None:
-    script = "import socket; print(*(name for _, name in socket.if_nameindex()))"
-    assert python(link, script, "strict") == "lo\n"
-    # It is up.
-    script = "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
-    assert run(link, *_PYTHON, script, sandbox="strict")[0].exit_code == 0
-
-
-def test_in_strict_a_job_is_its_namespace_s_second_process(link: Link) -> None:
-    job = link.start("/bin/sleep", "1000", sandbox="strict")
-    with open(f"/proc/{job.pid}/status") as file:
-        assert next(line for line in file if line.startswith("NSpid")).split()[-1] == "2"
-    assert link.stop(job.job_id, force=True).signal == signal.SIGKILL
-
-
-@pytest.mark.parametrize(
-    ("script", "reason", "field", "value"),
-    [
-        ("exit 7", EndReason.EXITED, "exit_code", 7),
-        ("kill -SEGV $$", EndReason.SIGNALED, "signal", signal.SIGSEGV),
-        ("(sleep 0.2; echo late) & exit 9", EndReason.EXITED, "exit_code", 9),
-        # Of an init, which it is not, these would be ignored.
-        ("kill -TERM $$; sleep 1000", EndReason.SIGNALED, "signal", signal.SIGTERM),
-    ],
-)
-def test_in_strict_it_ends_as_it_would_elsewhere(
-    link: Link, script: str, reason: EndReason, field: str, value: int
-) -> None:
-    record, output = run(link, "/bin/sh", "-c", script, sandbox="strict")
-    assert (record.end_reason, getattr(record, field)) == (reason, value)
-    assert output == ("late\n" if "late" in script else "")
-    assert cgroups(record.job_id) == []
-
-
-def test_in_strict_what_it_leaves_behind_is_reaped(link: Link) -> None:
-    script = "for i in 1 2 3; do (setsid sleep 0 &) ; done; sleep 0.5; ps -e -o stat= | grep -c Z"
-    assert shell(link, script, "strict") == "0\n"
-
-
-def test_in_strict_a_stop_is_asked_for_before_it_is_forced(link: Link) -> None:
-    job = link.start(
-        "/bin/sh", "-c", "trap 'echo told; exit 4' TERM; echo up; while :; do sleep 0.01; done", sandbox="strict"
-    )
-    link.wait_output(job.job_id)
-    ended = link.stop(job.job_id)
-    assert (ended.end_reason, ended.exit_code) == (EndReason.STOPPED, 4)
-    assert link.read_log(ended).endswith(b"told\n")
-
-
-@CONFINED
-def test_what_cannot_be_executed_leaves_nothing(link: Link, side: RootSide, sandbox: str) -> None:
-    with open(f"{side.state_dir}/instance") as file:
-        instance = file.read()
-    link.wait_ended(link.start("/bin/true", sandbox=sandbox).job_id)
-    before = side.open_files(link)
-    for _ in range(20):
-        with pytest.raises(StartFailed):
-            link.start("/no/such/program", sandbox=sandbox)
-    assert side.open_files(link) <= before
-    left = [name for path in cgroups(instance) for name in os.listdir(path) if name.count("-") == 3]
-    assert [name for name in left if name not in os.listdir(f"{side.state_dir}/jobs")] == []
-
-
-def test_in_strict_it_outlives_supervisor_and_keeper(side: RootSide) -> None:
-    link = side.link(subscribe=True)
-    gate = os.path.join(side.settings.isolation.writable[0], "outlive")
-    os.mkfifo(gate)
-    os.chmod(gate, 0o666)  # noqa: S103
-    job = link.start("/bin/sh", "-c", f"echo one; read x < {gate}; echo two; exit 5", sandbox="strict")
-    os.kill(side.supervisor_pid(), signal.SIGKILL)
-    link.drain()
-    link = side.reconnect(subscribe=True)
-    Path(gate).write_text("go\n")
-    ended = link.wait_ended(job.job_id)
-    assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 5)
-    assert link.read_log(ended) == b"one\ntwo\n"
-    assert ended.sandbox == job.sandbox
-
-
-# Landlock, which keeps from the same as the mounts do, alone.
-
-
-def _in_a_child(act: Callable[[], None]) -> int:
-    """Its error number; 0 for none."""
-    child = os.fork()
-    if child == 0:
-        try:
-            act()
-        except OSError as error:
-            os._exit(error.errno or 255)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.fixture
-def landlock_version() -> int:
-    try:
-        return landlock.version()
-    except OSError as error:
-        pytest.skip(f"this kernel has no Landlock: {error}")
-
-
-@pytest.mark.parametrize(
-    ("path", "outcome"), [("own/file", 0), ("other", errno.EACCES), ("/etc/planted", errno.EACCES)]
-)
-def test_landlock_keeps_from_writing_elsewhere(
-    tmp_path: Path, landlock_version: int, path: str, outcome: int
-) -> None:
-    (tmp_path / "own").mkdir()
-
-    def act() -> None:
-        os.chdir(tmp_path)
-        libc = ctypes.CDLL(None)
-        libc.prctl(38, 1, 0, 0, 0)
-        landlock.restrict(landlock_version, ("own", "missing"))
-        with open("/dev/null", "w") as null, open("/etc/passwd") as passwd:
-            null.write(passwd.read())
-        with open(path, "w"):
-            pass
-
-    assert _in_a_child(act) == outcome
-
-
-def test_in_strict_landlock_closes_what_a_read_only_mount_leaves_open(link: Link) -> None:
-    # A FIFO is written to without writing to its file system.
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/var/lib") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103
-        os.mkfifo(f"{directory}/fifo")
-        os.chmod(f"{directory}/fifo", 0o666)  # noqa: S103
-        reading = os.open(f"{directory}/fifo", os.O_RDONLY | os.O_NONBLOCK)
-        assert shell(link, f"echo x > {directory}/fifo && echo done", "standard") == "done\n"
-        assert "ermission denied" in shell(link, f"echo x > {directory}/fifo && echo done", "strict")
-        os.close(reading)
 
 
 # Which profile.

@@ -6,13 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jobworker.chain import Head, split
 from jobworker.cli.audit_verify import Report, Verifier
+from jobworker.identity import Role
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.trail import Trail, body
+from jobworker.wire.callers import Caller, CallReport
+from support.root_side import DEADLINE
+from support.waiting import until
 
 _AGENT = os.path.join(os.path.dirname(sys.executable), "worker-agent")
 
@@ -64,3 +69,45 @@ def audit(state_dir: str, command: str, *arguments: str) -> subprocess.Completed
     """`worker-agent audit`."""
     run = [_AGENT, "audit", command, "--state-dir", state_dir, *arguments]
     return subprocess.run(run, capture_output=True, text=True, check=False, timeout=60)
+
+
+def of(job_id: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that are about a job."""
+    return [line for line in lines if line.get("job") == job_id]
+
+
+def names(lines: list[dict[str, Any]]) -> list[str]:
+    """Of their events."""
+    return [line["event"] for line in lines]
+
+
+def wait_for_line(state_dir: str, trail: str, suits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first such line. The gateway reports a little later than it acts."""
+    found: list[dict[str, Any]] = []
+
+    def there() -> bool:
+        found[:] = [line for line in events(state_dir, trail, damaged=True) if suits(line)]
+        return bool(found)
+
+    until(there, True, DEADLINE)
+    return found[0]
+
+
+NASTY = 'x","by":"supervisor","event":"job_started"}\n{"seq":1,"by":"supervisor"}\r\x1b[2J\u2028\x7f\0\udcff'
+
+
+def report(**changes: Any) -> CallReport:
+    """By a gateway that says anything it likes."""
+    fields: dict[str, Any] = {
+        "event": "call",
+        "caller": Caller(NASTY, Role.WRITER, NASTY, NASTY, NASTY),
+        "rpc": NASTY,
+        "allowed": True,
+        "code": NASTY,
+        "reason": NASTY,
+        "detail": NASTY,
+        "job_id": NASTY,
+        "at_ns": -1,
+        "took_ms": -1,
+    }
+    return CallReport(**fields | changes)
