@@ -17,7 +17,8 @@ tls13.require()
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub  # noqa: E402
 from support import gateway  # noqa: E402
 from support.agent import Agent, running_agent  # noqa: E402
-from support.root_side import Link, RootSide, fresh_root_side, root_side  # noqa: E402
+from support.link import Link  # noqa: E402
+from support.root_side import RootSide, fresh_root_side, root_side  # noqa: E402
 from support.whole import Whole  # noqa: E402
 
 # How long an example takes says something about the machine and nothing about the code.

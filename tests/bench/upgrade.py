@@ -14,7 +14,8 @@ from bench.stats import median
 from jobworker.jobs import JobRecord
 from jobworker.wire import messages
 from jobworker.wire.output_index import RECORD
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 
 _LINES = 300
 # bash waits for its pipe without another process, which hundreds of writers would spend the machine on.

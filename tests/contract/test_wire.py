@@ -12,7 +12,8 @@ import pytest
 from jobworker.errors import JobWorkerError, ProtocolError
 from jobworker.supervisor.requests import _TABLE
 from jobworker.wire import frames, messages, sockets
-from support.root_side import CALLER, Link, RootSide
+from support.link import CALLER, Link
+from support.root_side import RootSide
 from support.trails import events
 from support.waiting import until
 

@@ -10,7 +10,8 @@ import pytest
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import gateway
 from support.certs import odd_clients
-from support.root_side import DEADLINE, RootSide
+from support.link import DEADLINE
+from support.root_side import RootSide
 from support.trails import events
 from support.waiting import until
 

@@ -14,7 +14,8 @@ from jobworker.jobs import JobSpec
 from jobworker.policy import Policy
 from jobworker.wire import messages
 from support.callers import caller
-from support.root_side import Link, RootSide, fresh_root_side, root_side
+from support.link import Link
+from support.root_side import RootSide, fresh_root_side, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root

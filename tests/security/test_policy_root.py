@@ -28,7 +28,8 @@ from jobworker.limits import Limits
 from jobworker.wire import messages
 from jobworker.wire.callers import Caller
 from support.callers import caller
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root

@@ -22,7 +22,8 @@ from jobworker.settings.schema import IsolationSettings
 from jobworker.wire import messages
 from support.callers import caller
 from support.leftovers import cgroups
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 from support.scripts import PYTHON, python, run, shell
 from support.waiting import until
 

@@ -16,7 +16,8 @@ from jobworker.errors import StartFailed
 from jobworker.jobs import EndReason
 from jobworker.kernel import landlock
 from support.leftovers import cgroups
-from support.root_side import Link, RootSide
+from support.link import Link
+from support.root_side import RootSide
 from support.scripts import PYTHON, python, run, shell
 
 pytestmark = pytest.mark.root

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobworker.jobs import JobRecord
-from support.root_side import Link
+from support.link import Link
 
 PYTHON = ("/usr/bin/python3", "-I", "-c")
 

@@ -16,7 +16,7 @@ from jobworker.identity import Role
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.trail import Trail, body
 from jobworker.wire.callers import Caller, CallReport
-from support.root_side import DEADLINE
+from support.link import DEADLINE
 from support.waiting import until
 
 _AGENT = os.path.join(os.path.dirname(sys.executable), "worker-agent")

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from jobworker.client import Endpoint
 from support import certs, gateway
-from support.root_side import DEADLINE, Link, RootSide
+from support.link import DEADLINE, Link
+from support.root_side import RootSide
 
 
 class Whole:

@@ -21,7 +21,8 @@ from jobworker.wire import messages
 from jobworker.wire.callers import Caller
 from support import certs, gateway
 from support.agent import Agent, running_agent
-from support.root_side import CALLER, Link, RootSide
+from support.link import CALLER, Link
+from support.root_side import RootSide
 from support.trails import NASTY, audit, events, names, of, report, wait_for_line
 
 pytestmark = pytest.mark.root

@@ -16,7 +16,8 @@ from jobworker.errors import HostFault
 from jobworker.jobs import JobSpec
 from jobworker.settings.schema import AuditSettings
 from jobworker.wire import messages
-from support.root_side import CALLER, DEADLINE, RootSide, root_side
+from support.link import CALLER, DEADLINE
+from support.root_side import RootSide, root_side
 from support.trails import audit, events, names, of, report, wait_for_line
 from support.waiting import until
 

@@ -17,7 +17,8 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State, ne
 from jobworker.settings.schema import IsolationSettings
 from jobworker.supervisor.store import Store
 from jobworker.wire import messages
-from support.root_side import CALLER, DEADLINE, Link, RootSide, fresh_root_side
+from support.link import CALLER, DEADLINE, Link
+from support.root_side import RootSide, fresh_root_side
 
 pytestmark = pytest.mark.root
 

@@ -12,7 +12,8 @@ import pytest
 
 from jobworker.jobs import JobRecord
 from jobworker.wire.messages import DeleteJob
-from support.root_side import CALLER, Link, RootSide, root_side
+from support.link import CALLER, Link
+from support.root_side import RootSide, root_side
 
 pytestmark = pytest.mark.root
 

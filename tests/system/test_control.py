@@ -20,7 +20,8 @@ from jobworker.wire.messages import (
 )
 from support.agent import Agent
 from support.leftovers import processes_of
-from support.root_side import CALLER, Link, root_side
+from support.link import CALLER, Link
+from support.root_side import root_side
 
 pytestmark = pytest.mark.root
 

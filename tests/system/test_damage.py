@@ -14,7 +14,8 @@ import pytest
 from jobworker.errors import JobNotFound
 from jobworker.jobs import EndReason, JobRecord, State
 from support.leftovers import cgroups, processes_of
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 
 pytestmark = pytest.mark.root
 

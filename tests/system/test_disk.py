@@ -17,7 +17,8 @@ from jobworker.errors import HostFault
 from jobworker.jobs import EndReason
 from jobworker.wire import messages
 from support.disks import on_disk
-from support.root_side import DEADLINE, RootSide
+from support.link import DEADLINE
+from support.root_side import RootSide
 
 pytestmark = pytest.mark.root
 

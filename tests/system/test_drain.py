@@ -22,7 +22,8 @@ from jobworker.wire.messages import (
     Upgrade,
 )
 from support.agent import Agent, running_agent
-from support.root_side import CALLER, root_side
+from support.link import CALLER
+from support.root_side import root_side
 
 pytestmark = pytest.mark.root
 

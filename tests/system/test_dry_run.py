@@ -27,7 +27,8 @@ from support import trails
 from support.agent import Agent
 from support.callers import caller
 from support.inventory import Hosts
-from support.root_side import CALLER, Link, RootSide, fresh_root_side
+from support.link import CALLER, Link
+from support.root_side import RootSide, fresh_root_side
 
 pytestmark = pytest.mark.root
 

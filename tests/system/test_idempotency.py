@@ -15,7 +15,8 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State
 from jobworker.wire import messages
 from support.agent import Agent
 from support.callers import caller
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 
 pytestmark = pytest.mark.root
 

@@ -20,7 +20,8 @@ from jobworker.jobs import EndReason, JobRecord, State
 from jobworker.limits import Limits
 from jobworker.settings import schema
 from support.leftovers import cgroups, processes_of
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 
 pytestmark = pytest.mark.root
 

@@ -15,7 +15,8 @@ from jobworker.errors import CapExceeded
 from jobworker.jobs import JobRecord
 from jobworker.limits import Enforcement, Limits, LimitStatus
 from support.limit_files import limit_file
-from support.root_side import Link, RootSide, fresh_root_side
+from support.link import Link
+from support.root_side import RootSide, fresh_root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root

@@ -16,7 +16,8 @@ from jobworker.limits import Enforcement, Limits
 from jobworker.wire import messages
 from support.callers import caller
 from support.limit_files import kernel_limits
-from support.root_side import CALLER, Link, RootSide, fresh_root_side, root_side
+from support.link import CALLER, Link
+from support.root_side import RootSide, fresh_root_side, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root

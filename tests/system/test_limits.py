@@ -16,7 +16,8 @@ from jobworker.jobs import EndReason, JobRecord
 from jobworker.kernel import disk
 from jobworker.limits import BY_NAME, Enforcement, Limits
 from support.leftovers import cgroups
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 
 pytestmark = pytest.mark.root
 

@@ -16,7 +16,8 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.settings import schema
 from jobworker.wire import messages
 from support.gateway import Gateway, behind, gateway
-from support.root_side import Link, RootSide, fresh_root_side
+from support.link import Link
+from support.root_side import RootSide, fresh_root_side
 from support.waiting import until
 
 

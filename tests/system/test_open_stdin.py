@@ -12,7 +12,8 @@ import pytest
 from jobworker.errors import InvalidField, JobNotFound, StdinEnded, StdinOffset, StdinTooLarge
 from jobworker.jobs import MAX_STDIN_BYTES, State
 from jobworker.wire import messages
-from support.root_side import CALLER, Link, RootSide, root_side
+from support.link import CALLER, Link
+from support.root_side import RootSide, root_side
 from support.trails import events
 from support.waiting import until
 

@@ -16,7 +16,8 @@ from jobworker.limits import Limits
 from jobworker.settings.schema import QuotaSettings
 from jobworker.wire.messages import Failed, JobReply, StartJob
 from support.callers import caller
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 
 pytestmark = pytest.mark.root
 

@@ -22,7 +22,8 @@ from jobworker.jobs import EndReason, JobRecord, State, new_job_id
 from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors, processes_of
-from support.root_side import DEADLINE, Link, RootSide, root_side, tells_ends
+from support.link import DEADLINE, Link
+from support.root_side import RootSide, root_side, tells_ends
 from support.strace import attached, needs_strace
 
 pytestmark = pytest.mark.root

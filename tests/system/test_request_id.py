@@ -20,7 +20,8 @@ from jobworker.jobs import JobSpec
 from jobworker.wire import messages
 from jobworker.wire.callers import Caller
 from support.agent import DEADLINE, Agent, running_agent
-from support.root_side import CALLER, fresh_root_side
+from support.link import CALLER
+from support.root_side import fresh_root_side
 from support.trails import events
 from support.waiting import until
 

@@ -13,7 +13,8 @@ from jobworker.errors import CapExceeded, JobNotFound
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
 from jobworker.wire.messages import JobRemoved, StartJob
 from support.callers import caller
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 
 pytestmark = pytest.mark.root
 

@@ -10,7 +10,8 @@ import pytest
 
 from jobworker.jobs import State
 from jobworker.wire.messages import DeleteJob, JobChanged, JobRemoved, Synced
-from support.root_side import CALLER, Link, root_side
+from support.link import CALLER, Link
+from support.root_side import root_side
 
 pytestmark = pytest.mark.root
 

@@ -12,7 +12,8 @@ import pytest
 
 from jobworker.jobs import EndReason
 from jobworker.settings import schema
-from support.root_side import DEADLINE, Link, own_uids
+from support.link import DEADLINE, Link
+from support.root_side import own_uids
 from support.service_manager import ServiceManager
 
 pytestmark = pytest.mark.root

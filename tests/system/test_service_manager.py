@@ -18,7 +18,8 @@ from jobworker.jobs import EndReason, JobRecord, new_job_id
 from jobworker.keeper import parking
 from jobworker.wire import messages
 from support.leftovers import cgroups
-from support.root_side import DEADLINE, Link, RootSide, tells_ends
+from support.link import DEADLINE, Link
+from support.root_side import RootSide, tells_ends
 from support.service_manager import ServiceManager
 
 pytestmark = pytest.mark.root

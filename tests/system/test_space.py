@@ -17,7 +17,8 @@ from jobworker.supervisor.output import LONE_BYTES
 from jobworker.wire.messages import OpenLog
 from jobworker.wire.output_index import DROPPED
 from support.disks import on_disk
-from support.root_side import Link, RootSide
+from support.link import Link
+from support.root_side import RootSide
 
 pytestmark = pytest.mark.root
 

@@ -11,7 +11,8 @@ from jobworker.errors import InvalidField, StartFailed
 from jobworker.jobs import MAX_STDIN_BYTES, Idempotency, JobSpec
 from jobworker.wire import messages
 from support.callers import caller
-from support.root_side import Link, RootSide
+from support.link import Link
+from support.root_side import RootSide
 
 pytestmark = pytest.mark.root
 

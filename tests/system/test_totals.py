@@ -13,7 +13,8 @@ from jobworker.jobs import EndReason
 from jobworker.wire import messages
 from jobworker.wire.measures import Life, Totals
 from support.leftovers import cgroups
-from support.root_side import Link, RootSide, fresh_root_side
+from support.link import Link
+from support.root_side import RootSide, fresh_root_side
 from support.waiting import until
 
 

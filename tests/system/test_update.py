@@ -25,7 +25,8 @@ from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.agent import Agent
 from support.limit_files import kernel_limits, limit_file
-from support.root_side import CALLER, Link, RootSide, fresh_root_side
+from support.link import CALLER, Link
+from support.root_side import RootSide, fresh_root_side
 from support.trails import events
 from support.waiting import until
 

@@ -10,7 +10,8 @@ from jobworker.jobs import JobRecord
 from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.limit_files import kernel_limits
-from support.root_side import CALLER, Link, RootSide
+from support.link import CALLER, Link
+from support.root_side import RootSide
 from support.strace import Call, Recorder, attached, killing, needs_strace
 from support.waiting import until
 

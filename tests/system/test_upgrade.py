@@ -17,7 +17,8 @@ from jobworker.jobs import EndReason
 from jobworker.sandbox import Applied
 from jobworker.wire import messages
 from support.leftovers import descriptors
-from support.root_side import Link, RootSide, fresh_root_side
+from support.link import Link
+from support.root_side import RootSide, fresh_root_side
 
 pytestmark = pytest.mark.root
 

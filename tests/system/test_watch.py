@@ -22,7 +22,8 @@ from jobworker.jobs import JobSpec
 from jobworker.wire.messages import JobReply, StartJob
 from support import gateway
 from support.agent import Agent
-from support.root_side import CALLER, DEADLINE, root_side
+from support.link import CALLER, DEADLINE
+from support.root_side import root_side
 from support.whole import Whole
 
 pytestmark = pytest.mark.root

@@ -12,7 +12,8 @@ import pytest
 from jobworker.errors import LimitUnsupported
 from jobworker.jobs import EndReason, State
 from jobworker.limits import Enforcement, Limits
-from support.root_side import Link, RootSide, root_side
+from support.link import Link
+from support.root_side import RootSide, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root

@@ -28,7 +28,7 @@ from jobworker.wire.messages import (
     Synced,
     Welcome,
 )
-from support.root_side import CALLER
+from support.link import CALLER
 from support.scripted_supervisor import HOST, SILENCE, Answer, ScriptedSupervisor, job_id, linked, record
 
 INSPECT = InspectJob(job_id(1))

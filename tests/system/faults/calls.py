@@ -19,7 +19,8 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec
 from jobworker.wire import messages
 from support import strace
 from support.leftovers import cgroups, descriptors, processes_of
-from support.root_side import CALLER, Link, RootSide
+from support.link import CALLER, Link
+from support.root_side import RootSide
 from support.strace import Call
 from support.waiting import until
 
