@@ -28,28 +28,6 @@ from support.certs import Recipe, make
 from support.scripted_supervisor import ScriptedSupervisor, job_id, record
 
 CA = certs.dev_pki().pair("ca")
-# Between that root and the users.
-INTERMEDIATE = make(Recipe("between", uris=(), usage=None, roles=(), key="other4096", ca=True), CA)
-HOST = Recipe("host", uris=(), hosts=("127.0.0.1",), usage=certs.SERVER_AUTH, roles=(), key="foreign4096")
-
-
-def tls(directory: Path, **files: bytes) -> TlsSettings:
-    """Settings with these files, by setting."""
-    pair = make(HOST, INTERMEDIATE).save(directory, "server", chain=(INTERMEDIATE,))
-    made = TlsSettings(pair.ca, pair.cert, pair.key)
-    for name, data in files.items():
-        (directory / name).write_bytes(data)
-        made = changed(made, name, directory / name)
-    return made
-
-
-def changed(tls: TlsSettings, name: str, path: Path) -> TlsSettings:
-    fields: dict[str, Any] = {name: str(path)}
-    return replace(tls, **fields)
-
-
-def check(revocations: revocation.Revocations, who: certs.Pair, now: float | None = None) -> None:
-    revocations.check(who.certificate, now or time.time())
 
 
 class Running:

@@ -219,6 +219,13 @@ class RootSide:
     def thaw_keeper(self) -> None:
         self.keeper.send_signal(signal.SIGCONT)
 
+    def kill_supervisor(self, link: Link, *, subscribe: bool = True) -> Link:
+        """SIGKILL; in place of this connection one to the next supervisor, by when everything is adopted."""
+        os.kill(self.supervisor_pid(), signal.SIGKILL)
+        link.drain()
+        link.close()
+        return self.reconnect(subscribe=subscribe)
+
     def supervisor_pid(self) -> int:
         return self._child("jw-supervisor")
 

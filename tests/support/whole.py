@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 from dataclasses import replace
 
@@ -29,10 +27,7 @@ class Whole:
         self.gateway = gateway.Gateway(self._directory, self._settings)
 
     def kill_supervisor(self, link: Link) -> Link:
-        os.kill(self.side.supervisor_pid(), signal.SIGKILL)
-        link.drain()
-        link.close()
-        return self.side.reconnect()
+        return self.side.kill_supervisor(link, subscribe=False)
 
     def endpoint(self, name: str = "writer") -> Endpoint:
         """To reach the gateway as a user of the development PKI."""

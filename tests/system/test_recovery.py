@@ -22,19 +22,11 @@ from jobworker.jobs import EndReason, JobRecord, State, new_job_id
 from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors, processes_of
-from support.link import DEADLINE, Link
+from support.link import DEADLINE
 from support.root_side import RootSide, root_side, tells_ends
 from support.strace import attached, needs_strace
 
 pytestmark = pytest.mark.root
-
-
-def kill_supervisor(side: RootSide, link: Link) -> Link:
-    """SIGKILL; a subscribed connection to the next supervisor, which has everything adopted by then."""
-    os.kill(side.supervisor_pid(), signal.SIGKILL)
-    link.drain()
-    link.close()
-    return side.reconnect(subscribe=True)
 
 
 def test_a_running_job_goes_on(own_side: RootSide) -> None:
@@ -44,7 +36,7 @@ def test_a_running_job_goes_on(own_side: RootSide) -> None:
     before = link.start("/bin/sh", "-c", script, limits=limits)
     link.wait_output(before.job_id)
     for _ in range(3):
-        link = kill_supervisor(own_side, link)
+        link = own_side.kill_supervisor(link)
     after = link.inspect(before.job_id)
     assert (after.pid, after.limits, after.started_ns) == (before.pid, before.limits, before.started_ns)
     ended = link.wait_ended(before.job_id)
@@ -67,7 +59,7 @@ def test_a_flood_loses_no_byte(own_side: RootSide) -> None:
     record = link.start("/usr/bin/python3", "-c", script)
     link.wait_output(record.job_id)
     for _ in range(5):
-        link = kill_supervisor(own_side, link)
+        link = own_side.kill_supervisor(link)
     ended = link.wait_ended(record.job_id)
     output = link.read_log(ended)
     assert len(output) == total
@@ -123,7 +115,7 @@ def test_a_stop_under_way_is_brought_to_its_end(own_side: RootSide) -> None:
     )
     link.wait_output(record.job_id)
     assert link.stop(record.job_id, wait=False).state is State.STOPPING
-    link = kill_supervisor(own_side, link)
+    link = own_side.kill_supervisor(link)
     ended = link.wait_ended(record.job_id)
     assert (ended.end_reason, ended.exit_code) == (EndReason.STOPPED, 3)
 
@@ -131,14 +123,14 @@ def test_a_stop_under_way_is_brought_to_its_end(own_side: RootSide) -> None:
 def test_a_timeout_counts_from_the_start(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     record = link.start("/bin/sleep", "1000", timeout_ms=500)
-    link = kill_supervisor(own_side, link)
+    link = own_side.kill_supervisor(link)
     assert link.wait_ended(record.job_id).end_reason is EndReason.TIMED_OUT
 
 
 def test_ended_jobs_and_their_output_are_still_there(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     ended = [link.wait_ended(link.start("/bin/echo", str(i)).job_id) for i in range(20)]
-    link = kill_supervisor(own_side, link)
+    link = own_side.kill_supervisor(link)
     assert [link.inspect(record.job_id) for record in ended] == ended
     assert [link.read_log(record) for record in ended] == [f"{i}\n".encode() for i in range(20)]
 
@@ -147,15 +139,15 @@ def test_descriptors_do_not_add_up(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     records = [link.start("/bin/sleep", "1000") for _ in range(10)]
     # Adopted logs are opened when there is something to write.
-    link = kill_supervisor(own_side, link)
+    link = own_side.kill_supervisor(link)
     before = own_side.open_files(link), descriptors(own_side.keeper.pid)
     for _ in range(3):
-        link = kill_supervisor(own_side, link)
+        link = own_side.kill_supervisor(link)
     assert (own_side.open_files(link), descriptors(own_side.keeper.pid)) == before
     for record in records:
         link.stop(record.job_id, force=True)
     # What the keeper is told is told in order: it has let go of these before it is asked to hold the next.
-    link = kill_supervisor(own_side, link)
+    link = own_side.kill_supervisor(link)
     assert descriptors(own_side.keeper.pid) == before[1] - 30
 
 
@@ -167,7 +159,7 @@ def test_a_broken_record_is_put_aside_and_named(own_side: RootSide) -> None:
     with open(path, "r+b") as file:
         file.truncate(100)
     os.mkdir(os.path.join(own_side.state_dir, "jobs", "not-a-job"))
-    link = kill_supervisor(own_side, link)
+    link = own_side.kill_supervisor(link)
     assert link.inspect(ended.job_id) == ended
     assert sorted(os.listdir(os.path.join(own_side.state_dir, "quarantine"))) == sorted(
         (broken.job_id, "not-a-job")
@@ -210,7 +202,7 @@ def test_the_keeper_may_die(own_side: RootSide) -> None:
     link = own_side.reconnect(subscribe=True)
     assert own_side.supervisor_pid() != supervisor
     # The new keeper does what the old one did, over the death of a supervisor and an upgrade of both.
-    link = kill_supervisor(own_side, link)
+    link = own_side.kill_supervisor(link)
     link.ask(messages.Upgrade())
     link.drain()
     link = own_side.reconnect(subscribe=True)
@@ -231,7 +223,7 @@ def test_a_job_that_ends_while_there_is_no_keeper(own_side: RootSide, *, adopted
     waiting = [link.start("/bin/sh", "-c", f"sleep 0.{n}; echo {n}; exit {n}") for n in range(10)]
     if adopted:
         # Children of the keeper now, and nobody's when it dies.
-        link = kill_supervisor(own_side, link)
+        link = own_side.kill_supervisor(link)
     own_side.kill_keeper()
     link.drain()
     link = own_side.reconnect(subscribe=True)
@@ -327,7 +319,7 @@ def test_orphaned_cgroups_are_swept(own_side: RootSide) -> None:
             os.mkdir(path)
             with open(f"{path}/cgroup.procs", "w") as file:
                 file.write(str(left.pid))
-        link = kill_supervisor(own_side, link)
+        link = own_side.kill_supervisor(link)
         assert left.wait(DEADLINE) == -signal.SIGKILL
     own_side.wait_for(lambda: not cgroups(orphan))
     assert link.inspect(record.job_id).state is State.RUNNING

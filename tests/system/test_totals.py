@@ -38,13 +38,6 @@ def ended(link: Link) -> dict[EndReason, int]:
     return {each.reason: each.jobs for each in totals(link).ended}
 
 
-def kill_supervisor(side: RootSide, link: Link) -> Link:
-    os.kill(side.supervisor_pid(), signal.SIGKILL)
-    link.drain()
-    link.close()
-    return side.reconnect(subscribe=True)
-
-
 def test_each_start_and_end_is_counted(side: RootSide) -> None:
     link = side.link(subscribe=True)
     link.wait_ended(link.start("/bin/echo", "hello").job_id)
@@ -73,7 +66,7 @@ def test_a_running_jobs_output_is_counted_as_it_comes(side: RootSide) -> None:
     running = link.start("/bin/sh", "-c", "echo third; exec sleep 1000")
     link.wait_output(running.job_id)
     until(lambda: totals(link).log_bytes, len("first\nsecond\nthird\n"))
-    link = kill_supervisor(side, link)
+    link = side.kill_supervisor(link)
     assert totals(link).log_bytes == len("first\nsecond\nthird\n")
     link.stop(running.job_id, force=True)
     assert totals(link).log_bytes == len("first\nsecond\nthird\n")
@@ -83,7 +76,7 @@ def test_totals_survive_kills_restarts_and_upgrades(side: RootSide) -> None:
     link = side.link(subscribe=True)
     for number in range(3):
         link.wait_ended(link.start("/bin/true").job_id)
-        link = kill_supervisor(side, link)
+        link = side.kill_supervisor(link)
         assert (totals(link).started, totals(link).lives) == (number + 1, number + 2)
     link.ask(messages.Upgrade())
     link.drain()
@@ -100,7 +93,7 @@ def test_whoever_was_told_of_a_start_finds_it_counted(side: RootSide) -> None:
     link = side.link(subscribe=True)
     for number in range(5):
         link.start("/bin/sleep", "1000")
-        link = kill_supervisor(side, link)
+        link = side.kill_supervisor(link)
         assert totals(link).started == number + 1
 
 
@@ -144,7 +137,7 @@ def test_a_cgroup_that_cannot_be_removed_is_counted(side: RootSide) -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     # Swept at the next start.
-    link = kill_supervisor(side, link)
+    link = side.kill_supervisor(link)
     until(lambda: cgroups(job.job_id), [])
     assert totals(link).cgroups_left == 1
 
@@ -152,7 +145,7 @@ def test_a_cgroup_that_cannot_be_removed_is_counted(side: RootSide) -> None:
 def test_a_supervisors_own_life_is_told(side: RootSide) -> None:
     link = side.link(subscribe=True)
     job = link.start("/bin/sleep", "1000")
-    link = kill_supervisor(side, link)
+    link = side.kill_supervisor(link)
     until(lambda: life(link).whole_seconds > 0, True)
     told = life(link)
     assert 0 < told.serving_seconds <= told.whole_seconds
