@@ -53,8 +53,7 @@ def check(file: BinaryIO) -> None:
     try:
         extras.check(settings)
     except InvalidField as error:
-        name = "line " if file.name.startswith("<") else f"{file.name}:"
-        checked_file.fail(f"{name}{lines[error.field]}: {error}")
+        checked_file.fail(f"{_place(file, lines[error.field])}: {error}")
     click.echo("the configuration is good")
 
 
@@ -65,9 +64,8 @@ def show(file: BinaryIO, form: str) -> None:
     settings, lines = _load(file)
     from jobworker.settings import effective  # noqa: PLC0415 - brings in the YAML parser
 
-    name = "line " if file.name.startswith("<") else f"{file.name}:"
     rows = [
-        (each.key, each.value, f"{name}{each.line}" if each.line else "default")
+        (each.key, each.value, _place(file, each.line) if each.line else "default")
         for each in effective.all_of(settings, lines)
     ]
     if form == "json":
@@ -92,6 +90,10 @@ def canonical(over: str) -> None:
         checked_file.fail(str(error))
     settings, _ = _load(sys.stdin.buffer, base)
     sys.stdout.buffer.write(codec.dumps(settings))
+
+
+def _place(file: BinaryIO, line: int) -> str:
+    return f"line {line}" if file.name.startswith("<") else f"{file.name}:{line}"
 
 
 def _load(file: BinaryIO, base: Settings | None = None) -> tuple[Settings, Mapping[str, int]]:
