@@ -27,6 +27,7 @@ RPCS = (
     "Delete",
     "Drain",
     "Undrain",
+    "Reload",
     "Query",
     "Stream",
     "List",
@@ -35,7 +36,7 @@ RPCS = (
     "Health",
 )
 # These need the role WRITER, the others READER; no rule lets a caller do what the role does not.
-WRITING = frozenset({"Start", "Stop", "Signal", "WriteStdin", "Update", "Delete", "Drain", "Undrain"})
+WRITING = frozenset({"Start", "Stop", "Signal", "WriteStdin", "Update", "Delete", "Drain", "Undrain", "Reload"})
 # In a rule's `owners`: the caller. In its `users`: the user that a job has for itself alone.
 SELF, OWN_USER = "self", ""
 # As a command's last pattern: any arguments, or none.

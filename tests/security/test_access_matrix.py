@@ -14,7 +14,7 @@ from support import certs, gateway
 
 SERVICES = (pb.DESCRIPTOR.services_by_name["JobWorkerService"], health_pb2.DESCRIPTOR.services_by_name["Health"])
 METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
-WRITING = {"Start", "Stop", "Signal", "WriteStdin", "Update", "Delete", "Drain", "Undrain"}
+WRITING = {"Start", "Stop", "Signal", "WriteStdin", "Update", "Delete", "Drain", "Undrain", "Reload"}
 
 # These fail at the handshake, the others at the gate.
 BY_TLS = {

@@ -34,12 +34,13 @@ class Host:
     def __init__(self, name: str) -> None:
         self.agent = scripted.ScriptedAgent()
         self.output: list[tuple[Any, bytes]] = []
+        self.stale: list[pb.StaleFile] = []
         self.end = job_pb2.Job(id=IDS[name], state=ENDED, end_reason=job_pb2.END_REASON_EXITED, exit_code=0)
         self.job = job_pb2.Job(id=IDS[name], state=RUNNING, command="sleep", args=["9"])
         self.asked_for, self.following, self.finished = (threading.Event() for _ in range(3))
         self.before_output: list[threading.Event] = []
         self.finished.set()
-        methods = ("Start", "Stream", "Watch", "Stop", "Query", "Drain", "Undrain", "GetAgentInfo")
+        methods = ("Start", "Stream", "Watch", "Stop", "Query", "Drain", "Undrain", "Reload", "GetAgentInfo")
         self.agent.handlers.update({name: getattr(self, name.lower()) for name in methods}, List=self.listed)
 
     def waits(self) -> None:
@@ -89,6 +90,9 @@ class Host:
 
     def undrain(self, _request: Any, _context: Any) -> pb.UndrainResponse:
         return pb.UndrainResponse()
+
+    def reload(self, _request: Any, _context: Any) -> pb.ReloadResponse:
+        return pb.ReloadResponse(read=["certificates", "policy"], stale_files=self.stale)
 
     def asked(self, kind: type[Any]) -> list[Any]:
         return [request for request in self.agent.requests if isinstance(request, kind)]
@@ -205,6 +209,14 @@ def test_the_other_commands_tell_a_line_each(web: Web) -> None:
     for command in (("list", "--limit", "5"), ("drain",)):
         (line,) = lines(web.cli("--group", "web", *command).stdout, "web1")
         assert line.startswith(f"{IDS['web1']}  RUNNING")
+
+
+def test_a_host_whose_files_are_not_in_force_has_failed(web: Web) -> None:
+    web.each["web2"].stale = [pb.StaleFile(what="policy", problem="line 3: no")]
+    told = web.cli("--group", "web", "reload")
+    assert (told.returncode, lines(told.stdout, "web1")) == (1, ["certificates: in force", "policy: in force"])
+    assert lines(told.stdout, "web2")[1] == "policy: not in force, but what was good before it: line 3: no"
+    assert "policy not in force" in told.stderr
 
 
 def test_the_inventory_s_name_and_limit_can_come_before_the_command(web: Web) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from jobworker.api.v1.job_pb2 import Job, Limits, LimitStatus, Usage
-    from jobworker.api.v1.job_worker_service_pb2 import GetAgentInfoResponse
+    from jobworker.api.v1.job_worker_service_pb2 import GetAgentInfoResponse, ReloadResponse
 
 
 def line(value: dict[str, Any]) -> str:
@@ -75,7 +75,7 @@ def agent(message: GetAgentInfoResponse) -> dict[str, Any]:
         "ca_expires_at": time(message, "ca_expires_at"),
         "crl_expires_at": time(message, "crl_expires_at"),
         "time": time(message, "time"),
-        "stale_files": {stale.what: stale.problem for stale in message.stale_files},
+        "stale_files": stale_files(message),
         "default_sandbox": message.default_sandbox,
         "sandbox_parts": {part.name: {"missing_because": part.missing_because} for part in message.sandbox_parts},
         "limits": {
@@ -92,6 +92,15 @@ def agent(message: GetAgentInfoResponse) -> dict[str, Any]:
             for profile in message.limit_profiles
         },
     }
+
+
+def reloaded(message: ReloadResponse) -> dict[str, Any]:
+    return {"read": list(message.read), "stale_files": stale_files(message)}
+
+
+def stale_files(message: GetAgentInfoResponse | ReloadResponse) -> dict[str, str]:
+    """What is wrong with files that are not in force, by what they hold."""
+    return {stale.what: stale.problem for stale in message.stale_files}
 
 
 def limits(message: Limits) -> dict[str, Any]:

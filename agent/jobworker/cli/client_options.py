@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 CONNECTION = ("addr", "ca", "cert", "key", "server_name")
 # The commands that can be for many hosts.
-ON_MANY_HOSTS = ("run", "start", "stop", "query", "list", "info", "drain", "undrain", "top")
+ON_MANY_HOSTS = ("run", "start", "stop", "query", "list", "info", "drain", "undrain", "reload", "top")
 _META = "jobworker."
 # Whether it is there is told with all else that can be wrong with it.
 _FILE = click.Path()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         GetAgentInfoResponse,
         LimitProfile,
         LimitSupport,
+        ReloadResponse,
         StartResponse,
     )
 
@@ -114,6 +115,16 @@ def agent(message: GetAgentInfoResponse) -> str:
         *_under("not in force", [f"{stale.what}: {stale.problem}" for stale in message.stale_files]),
     )
     return labelled(lines)
+
+
+def reloaded(message: ReloadResponse) -> str:
+    stale = client_json.stale_files(message)
+    return labelled([(what, reloaded_as(stale.get(what, ""))) for what in message.read])
+
+
+def reloaded_as(problem: str) -> str:
+    """Whether a file is in force as it is now."""
+    return f"not in force, but what was good before it: {inline(problem)}" if problem else "in force"
 
 
 def agent_line(message: GetAgentInfoResponse) -> str:

@@ -61,7 +61,7 @@ def canonical() -> None:
 @click.argument("file", type=click.File("rb"))
 @click.option("--as", "principal", required=True, metavar="URI", help="The caller's identity.")
 @click.option("--role", type=click.Choice(["READER", "WRITER"]), default="WRITER", show_default=True)
-@click.option("--rpc", type=click.Choice(RPCS), required=True, help="The call.")
+@click.option("--rpc", type=click.Choice(RPCS), metavar="CALL", required=True, help=f"One of {', '.join(RPCS)}.")
 @click.option("--command", metavar="WORDS", help="Of a start: the command line, quoted as for a shell.")
 @click.option("--user", metavar="NAME", default="", help="Of a start: the user that the job is to run as.")
 @click.option("--sandbox", type=click.Choice(PROFILES), default="standard", show_default=True)

@@ -47,6 +47,7 @@ COMMANDS = {
     "info": _Entry("client_info", "info", "Show what the agent is, and what it can enforce."),
     "drain": _Entry("client_drain", "drain", "Take no new jobs on the host, and wait for the others."),
     "undrain": _Entry("client_drain", "undrain", "Take new jobs on the host again."),
+    "reload": _Entry("client_reload", "reload", "Have the agent read its files anew."),
     "doctor": _Entry("client_doctor", "doctor", "Find what is wrong between you and the agent."),
     "completion": _Entry("client_completion", "completion", "Have your shell complete what you type."),
     "version": _Entry("client_info", "version", "Print the version of this client."),
@@ -84,7 +85,7 @@ them, or from a context file. Every command has a --help of its own.
 \b
 worker-client --inventory hosts.yml --group web run -- uptime
 
-So run, start, stop, query, list, info, drain and undrain go to many hosts at once.
+So run, start, stop, query, list, info, drain, undrain and reload go to many hosts at once.
 
 \b
 Exit codes: 0 done, 1 failed, 2 not understood, 4 not allowed, 130 interrupted.

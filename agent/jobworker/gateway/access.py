@@ -28,6 +28,7 @@ NEEDED: Mapping[str, Role] = MappingProxyType(
         f"{_JOBS}/GetAgentInfo": Role.READER,
         f"{_JOBS}/Drain": Role.WRITER,
         f"{_JOBS}/Undrain": Role.WRITER,
+        f"{_JOBS}/Reload": Role.WRITER,
         f"{_HEALTH}/Check": Role.READER,
         f"{_HEALTH}/List": Role.READER,
         f"{_HEALTH}/Watch": Role.READER,

@@ -15,6 +15,7 @@ from jobworker.errors import AgentUnavailable
 from jobworker.gateway import server, watchdog
 from jobworker.gateway.calls import Calls
 from jobworker.gateway.certificates import PeerReader
+from jobworker.gateway.files import Files
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.gate import Gate
 from jobworker.gateway.health import Health
@@ -74,12 +75,13 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     tracer = _tracer(settings) if settings.tracing.endpoint else None
     gate = Gate(peers, quotas, permits, streams, calls, reports, tracer)
     link.listen(LogLevel(settings.log_level).apply)
-    grpc_server = _assemble(trust, gate, link, mirror, feeds, policies)
+    files = Files(settings, trust, policies, link, mirror)
+    grpc_server = _assemble(trust, gate, link, mirror, feeds, policies, files)
     address = server.bind(grpc_server, settings.listen, trust.credentials)
     told = Sources(link, mirror, feeds, calls, quotas, trust, policies, lag)
     scraped = await _serve_metrics(settings, told) if settings.metrics.listen else ""
     await grpc_server.start()
-    _on_hangup(trust, policies)
+    files.on_hangup()
     _log.info("serving", address=address, dev_certificates=own.dev, metrics=scraped)
     _report(ready_fd, address)
     async with asyncio.TaskGroup() as tasks:
@@ -134,28 +136,21 @@ def _asked_to_stop(*, while_stdin: bool) -> asyncio.Event:
     return stop
 
 
-def _on_hangup(trust: Trust, policies: Policies) -> None:
-    loop = asyncio.get_running_loop()
-    reading: set[asyncio.Task[None]] = set()
-
-    def read_again() -> None:
-        trust.read_again()
-        task = asyncio.ensure_future(policies.read_again())
-        reading.add(task)
-        task.add_done_callback(reading.discard)
-
-    signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(read_again))
-
-
 def _assemble(
-    trust: Trust, gate: Gate, link: SupervisorLink, mirror: Mirror, feeds: Feeds, policies: Policies
+    trust: Trust,
+    gate: Gate,
+    link: SupervisorLink,
+    mirror: Mirror,
+    feeds: Feeds,
+    policies: Policies,
+    files: Files,
 ) -> aio.Server:
     health, stdin = Health(), StdinWriters(link)
     # The policy first: what comes with it is judged by it.
     link.listen(policies.apply, mirror.apply, feeds.apply, stdin.apply, health.apply)
     files_per_segment = 2
     output = Output(Segments(link, min(_raise_file_limit() // 2 // files_per_segment, _MAX_SEGMENTS)))
-    jobs = JobWorker(link, mirror, feeds, output, stdin, gate.permits, trust)
+    jobs = JobWorker(link, mirror, feeds, output, stdin, gate.permits, trust, files)
     return server.make(gate, jobs, health)
 
 

@@ -30,11 +30,6 @@ class Permits:
         self._mirror = mirror
         self._sandbox = sandbox
 
-    @property
-    def problem(self) -> str:
-        """Why the policy file as it is now is not in force; empty if it is."""
-        return self._policies.problem
-
     async def admit(self, method: str, principal: Principal) -> None:
         """Let a call through if there is a request that the caller may make by it.
 

@@ -100,6 +100,10 @@ class Policies:
                 self._reading = None
 
     async def read_again(self) -> None:
-        """Have the supervisor look at the file."""
+        """Have the supervisor read the file, whatever it looks like from outside.
+
+        Raises:
+            AgentUnavailable: the supervisor is not there.
+        """
         if self._path:
-            await self._read()
+            await self._link.ask(ReadPolicy(anyway=True), PolicyIs, repeatable=True)

@@ -16,6 +16,7 @@ from jobworker.api.v1 import job_worker_service_pb2_grpc as api
 from jobworker.errors import JobAlreadyEnded, JobNotFound
 from jobworker.gateway import incoming, outgoing
 from jobworker.gateway.access import CALLER, PRINCIPAL
+from jobworker.gateway.files import Files
 from jobworker.gateway.follow import Feeds
 from jobworker.gateway.gate import Context
 from jobworker.gateway.known import Known
@@ -35,10 +36,8 @@ from jobworker.wire.messages import (
     Done,
     Drain,
     Drained,
-    HostIs,
     InspectJob,
     JobReply,
-    ReadLimits,
     StartPlanned,
 )
 
@@ -61,6 +60,7 @@ class JobWorker(api.JobWorkerServiceServicer):
         stdin: StdinWriters,
         permits: Permits,
         trust: Trust,
+        files: Files,
     ) -> None:
         self._link = link
         self._mirror = mirror
@@ -69,6 +69,7 @@ class JobWorker(api.JobWorkerServiceServicer):
         self._stdin = stdin
         self._permits = permits
         self._trust = trust
+        self._files = files
 
     async def Start(self, request: pb.StartRequest, _context: Context) -> pb.StartResponse:
         message = incoming.start(CALLER.get(), request)
@@ -159,12 +160,9 @@ class JobWorker(api.JobWorkerServiceServicer):
             _add_trailer(context, RESUME_TOKEN, resume)
 
     async def GetAgentInfo(self, _request: pb.GetAgentInfoRequest, _context: Context) -> pb.GetAgentInfoResponse:
-        # The limits file may have changed, and nobody have been held to it yet.
-        await self._link.ask(ReadLimits(), HostIs, repeatable=True)
+        stale = await self._stale_files()
         host, system = await self._mirror.host(), os.uname()
         own, crl_ends = self._trust.credentials.get(), self._trust.revocations.get().ends
-        rules = {"policy": self._permits.problem, "limits": host.limits_problem}
-        stale = self._trust.problems | {what: problem for what, problem in rules.items() if problem}
         return pb.GetAgentInfoResponse(
             version=__version__,
             hostname=system.nodename,
@@ -186,10 +184,16 @@ class JobWorker(api.JobWorkerServiceServicer):
                 outgoing.limit_profile(profile, host.profiles.default) for profile in host.profiles.profiles
             ],
             time=outgoing.timestamp(time.time_ns()),
-            stale_files=[
-                pb.StaleFile(what=what, problem=outgoing.text(problem)) for what, problem in stale.items()
-            ],
+            stale_files=stale,
         )
+
+    async def Reload(self, _request: pb.ReloadRequest, _context: Context) -> pb.ReloadResponse:
+        await self._files.read_again()
+        return pb.ReloadResponse(read=self._files.named, stale_files=await self._stale_files())
+
+    async def _stale_files(self) -> list[pb.StaleFile]:
+        problems = await self._files.problems()
+        return [pb.StaleFile(what=what, problem=outgoing.text(problem)) for what, problem in problems.items()]
 
     async def Drain(self, _request: pb.DrainRequest, _context: Context) -> pb.DrainResponse:
         drained, _ = await self._link.ask(Drain(CALLER.get(), draining=True), Drained, repeatable=True)

@@ -220,11 +220,11 @@ class Requests:
         self._audit.reported(request)
         reply(messages.Done(), ())
 
-    def read_policy(self, _: Connection, __: messages.ReadPolicy, reply: Reply) -> None:
-        self._policies.read(lambda: reply(self._news.policy(), ()))
+    def read_policy(self, _: Connection, request: messages.ReadPolicy, reply: Reply) -> None:
+        self._policies.read(lambda: reply(self._news.policy(), ()), anyway=request.anyway)
 
-    def read_limits(self, _: Connection, __: messages.ReadLimits, reply: Reply) -> None:
-        self._profiles.read(lambda: reply(self._news.host(), ()))
+    def read_limits(self, _: Connection, request: messages.ReadLimits, reply: Reply) -> None:
+        self._profiles.read(lambda: reply(self._news.host(), ()), anyway=request.anyway)
 
     def measure(self, _: Connection, __: messages.Measure, reply: Reply) -> None:
         written = ((job.log_bytes, job.lost_bytes) for job in self._registry.running.values())

@@ -18,7 +18,7 @@ from jobworker.wire.host import HostInfo
 from jobworker.wire.measures import Life, Totals
 
 # Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 8
+PROTOCOL = 9
 # The supervisor writes so many lines without letting a job's output wait.
 MAX_REPORTS = 64
 
@@ -185,12 +185,16 @@ class ReportCalls:
 
 @dataclass(frozen=True, slots=True)
 class ReadPolicy:
-    """Read the policy file if it has changed. Answer: `PolicyIs`, after that."""
+    """Read the policy file if it looks as if it had changed, or `anyway`. Answer: `PolicyIs`, after that."""
+
+    anyway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """Read the limits file if it has changed. Answer: `HostIs`, after that."""
+    """Read the limits file if it looks as if it had changed, or `anyway`. Answer: `HostIs`, after that."""
+
+    anyway: bool = False
 
 
 @dataclass(frozen=True, slots=True)

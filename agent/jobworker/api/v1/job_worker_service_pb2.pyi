@@ -1315,6 +1315,53 @@ class StaleFile(_message.Message):
 Global___StaleFile: _TypeAlias = StaleFile  # noqa: Y015
 
 @_typing.final
+class ReloadRequest(_message.Message):
+    """Asks for files to be read anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadRequest: _TypeAlias = ReloadRequest  # noqa: Y015
+
+@_typing.final
+class ReloadResponse(_message.Message):
+    """They were."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READ_FIELD_NUMBER: _builtins.int
+    STALE_FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def read(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was read, of what the agent's settings name: `certificates`, `revocations`, `policy` and `limits`."""
+
+    @_builtins.property
+    def stale_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___StaleFile]:
+        """Those of them that can't be used as they are now."""
+
+    def __init__(
+        self,
+        *,
+        read: _abc.Iterable[_builtins.str] | None = ...,
+        stale_files: _abc.Iterable[Global___StaleFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["read", b"read", "stale_files", b"stale_files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadResponse: _TypeAlias = ReloadResponse  # noqa: Y015
+
+@_typing.final
 class DrainRequest(_message.Message):
     """Asks to take no new jobs."""
 

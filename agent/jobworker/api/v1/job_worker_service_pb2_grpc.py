@@ -121,6 +121,11 @@ class JobWorkerServiceStub:
                 request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainRequest.SerializeToString,
                 response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainResponse.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/jobworker.api.v1.JobWorkerService/Reload',
+                request_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ReloadResponse.FromString,
+                _registered_method=True)
 
 
 class JobWorkerServiceServicer:
@@ -310,6 +315,18 @@ class JobWorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reload(self, request, context):
+        """Reads the agent's certificates, revocations, policy and limits anew, and tells which of them can't be used. Role:
+        WRITER.
+
+        A changed file is taken without that, with the next call that it matters to; this is for who wants to know that it
+        was, and for a change that does not show from outside. A file that can't be used leaves what was good in force.
+        Errors: UNAVAILABLE: what the supervisor reads, policy and limits, may be as before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobWorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -377,6 +394,11 @@ def add_JobWorkerServiceServicer_to_server(servicer, server):
                     servicer.Undrain,
                     request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainRequest.FromString,
                     response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ReloadRequest.FromString,
+                    response_serializer=jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ReloadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -752,6 +774,33 @@ class JobWorkerService:
             '/jobworker.api.v1.JobWorkerService/Undrain',
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainRequest.SerializeToString,
             jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.UndrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobworker.api.v1.JobWorkerService/Reload',
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ReloadRequest.SerializeToString,
+            jobworker_dot_api_dot_v1_dot_job__worker__service__pb2.ReloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -164,6 +164,14 @@ class JobWorkerServiceStub:
 
     Errors: as Drain.
     """
+    Reload: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.ReloadRequest, _job_worker_service_pb2.ReloadResponse]
+    """Reads the agent's certificates, revocations, policy and limits anew, and tells which of them can't be used. Role:
+    WRITER.
+
+    A changed file is taken without that, with the next call that it matters to; this is for who wants to know that it
+    was, and for a change that does not show from outside. A file that can't be used leaves what was good in force.
+    Errors: UNAVAILABLE: what the supervisor reads, policy and limits, may be as before.
+    """
 
 @_typing.type_check_only
 class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
@@ -300,6 +308,14 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     """Takes new jobs again. Role: WRITER.
 
     Errors: as Drain.
+    """
+    Reload: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.ReloadRequest, _job_worker_service_pb2.ReloadResponse]  # type: ignore[assignment]
+    """Reads the agent's certificates, revocations, policy and limits anew, and tells which of them can't be used. Role:
+    WRITER.
+
+    A changed file is taken without that, with the next call that it matters to; this is for who wants to know that it
+    was, and for a change that does not show from outside. A file that can't be used leaves what was good in force.
+    Errors: UNAVAILABLE: what the supervisor reads, policy and limits, may be as before.
     """
 
 class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -512,6 +528,20 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes new jobs again. Role: WRITER.
 
         Errors: as Drain.
+        """
+
+    @_abc_1.abstractmethod
+    def Reload(
+        self,
+        request: _job_worker_service_pb2.ReloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_worker_service_pb2.ReloadResponse, _abc.Awaitable[_job_worker_service_pb2.ReloadResponse]]:
+        """Reads the agent's certificates, revocations, policy and limits anew, and tells which of them can't be used. Role:
+        WRITER.
+
+        A changed file is taken without that, with the next call that it matters to; this is for who wants to know that it
+        was, and for a change that does not show from outside. A file that can't be used leaves what was good in force.
+        Errors: UNAVAILABLE: what the supervisor reads, policy and limits, may be as before.
         """
 
 def add_JobWorkerServiceServicer_to_server(servicer: JobWorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

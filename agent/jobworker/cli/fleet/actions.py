@@ -196,6 +196,18 @@ def _undrain(_options: Options) -> Action:
     return act
 
 
+def _reload(_options: Options) -> Action:
+    def act(visit: Visit) -> Outcome:
+        found = visit.client.reload()
+        stale = client_json.stale_files(found)
+        for what in found.read:
+            problem = stale.get(what, "")
+            visit.lane.show(f"{what}: {client_text.reloaded_as(problem)}", "file", what=what, problem=problem)
+        return visit.done(f"{', '.join(stale)} not in force" if stale else "")
+
+    return act
+
+
 ACTIONS: Mapping[str, Callable[[Options], Action]] = {
     "run": _run,
     "start": _start,
@@ -205,4 +217,5 @@ ACTIONS: Mapping[str, Callable[[Options], Action]] = {
     "info": _info,
     "drain": _drain,
     "undrain": _undrain,
+    "reload": _reload,
 }

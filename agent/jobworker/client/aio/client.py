@@ -205,6 +205,10 @@ class AsyncClient:
         """Have the agent take new jobs again."""
         await self._make(calls.undrain())
 
+    async def reload(self) -> pb.ReloadResponse:
+        """Have the agent read certificates, revocations, policy and limits anew; which of them cannot be used."""
+        return await self._make(calls.reload())
+
     async def wait_idle(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as the other client has it
         """Wait until no job is active."""
         await streams.idle(self.watch(snapshot=True, timeout=timeout))

@@ -98,6 +98,10 @@ def undrain() -> Call[None]:
     return Call("Undrain", pb.UndrainRequest(), lambda _: None, READ)
 
 
+def reload() -> Call[pb.ReloadResponse]:
+    return Call("Reload", pb.ReloadRequest(), lambda response: response, READ)
+
+
 class Pages:
     """A list, page by page; `next` is the call for the next page, None behind the last one."""
 

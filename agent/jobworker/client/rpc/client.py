@@ -296,6 +296,10 @@ class Client:
         """Have the agent take new jobs again."""
         self._make(calls.undrain())
 
+    def reload(self) -> pb.ReloadResponse:
+        """Have the agent read certificates, revocations, policy and limits anew; which of them cannot be used."""
+        return self._make(calls.reload())
+
     def wait_idle(self, *, timeout: float | None = None) -> None:
         """Wait until no job is active.
 
