@@ -72,17 +72,13 @@ def test_many_floods_stay_within_it(tmp_path: Path, compress: bool) -> None:  # 
         link = side.link(subscribe=True)
         before = [run(link, "head -c 2000000 /dev/zero") for _ in range(3)]
         with watched(side) as seen:
-            floods = [
-                link.start("/bin/sh", "-c", "yes | head -c 30000000; head -c 10000000 /dev/urandom")
-                for _ in range(6)
-            ]
-            ended = [link.wait_ended(flood.job_id) for flood in floods]
+            script = "yes | head -c 30000000; head -c 10000000 /dev/urandom; exec sleep 1000"
+            floods = [link.start("/bin/sh", "-c", script) for _ in range(6)]
+            side.wait_for(lambda: all(link.inspect(flood.job_id).log_bytes == 40_000_000 for flood in floods))
         assert max(seen) <= MOST
         assert max(seen) > SHARE // 2
-        assert [(flood.exit_code, flood.log_bytes, flood.lost_bytes) for flood in ended] == [
-            (0, 40_000_000, 0)
-        ] * 6
         assert {record.job_id for record in before} <= ids(side), "floods do not drive out what has ended before"
+        assert [link.stop(flood.job_id).lost_bytes for flood in floods] == [0] * 6
 
 
 def test_the_flood_loses_its_own_and_says_so(tmp_path: Path) -> None:
