@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import os
 import resource
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from jobworker.supervisor import removal
+
+# As another user, with a descriptor of the directory: swaps one of its own and a link, all the time.
+SWAPS = """
+import ctypes, os, sys
+held, kept = int(sys.argv[1]), sys.argv[2]
+os.setresuid(1900000001, 1900000001, 1900000001)
+os.mkdir("own", dir_fd=held)
+own = os.open("own", os.O_RDONLY | os.O_DIRECTORY, dir_fd=held)
+for number in range(20_000):
+    os.mkdir(f"d{number}", dir_fd=own)
+os.symlink(kept, "link", dir_fd=own)
+os.mkdir("last", dir_fd=own)
+print("ready", flush=True)
+renameat2, exchange = ctypes.CDLL(None).renameat2, 2
+while True:
+    renameat2(own, b"last", own, b"link", exchange)
+"""
 
 
 def remove(path: Path) -> None:
@@ -74,3 +96,23 @@ def test_directories_without_rights_and_odd_names_go(tmp_path: Path) -> None:
     shut.parent.chmod(0)
     remove(tmp_path / "job")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.root
+def test_a_link_that_another_job_puts_in_a_directory_s_place_is_not_followed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    kept, work = tmp_path / "kept", tmp_path / "job" / "work"
+    work.mkdir(parents=True)
+    kept.mkdir(mode=0o755)
+    work.chmod(0o777)
+    held = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    swapper = subprocess.Popen([sys.executable, "-c", SWAPS, str(held), str(kept)], pass_fds=[held], stdout=-1)
+    try:
+        assert swapper.stdout
+        assert swapper.stdout.readline() == b"ready\n"
+        remove(tmp_path / "job")
+        assert stat.S_IMODE(kept.stat().st_mode) == 0o755
+    finally:
+        swapper.kill()
+        swapper.communicate()
+        os.close(held)

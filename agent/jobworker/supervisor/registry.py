@@ -140,7 +140,8 @@ class Registry:
     def whole(self) -> None:
         """All jobs of earlier lives are known."""
         self.backlog, self.is_whole = None, True
-        self._retention.begin()
+        for uid in self._retention.begin():
+            self._users.keep(uid)
         self.starts.begin()
         self.tell_idle()
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
-_ALL = 0o700
+_OPEN_PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def remove(parent_fd: int, names: tuple[str, ...]) -> None:
@@ -51,11 +51,20 @@ def _clear(fd: int, top: int, fresh: Iterator[str]) -> list[str]:
     for name, is_directory in [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in os.scandir(fd)]:
         with contextlib.suppress(OSError):
             if is_directory:
-                # A job may have shut out its own user, who is us where the agent is not root.
-                os.chmod(name, _ALL, dir_fd=fd)
+                _let_in(name, fd)
                 to = next(fresh)
                 os.rename(name, to, src_dir_fd=fd, dst_dir_fd=top)
                 moved.append(to)
             else:
                 os.unlink(name, dir_fd=fd)
     return moved
+
+
+def _let_in(name: str, fd: int) -> None:
+    """A job may have shut out its own user, who is us where the agent is not root."""
+    directory = os.open(name, _OPEN_PATH, dir_fd=fd)
+    try:
+        # By its descriptor: another job may put a link in its place at any time, and chmod(2) follows that.
+        os.chmod(f"/proc/self/fd/{directory}", 0o700)
+    finally:
+        os.close(directory)

@@ -64,11 +64,12 @@ class Retention:
         self._timer: Timer | None = None
         self._begun = False
 
-    def begin(self) -> None:
-        """All jobs of earlier lives are known."""
+    def begin(self) -> list[int]:
+        """All jobs of earlier lives are known; the users of those that are still being removed."""
         self._begun = True
-        self._remover.begin()
+        left = self._remover.begin()
         self._enforce()
+        return [self._store.user_of(name) for name in left]
 
     def add(self, record: JobRecord) -> None:
         """The job has ended, now or long ago."""
@@ -170,9 +171,12 @@ class Remover:
         self._waiting: set[str] = set()
         self._busy = False
 
-    def begin(self) -> None:
-        self._waiting.update(self._store.set_aside())
+    def begin(self) -> frozenset[str]:
+        """Go on where an earlier life left off; what is to be removed."""
+        left = self._store.set_aside()
+        self._waiting.update(left)
         self._gather()
+        return left
 
     def remove(self, job_id: str, uid: int) -> str:
         """Set the job's directory aside, and remove it soon; what it is called until then.
