@@ -22,7 +22,7 @@ from jobworker.jobs import EndReason, JobRecord, State, new_job_id
 from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors, processes_of
-from support.link import DEADLINE
+from support.link import CALLER, DEADLINE
 from support.root_side import RootSide, root_side, tells_ends
 from support.strace import attached, needs_strace
 
@@ -354,3 +354,19 @@ def test_told_to_end_while_a_supervisor_starts_it_ends(tmp_path: Path) -> None:
         side.wait_for(begun.exists)
         assert side.close() == 0
         assert cgroups(job.job_id) == []
+
+
+def test_what_has_a_reaped_process_s_id_later_does_not_end_for_it(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    spare = [link.wait_ended(link.start("/bin/true").job_id).job_id for _ in range(6)]
+    record = link.start("/bin/sh", "-c", "setsid sleep 1000 & exit 3")
+    own_side.wait_for(lambda: link.inspect(record.job_id).exit_code == 3)
+    own_side.wait_for(lambda: not os.path.exists(f"/proc/{record.pid}"))
+    for job_id in spare:
+        # The helper that removes a job is the keeper's to reap, and the next process.
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(record.pid - 2))
+        link.ask(messages.DeleteJob(CALLER, job_id))
+        own_side.wait_for(lambda job_id=job_id: not Path(own_side.state_dir, "removed", job_id).exists())  # type: ignore[misc]
+    link = own_side.kill_supervisor(link)
+    assert link.inspect(record.job_id).exit_code == 3
+    link.stop(record.job_id, force=True)

@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from jobworker.errors import LimitUnsupported
 from jobworker.jobs import EndReason, State
 from jobworker.limits import Enforcement, Limits
 from support.link import Link
-from support.root_side import RootSide, root_side
+from support.root_side import RootSide, fresh_root_side, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -112,3 +113,16 @@ def test_a_job_outlives_the_supervisor(link: Link, light: RootSide) -> None:
     assert again.inspect(record.job_id).state is State.RUNNING
     assert again.stop(record.job_id, grace_ms=100).end_reason is EndReason.STOPPED
     assert descendants(light.supervisor_pid()) == []
+
+
+def test_an_exit_code_outlives_the_keeper() -> None:
+    with fresh_root_side(as_user=NOBODY) as side:
+        link = side.link(subscribe=True)
+        record = link.start("/bin/sh", "-c", "while [ ! -e go ]; do sleep 0.02; done; exit 7")
+        side.kill_keeper()
+        link.drain()
+        link.close()
+        link = side.reconnect(subscribe=True)
+        Path(side.state_dir, "jobs", record.job_id, "work", "go").touch()
+        ended = link.wait_ended(record.job_id)
+        assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 7)

@@ -13,12 +13,15 @@ import os
 from jobworker import chain
 from jobworker.supervisor import helper
 from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.store import FLUSHED
 
 _PERIOD = 1.0
 # One write to the pipe is one line of ids, of a size that the kernel takes whole or not at all (pipe(7)).
 _IDS_AT_ONCE = 200
 # Before a name that is not a job's id.
 _AUDIT = "audit:"
+_LINKED = f"{FLUSHED}.new"
+_OPEN_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -92,7 +95,7 @@ def _flush_job(job_id: str) -> None:
     with contextlib.suppress(OSError):
         directory = os.open(job_id, _OPEN_DIR, dir_fd=0)
         try:
-            _flush(directory, "job.json")
+            _flush_record(directory)
             os.fsync(directory)
         finally:
             os.close(directory)
@@ -106,8 +109,25 @@ def _flush_job(job_id: str) -> None:
             os.close(logs)
 
 
+def _flush_record(directory: int) -> None:
+    """Flush the record, and keep what is on the disk now under a second name.
+
+    A power cut may leave nothing of a file that was renamed before it was flushed (XFS, delayed allocation).
+    """
+    fd = os.open("job.json", _OPEN_FILE, dir_fd=directory)
+    try:
+        os.fdatasync(fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_LINKED, dir_fd=directory)
+        # By its descriptor: a newer record may stand under its name by now.
+        os.link(f"/proc/self/fd/{fd}", _LINKED, dst_dir_fd=directory, follow_symlinks=True)
+        os.rename(_LINKED, FLUSHED, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        os.close(fd)
+
+
 def _flush(directory: int, name: str) -> None:
-    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+    fd = os.open(name, _OPEN_FILE, dir_fd=directory)
     try:
         os.fdatasync(fd)
     finally:

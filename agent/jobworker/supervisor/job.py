@@ -145,8 +145,13 @@ class Job:
         """A new job is there: write its first record, and tell of it."""
         self._change()
 
-    def begin(self, stop_reason: EndReason | None = None) -> None:
-        """Watch over the job, newly started or adopted (`stop_reason` if an earlier life was stopping it)."""
+    def begin(self, stop_reason: EndReason | None = None, kill_at: float | None = None) -> None:
+        """Watch over the job, newly started or adopted.
+
+        Args:
+            stop_reason: why an earlier life was stopping it, if it was.
+            kill_at: when it was to be killed then, on the monotonic clock.
+        """
         loop = self._around.loop
         self._pump.begin()
         if self._stdin:
@@ -161,7 +166,7 @@ class Job:
             self._around.tally.started(None)
             self._change(state=State.RUNNING, pid=self._main.pid, started_ns=self.record.created_ns)
         if stop_reason:
-            self.stop(signal.SIGTERM, DEFAULT_GRACE, stop_reason)
+            self._go_on_stopping(stop_reason, kill_at)
         # What happened before we watched makes no event.
         self._on_group()
 
@@ -238,17 +243,29 @@ class Job:
 
     def stop(self, signum: int, grace: float, reason: EndReason, *, force: bool = False) -> None:
         """Signal, and kill after `grace` seconds, or at once; a stop under way can only be hastened."""
-        if self._stopping is None:
-            around = self._around
-            self._stopping = Stopping(around.loop, self.group, reason, around.kill_wait, self._report_stuck)
-            around.audit.stopping(self.record, reason)
+        begins = self._stopping is None
+        stopping = self._stopping or self._begin_stopping(reason)
+        stopping.kill_after(0 if force else grace)
+        if begins:
+            self._around.audit.stopping(self.record, reason)
             self._change(state=State.STOPPING)
-            if not force:
-                self._stopping.signal(signum)
-        if force:
-            self._stopping.kill()
         else:
-            self._stopping.kill_after(grace)
+            # It may be killed earlier now.
+            self._save()
+        if force:
+            stopping.kill()
+        elif begins:
+            stopping.signal(signum)
+
+    def _begin_stopping(self, reason: EndReason) -> Stopping:
+        around = self._around
+        self._stopping = Stopping(around.loop, self.group, reason, around.kill_wait, self._report_stuck)
+        return self._stopping
+
+    def _go_on_stopping(self, reason: EndReason, kill_at: float | None) -> None:
+        """As an earlier life has begun, whose signal has been sent: with what is left of the grace."""
+        left = DEFAULT_GRACE if kill_at is None else kill_at - time.monotonic()
+        self._begin_stopping(reason).kill_after(max(0.0, left))
 
     def signal(self, signum: int, *, everyone: bool) -> None:
         """Send a signal to the main process, or to each process that there is.
@@ -342,7 +359,8 @@ class Job:
         pipes = (self._pump.pipe_of(source) for source in Source)
         held = Held(*(_closed_pipe() if pipe is None else pipe for pipe in pipes))
         held.stdin = self._stdin.descriptors() if self._stdin else ()
-        held.pidfd, held.pid = self._main.fd, self.record.pid
+        # The process that a keeper reaps: without a cgroup that is the init above the command.
+        held.pidfd, held.pid = self._main.fd, self._main.pid
         held.end = self._main.end or (keeping.RUNNING if self._main.is_child() else keeping.FOREIGN)
         return held
 
@@ -406,8 +424,8 @@ class Job:
         self._around.changed(self)
 
     def _store_record(self) -> None:
-        reason = self._stopping.reason if self._stopping else None
-        self._around.store.save(self.record, self._started, reason, self._idempotency, self.limits)
+        reason, kill_at = (self._stopping.reason, self._stopping.kill_at) if self._stopping else (None, None)
+        self._around.store.save(self.record, self._started, reason, self._idempotency, self.limits, kill_at)
 
     def _save(self) -> None:
         try:

@@ -70,7 +70,7 @@ class Recovery:
     def _load(self, name: str) -> StoredJob | Exception:
         try:
             return self._around.store.load(check_job_id(name))
-        except (FileNotFoundError, ProtocolError, InvalidField) as error:
+        except (OSError, ProtocolError, InvalidField) as error:
             return error
 
     def _open_group(self, name: str) -> None:
@@ -160,8 +160,9 @@ class Recovery:
         self._adopted.add(record.job_id)
         self._around.audit.taken_over(record)
         self._registry.add_running(job, adopted=True)
-        job.begin(stored.stop_reason)
-        if end := held.end or _end_on_record(record):
+        job.begin(stored.stop_reason, stored.kill_at)
+        # What is on record comes first: the process was reaped then, and its id may be another one's by now.
+        if end := _end_on_record(record) or held.end:
             job.main_ended(end)
 
     def _adopt(self, stored: StoredJob, held: Held, pidfd: int) -> Job:

@@ -21,12 +21,16 @@ class Stopping:
     Args:
         reason: why, for the job's end reason.
         kill_wait: seconds from the kill until `on_stuck` is called, if the group is still there.
+
+    Attributes:
+        kill_at: when the group is killed, or was, on the monotonic clock; None before that is arranged.
     """
 
     def __init__(
         self, loop: Loop, group: Group, reason: EndReason, kill_wait: float, on_stuck: Callable[[], None]
     ) -> None:
         self.reason = reason
+        self.kill_at: float | None = None
         self._loop = loop
         self._group = group
         self._kill_wait = kill_wait
@@ -42,13 +46,13 @@ class Stopping:
 
     def kill_after(self, grace: float) -> None:
         """Kill after this many seconds, or earlier if that has been arranged."""
-        if self._stuck_timer:
+        at = time.monotonic() + grace
+        if self.kill_at is not None and self.kill_at <= at:
             return
-        if self._kill_timer is None:
-            self._kill_timer = self._loop.call_after(grace, self.kill)
-        elif time.monotonic() + grace < self._kill_timer.deadline:
+        if self._kill_timer:
             self._kill_timer.cancel()
-            self._kill_timer = self._loop.call_after(grace, self.kill)
+        self.kill_at = at
+        self._kill_timer = self._loop.call_after(grace, self.kill)
 
     def kill(self) -> None:
         if self._kill_timer:

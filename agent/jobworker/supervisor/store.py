@@ -5,6 +5,7 @@
     format               of what is stored here: the newest version's that has written here
     draining             there while no new jobs are taken
     jobs/ID/job.json     the job's record
+    jobs/ID/flushed.json the same as it was flushed last, see `Flusher`
     jobs/ID/work/        the job's own directory, owned by its user
     jobs/ID/logs/        where the job cannot write
     policy.json          the policy that was read last and was good
@@ -34,7 +35,8 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_
 from jobworker.kernel import beneath
 from jobworker.limits import NO_LIMITS, Limits
 
-FORMAT = 6
+FORMAT = 7
+FLUSHED = "flushed.json"
 _MAX_RECORD = 2 * 1024 * 1024
 # A process that a supervisor was making when it was killed holds the lock until it executes its command.
 _LOCK_PATIENCE = 2.0
@@ -53,6 +55,7 @@ class StoredJob:
         stop_reason: why the job is being stopped, once it is.
         idempotency: what the job was started with.
         held_to: the limits that its group was given, as the kernel has rounded them.
+        kill_at: when the job that is being stopped is killed, on the same clock as `started`.
     """
 
     format: int
@@ -62,6 +65,7 @@ class StoredJob:
     stop_reason: EndReason | None
     idempotency: Idempotency = field(default_factory=Idempotency)
     held_to: Limits = NO_LIMITS
+    kill_at: float | None = None
 
 
 class Store:
@@ -120,9 +124,10 @@ class Store:
     def instance(self) -> str:
         """The agent's name, made at its first start."""
         with contextlib.suppress(FileNotFoundError):
-            return check_job_id(_read_file(self.fd, "instance").decode("ascii"), "instance")
+            if name := _read_file(self.fd, "instance").decode("ascii"):
+                return check_job_id(name, "instance")
         name = new_job_id()
-        _write_file(self.fd, "instance", name.encode("ascii"))
+        _write_file(self.fd, "instance", name.encode("ascii"), flush=True)
         return name
 
     def check_format(self) -> None:
@@ -217,8 +222,9 @@ class Store:
         stop_reason: EndReason | None,
         idempotency: Idempotency,
         held_to: Limits = NO_LIMITS,
+        kill_at: float | None = None,
     ) -> None:
-        stored = StoredJob(FORMAT, self._boot_id, record, started, stop_reason, idempotency, held_to)
+        stored = StoredJob(FORMAT, self._boot_id, record, started, stop_reason, idempotency, held_to, kill_at)
         fd = self._open_dir(record.job_id)
         try:
             _write_file(fd, "job.json", codec.dumps(stored))
@@ -228,7 +234,8 @@ class Store:
     def discard_job(self, job_id: str) -> None:
         """Remove the directories of a job whose command was never executed, so that they hold our files only."""
         logs, names = f"{job_id}/logs", (f"job_{job_id}.log", f"job_{job_id}.idx")
-        files = (f"{job_id}/job.json", f"{job_id}/job.json.new", *(f"{logs}/{name}" for name in names))
+        records = ("job.json", "job.json.new", FLUSHED, f"{FLUSHED}.new")
+        files = (*(f"{job_id}/{name}" for name in records), *(f"{logs}/{name}" for name in names))
         for path in files:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path, dir_fd=self.jobs_fd)
@@ -296,7 +303,12 @@ def load(jobs_fd: int, job_id: str) -> StoredJob:
         HostFault: a later version of the agent has written it.
         FileNotFoundError: there is none.
     """
-    plain = codec.parse(_read_file(jobs_fd, f"{job_id}/job.json"))
+    data = _read_file(jobs_fd, f"{job_id}/job.json")
+    if not data:
+        # The power was cut before it was flushed.
+        with contextlib.suppress(FileNotFoundError):
+            data = _read_file(jobs_fd, f"{job_id}/{FLUSHED}")
+    plain = codec.parse(data)
     found = plain.get("format") if type(plain) is dict else None
     if type(found) is int and found > FORMAT:
         problem = f"job {job_id} was written by a later version (format {found}, this one knows {FORMAT})"
@@ -356,12 +368,14 @@ def _read_file(directory_fd: int, name: str) -> bytes:
         raise
 
 
-def _write_file(directory_fd: int, name: str, data: bytes) -> None:
+def _write_file(directory_fd: int, name: str, data: bytes, *, flush: bool = False) -> None:
     beside = f"{name}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(beside, flags, 0o600, dir_fd=directory_fd)
     try:
         written = os.write(fd, data)
+        if flush:
+            os.fsync(fd)
     finally:
         os.close(fd)
     if written != len(data):

@@ -1,0 +1,38 @@
+"""What a power cut may leave: files that were renamed before they were flushed are empty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobworker.wire import messages
+from support.link import CALLER
+from support.root_side import RootSide
+
+pytestmark = pytest.mark.root
+
+
+def test_the_record_that_was_flushed_last_is_taken_in_place_of_an_empty_one(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.wait_ended(link.start("/bin/echo", "hi").job_id)
+    directory = Path(own_side.state_dir, "jobs", record.job_id)
+    current = (directory / "job.json").read_bytes()
+    own_side.wait_for(lambda: (directory / "flushed.json").read_bytes() == current)
+    (directory / "job.json.cut").touch()
+    (directory / "job.json.cut").rename(directory / "job.json")
+    own_side.restart()
+    link = own_side.link()
+    assert link.read_log(link.inspect(record.job_id)) == b"hi\n"
+    link.ask(messages.DeleteJob(CALLER, record.job_id))
+    own_side.wait_for(lambda: not directory.exists())
+
+
+def test_an_agent_whose_name_is_lost_takes_another(own_side: RootSide) -> None:
+    name = Path(own_side.state_dir, "instance")
+    before = name.read_text()
+    own_side.close()
+    name.write_text("")
+    own_side.start_again()
+    own_side.link()
+    assert name.read_text() not in ("", before)
