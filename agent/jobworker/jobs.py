@@ -28,6 +28,8 @@ MAX_STRING_BYTES = 131_072 - 1
 MAX_STDIN_BYTES = 65_536
 # All of a specification, as it is encoded, must fit one message between the agent's processes.
 MAX_SPEC_BYTES = 256 * 1024
+# A record has to fit a message as well, and this may be twelve bytes a character there.
+MAX_PRINCIPAL = 4096
 MAX_ARGS = 8_192
 MAX_ENV = 1_024
 MAX_LABELS = 32
@@ -85,6 +87,18 @@ def check_request_id(text: str, field: str) -> str:
         problem = "must be 1 to 128 letters, digits and characters of ._:+/=@-"
         raise InvalidField(field, problem, REQUEST_ID_EXAMPLE)
     return text
+
+
+def check_principal(uri: str, field: str) -> str:
+    """Return the URI if it is one that a job's record has room for.
+
+    Raises:
+        InvalidField: it isn't.
+    """
+    if len(uri) > MAX_PRINCIPAL:
+        problem = f"has {len(uri)} characters, more than {MAX_PRINCIPAL}"
+        raise InvalidField(field, problem, "spiffe://example.org/user/alice")
+    return uri
 
 
 def check_user(name: str, field: str = "user") -> str:

@@ -69,12 +69,18 @@ def test_descriptors_that_come_with_a_frame_are_closed(side: RootSide, link: Lin
     before = side.open_files(link)
     bad = side.link()
     nulls = tuple(os.open("/dev/null", os.O_RDONLY) for _ in range(50))
-    for count in (1, 3, 50):
-        sockets.send(bad.sock, frames.encode(messages.InspectJob("0000-0000-0000-0000"), count), nulls[:count])
+    refused = []
+    try:
+        for count in (1, 3, 50):
+            sockets.send(bad.sock, frames.encode(messages.InspectJob("0000-0000-0000-0000"), count), nulls[:count])
+    except PermissionError as error:
+        # The kernel lets none through (Linux 6.16).
+        refused.append(error)
     for fd in nulls:
         os.close(fd)
-    with pytest.raises((JobWorkerError, ConnectionResetError)):
-        bad.answer(1)
+    if not refused:
+        with pytest.raises((JobWorkerError, ConnectionResetError)):
+            bad.answer(1)
     bad.close()
     # Connections of other tests may be closed meanwhile.
     side.wait_for(lambda: side.open_files(link) <= before)

@@ -10,6 +10,7 @@ import signal
 from collections import deque
 from typing import Any
 
+from jobworker.errors import JobWorkerError
 from jobworker.jobs import MAX_STDIN_BYTES, JobRecord, JobSpec
 from jobworker.limits import Limits
 from jobworker.wire import frames, messages, sockets
@@ -30,7 +31,7 @@ class Link:
         self._ended: dict[str, JobRecord] = {}
         try:
             self.welcome = self.ask(messages.Hello(messages.PROTOCOL, subscribe, attend))
-        except OSError:
+        except (JobWorkerError, OSError):
             self.sock.close()
             raise
 

@@ -214,14 +214,15 @@ def test_signals_deletions_and_drains_are_on_record_with_who_asked(side: RootSid
     link.ask(messages.DeleteJob(CALLER, record.job_id))
     for draining in (True, False):
         link.ask(messages.Drain(CALLER, draining=draining))
-    lines = events(side.state_dir, "jobs")
-    told = {line["event"]: line for line in of(record.job_id, lines)}
-    assert (told["job_signalled"]["signal"], told["job_signalled"]["everyone"]) == ("CONT", True)
+    told = {line["event"]: line for line in of(record.job_id, events(side.state_dir, "jobs"))}
     assert list(told)[-2:] == ["delete_asked", "job_removed"]
-    assert [line["event"] for line in lines[-2:]] == ["drained", "undrained"]
-    for line in (told["job_signalled"], told["delete_asked"], *lines[-2:]):
+    calls = events(side.state_dir, "calls")
+    drains = [line for line in calls if line["event"] in ("drained", "undrained")]
+    assert [line["event"] for line in drains] == ["drained", "undrained"]
+    signalled, *refused = of(record.job_id, calls)
+    assert (signalled["event"], signalled["signal"], signalled["everyone"]) == ("job_signalled", "CONT", True)
+    for line in (signalled, told["delete_asked"], *drains):
         assert line["claimed"]["principal"] == CALLER.principal
-    refused = of(record.job_id, events(side.state_dir, "calls"))
     assert [(line["event"], line["decision"]) for line in refused] == [
         ("delete_refused", "deny"),
         ("signal_refused", "deny"),

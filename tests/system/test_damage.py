@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from jobworker.errors import JobNotFound
+from jobworker.errors import HostFault, JobNotFound
 from jobworker.jobs import EndReason, JobRecord, State
+from jobworker.wire import messages
 from support.leftovers import cgroups, processes_of
 from support.link import Link
 from support.root_side import RootSide, root_side
@@ -113,3 +115,25 @@ def test_all_files_of_all_jobs(side: RootSide, seed: int) -> None:
             assert Path(side.state_dir, "quarantine", record.job_id).is_dir()
             assert record.job_id in side.log()
     assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
+
+
+def test_a_record_that_cannot_be_opened_is_put_aside_and_the_others_go_on(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    ended, running = link.wait_ended(link.start("/bin/echo", "hi").job_id), link.start("/bin/sleep", "1000")
+    record = Path(own_side.state_dir, "jobs", ended.job_id, "job.json")
+    record.unlink()
+    # Stands for a disk that has an error there.
+    record.symlink_to("job.json")
+    link = own_side.kill_supervisor(link)
+    own_side.wait_for(lambda: Path(own_side.state_dir, "quarantine", ended.job_id).exists())
+    assert link.inspect(running.job_id).state is State.RUNNING
+    link.stop(running.job_id, force=True)
+
+
+def test_a_request_that_the_disk_fails_costs_that_request(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    ended, pid = link.wait_ended(link.start("/bin/echo", "hi").job_id), own_side.supervisor_pid()
+    shutil.rmtree(Path(own_side.state_dir, "jobs", ended.job_id))
+    with pytest.raises(HostFault, match="OpenLog"):
+        link.ask(messages.OpenLog(ended.job_id, 0))
+    assert own_side.supervisor_pid() == pid

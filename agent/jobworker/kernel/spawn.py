@@ -11,7 +11,7 @@ import errno
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from jobworker.errors import ProtocolError
@@ -51,7 +51,8 @@ class Command:
     """What to execute, and as whom.
 
     Attributes:
-        paths: the files to try, in this order.
+        paths: the files to try, in this order; gone through in the new process, since a client says how many
+            there are.
         own_dir_fd: the job's own work directory, entered before the job's rights are taken on.
         confinement: the sandbox that it is executed in.
         workdir: a directory to enter with those rights instead; empty for none.
@@ -59,7 +60,7 @@ class Command:
         open_files: the soft and hard RLIMIT_NOFILE.
     """
 
-    paths: tuple[bytes, ...]
+    paths: Iterable[bytes]
     argv: tuple[bytes, ...]
     env: dict[bytes, bytes]
     own_dir_fd: int

@@ -179,7 +179,7 @@ class Audit:
     def signalled(self, request: SignalJob) -> None:
         everyone = request.everyone or None
         fields = {"job": request.job_id, "signal": _name(request.signal), "everyone": everyone}
-        self._note("job_signalled", decision="allow", **fields, claimed=_claimed(request.caller))
+        self._note_call("job_signalled", decision="allow", **fields, claimed=_claimed(request.caller))
 
     def stdin_written(self, request: WriteStdin, begins: int) -> None:
         """Somebody has begun to write to a job's standard input; how much, the next line of that job tells."""
@@ -199,16 +199,14 @@ class Audit:
             "after": {name: has[name] for name in asked},
             "force": request.force or None,
         }
-        # What changes nothing is a call like others: it can be made any number of times.
-        note = self._note if fields["before"] != fields["after"] else self._note_call
-        note("limits_updated", decision="allow", **fields, claimed=_claimed(request.caller))
+        self._note_call("limits_updated", decision="allow", **fields, claimed=_claimed(request.caller))
 
     def delete_asked(self, request: DeleteJob) -> None:
         self._note("delete_asked", decision="allow", job=request.job_id, claimed=_claimed(request.caller))
 
     def drained(self, request: Drain) -> None:
         event = "drained" if request.draining else "undrained"
-        self._note(event, decision="allow", claimed=_claimed(request.caller))
+        self._note_call(event, decision="allow", claimed=_claimed(request.caller))
 
     def refused(self, what: str, caller: Caller, job_id: str, error: JobWorkerError) -> None:
         """A request that changes something, and was not carried out."""

@@ -90,6 +90,8 @@ class Connection:
         try:
             self.flush()
             if self._in_flight >= _MAX_IN_FLIGHT:
+                if self._gone():
+                    self.close()
                 return
             frame = frames.receive(self._sock, messages.REQUESTS)
         except BlockingIOError:
@@ -107,6 +109,14 @@ class Connection:
         with frame.fds:
             self._server.handle(self, frame.seq, frame.message)
 
+    def _gone(self) -> bool:
+        """Nobody is at the other end: that makes the socket ready in each round, listened to or not."""
+        if self._sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._sock.fileno(), 0)
+        return bool(poll.poll(0))
+
     # Output.
 
     def expect_answer(self) -> None:
@@ -114,8 +124,10 @@ class Connection:
 
     def answer(self, seq: int, message: Any, fds: tuple[int, ...]) -> None:
         """Answer a request; takes the descriptors over."""
-        self._in_flight -= 1
-        self._answers.append((frames.encode(message, seq), fds))
+        if self._sock.fileno() < 0:
+            _close_all(fds)
+        else:
+            self._answers.append((frames.encode(message, seq), fds))
 
     def job_changed(self, job_id: str) -> None:
         if self.subscribed:
@@ -174,6 +186,7 @@ class Connection:
             data, fds = self._answers[0]
             sockets.send(self._sock, data, fds)
             self._answers.popleft()
+            self._in_flight -= 1
             _close_all(fds)
         elif self._policy_due:
             sockets.send(self._sock, frames.encode(self._server.news.policy(), 0))

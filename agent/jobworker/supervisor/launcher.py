@@ -9,7 +9,7 @@ import os
 import resource
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from jobworker.errors import HostFault, JobWorkerError, StartFailed
@@ -188,7 +188,7 @@ class Launcher:
     def _command(self, order: Order, work_fd: int) -> spawn.Command:
         spec = order.spec
         return spawn.Command(
-            paths=tuple(map(os.fsencode, _candidates(spec, self._default_path))),
+            paths=map(os.fsencode, _candidates(spec, self._default_path)),
             argv=tuple(map(os.fsencode, (spec.command, *spec.args))),
             env={os.fsencode(name): os.fsencode(value) for name, value in spec.env},
             own_dir_fd=work_fd,
@@ -227,11 +227,12 @@ def _filled_pipe(data: bytes) -> int:
     return reading
 
 
-def _candidates(spec: JobSpec, default_path: str) -> tuple[str, ...]:
+def _candidates(spec: JobSpec, default_path: str) -> Iterator[str]:
     if "/" in spec.command:
-        return (spec.command,)
-    path = dict(spec.env).get("PATH", default_path)
-    return tuple(f"{directory or '.'}/{spec.command}" for directory in path.split(":"))
+        yield spec.command
+        return
+    for directory in dict(spec.env).get("PATH", default_path).split(":"):
+        yield f"{directory or '.'}/{spec.command}"
 
 
 class _Started:

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jobworker
-from jobworker.errors import InvalidField, JobWorkerError, PermissionDenied, ProtocolError, UpgradeRefused
+from jobworker.errors import (
+    HostFault,
+    InvalidField,
+    JobWorkerError,
+    PermissionDenied,
+    ProtocolError,
+    UpgradeRefused,
+)
 from jobworker.jobs import MAX_GRACE_MS, MAX_STDIN_BYTES, check_job_id
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.connection import Connection, Peer
@@ -73,6 +80,11 @@ class Requests:
             if isinstance(error, PermissionDenied | ProtocolError):
                 self._audit.request_refused(type(request).__name__, error)
             reply(frames.failed(error), ())
+        except OSError as error:
+            # A directory that somebody has removed, a disk that fails: the other jobs have nothing to do with it.
+            name = type(request).__name__
+            self._log.error("a request failed", request=name, error=str(error))
+            reply(frames.failed(HostFault.of(f"answering {name}", error)), ())
 
     def _with_limits(self, request: Any, reply: Reply, do: Callable[[], None]) -> None:
         """Do what depends on the limits file, once that has been read if it has changed."""
@@ -95,6 +107,8 @@ class Requests:
     def hello(self, connection: Connection, request: messages.Hello, reply: Reply) -> None:
         if request.protocol != messages.PROTOCOL:
             raise ProtocolError(f"version {request.protocol} is spoken, {messages.PROTOCOL} is understood")
+        if request.attend and Peer.OWNER not in connection.peers:
+            raise PermissionDenied("Hello(attend)", Peer.OWNER.value, "another user's id")
         connection.greeted = True
         connection.attending = request.attend
         host, epoch = self._registry.starts.host_info(), self._registry.revisions.epoch

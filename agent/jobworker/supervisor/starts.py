@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from jobworker.errors import AgentDraining, AgentUnavailable, HostFault, JobWorkerError
-from jobworker.jobs import JobRecord, JobSpec, State, check_request_id, new_job_id
+from jobworker.jobs import JobRecord, JobSpec, State, check_principal, check_request_id, new_job_id
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.spawn import User
 from jobworker.limits import Limits
@@ -122,6 +122,7 @@ class Starts:
         spec, idempotency = request.spec, request.idempotency
         spec.check()
         idempotency.check()
+        check_principal(request.caller.principal, "caller.principal")
         if request.caller.request_id:
             check_request_id(request.caller.request_id, "caller.request")
         if self._early is not None:

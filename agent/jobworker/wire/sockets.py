@@ -14,6 +14,8 @@ import struct
 # Twice this is what the kernel allows an unprivileged sender (net.core.wmem_max is 212,992 by default).
 _SNDBUF = 212_992
 _MAX_FDS = 3
+# asm-generic/socket.h
+_SO_PASSRIGHTS = 83
 _INT_SIZE = array.array("i").itemsize
 
 
@@ -78,7 +80,13 @@ def connect(path: str) -> socket.socket:
 
 
 def accept(listener: socket.socket) -> socket.socket:
+    """Accept a connection that takes no descriptors, where the kernel has that (Linux 6.16).
+
+    To close one that somebody has sent may take as long as that wants (SO_LINGER).
+    """
     sock, _ = listener.accept()
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
     return _prepared(sock)
 
 

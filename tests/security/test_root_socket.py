@@ -1,0 +1,114 @@
+"""What a process with the gateway's user id can do to root by its socket: nothing beyond its own connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobworker.errors import InvalidField, PermissionDenied
+from jobworker.jobs import MAX_PRINCIPAL, JobSpec
+from jobworker.wire import messages
+from support.link import CALLER, Link
+from support.root_side import RootSide, fresh_root_side
+
+pytestmark = pytest.mark.root
+
+GATEWAY = 12345
+# Requests of one peer that are answered before it has read, and the descriptors of each answer.
+IN_FLIGHT, FDS = 512, 2
+
+
+@pytest.fixture
+def side() -> Iterator[RootSide]:
+    with fresh_root_side(gateway_uid=GATEWAY) as running:
+        Path(running.state_dir).parent.chmod(0o755)
+        yield running
+
+
+def send_all_that_is_taken(bad: Link, other: Link, request: object, at_most: int) -> int:
+    """Send without reading; how many requests were taken."""
+    sent = 0
+    while sent < at_most:
+        try:
+            bad.send(request)
+            sent += 1
+        except BlockingIOError:
+            # Whatever could be read has been once another one is answered twice.
+            for _ in range(2):
+                other.ask(messages.Measure())
+            try:
+                bad.send(request)
+                sent += 1
+            except BlockingIOError:
+                return sent
+    return sent
+
+
+def test_who_does_not_read_is_not_listened_to(side: RootSide) -> None:
+    link, bad = side.link(subscribe=True), side.link()
+    record = link.wait_ended(link.start("/bin/echo", "hi").job_id)
+    before = side.open_files(link)
+    taken = send_all_that_is_taken(bad, link, messages.OpenLog(record.job_id, 0), 4 * IN_FLIGHT)
+    assert taken < 4 * IN_FLIGHT
+    assert side.open_files(link) <= before + FDS * IN_FLIGHT
+    bad.close()
+    side.wait_for(lambda: side.open_files(link) < before)
+
+
+def test_who_goes_with_requests_in_flight_is_gone(side: RootSide) -> None:
+    link = side.link()
+    record = link.start("/bin/sh", "-c", "trap '' TERM; echo up; while :; do sleep 100; done")
+    link.wait_output(record.job_id)
+    before = side.open_files(link)
+    bad = side.link()
+    wait = messages.StopJob(CALLER, record.job_id, 15, 3_600_000, force=False, wait=True)
+    sent = 0
+    while sent < IN_FLIGHT:
+        try:
+            bad.send(wait)
+            sent += 1
+        except BlockingIOError:
+            link.ask(messages.Measure())
+    link.ask(messages.Measure())
+    bad.close()
+    side.wait_for(lambda: side.open_files(link) <= before)
+    link.stop(record.job_id, force=True)
+
+
+def test_the_agent_does_not_end_with_a_gateway_that_attended(side: RootSide) -> None:
+    with pytest.raises(PermissionDenied, match="attend"):
+        side.link(attend=True)
+    side.link().ask(messages.Measure())
+
+
+def test_a_principal_that_no_record_has_room_for_starts_nothing(side: RootSide) -> None:
+    link = side.link()
+    large = JobSpec("/bin/sh", ("-c", "sleep 1000", "x" * 130_000, "y" * 125_000))
+    with pytest.raises(InvalidField, match=r"caller.principal"):
+        link.ask(messages.StartJob(replace(CALLER, principal="p" * (MAX_PRINCIPAL + 1)), large))
+    longest = replace(CALLER, principal="\N{GRINNING FACE}" * MAX_PRINCIPAL)
+    record = link.ask(messages.StartJob(longest, large)).record
+    # Whoever subscribes is told of all jobs.
+    link = side.kill_supervisor(link)
+    assert link.inspect(record.job_id).principal == longest.principal
+    link.stop(record.job_id, force=True)
+
+
+def memory_peak(pid: int) -> int:
+    """In bytes (proc(5), VmHWM)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def test_where_a_command_may_be_costs_root_nothing(side: RootSide) -> None:
+    link, pid = side.link(), side.supervisor_pid()
+    before = memory_peak(pid)
+    size = 12_000
+    with pytest.raises(Exception, match="x" * 100):
+        link.start("x" * size, env=(("PATH", ":" * size),))
+    # All places together are more than a hundred MiB.
+    assert memory_peak(pid) < before + (32 << 20)
