@@ -12,6 +12,12 @@ from dataclasses import dataclass
 
 # In place of a rule's name where no rule of the policy matched.
 NO_RULE = "(none)"
+# Rules that hold without a policy file, by the settings that they come from, and what they say.
+NO_POLICY, NO_HOST = "policy", "isolation.host_for"
+_BUILT_IN = {
+    NO_POLICY: "jobs run as users of the host where a policy allows it, and this agent has none (setting policy)",
+    NO_HOST: "the sandbox profile host is for those whom the agent's setting isolation.host_for names",
+}
 
 
 @dataclass(eq=False)
@@ -191,7 +197,7 @@ class LimitUnsupported(JobWorkerError):
     def __str__(self) -> str:
         return (
             f"limits.{self.limit} cannot be enforced on this host: {self.reason}; "
-            "drop the limit, or allow best effort to start without it"
+            "drop the limit (a start may also allow best effort, and goes without it then)"
         )
 
 
@@ -236,6 +242,8 @@ class PolicyDenied(JobWorkerError):
     problem: str
 
     def __str__(self) -> str:
+        if self.rule in _BUILT_IN:
+            return _BUILT_IN[self.rule]
         about = f": {self.problem}" if self.problem else ""
         hint = "; on its host `worker-agent policy test` explains what is allowed to whom"
         if self.rule == NO_RULE:

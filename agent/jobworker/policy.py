@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobworker.errors import NO_RULE, JobNotFound, JobWorkerError, PolicyDenied
+from jobworker.errors import NO_HOST, NO_POLICY, NO_RULE, JobNotFound, JobWorkerError, PolicyDenied
 from jobworker.identity import Role
 from jobworker.jobs import JobSpec
 from jobworker.limits import NO_LIMITS, Limits
@@ -200,9 +200,10 @@ def default(host_for: tuple[str, ...], default_sandbox: str) -> Policy:
         host_for: patterns of principals.
         default_sandbox: the profile of a job that asks for none, which is everyone's.
     """
+    users = Rule(NO_POLICY, Effect.DENY, ("Start",), users=("*",))
     if default_sandbox == Profile.HOST.value:
-        return Policy((Rule("roles", Effect.ALLOW, sandboxes=PROFILES),))
+        return Policy((users, Rule("roles", Effect.ALLOW, sandboxes=PROFILES)))
     host = (Profile.HOST.value,)
     named = Rule("host-for", Effect.ALLOW, ("Start",), principals=host_for, sandboxes=host)
-    others = Rule("isolation.host_for", Effect.DENY, ("Start",), sandboxes=host)
-    return Policy((*((named,) if host_for else ()), others, Rule("roles", Effect.ALLOW)))
+    others = Rule(NO_HOST, Effect.DENY, ("Start",), sandboxes=host)
+    return Policy((users, *((named,) if host_for else ()), others, Rule("roles", Effect.ALLOW)))

@@ -9,7 +9,10 @@ import pytest
 import yaml
 
 import jobworker
+from jobworker.settings import limits_file, policy_file
+from support import document
 
+FLEET = document.all_pages()["docs/fleet.md"]
 COLLECTION = Path(__file__).parents[2] / "ansible"
 FILES = sorted([*COLLECTION.rglob("*/tasks/*.yml"), *COLLECTION.glob("playbooks/*.yml")])
 ROLES = sorted(path.name for path in (COLLECTION / "roles").iterdir())
@@ -57,3 +60,14 @@ def test_what_is_given_a_passphrase_is_not_logged(path: Path) -> None:
     for task in tasks(yaml.safe_load(path.read_text())):
         if not task.keys() & {"block", "tasks"} and "pki_passphrase" in str(task):
             assert task.get("no_log") is True, task["name"]
+
+
+def test_the_inventory_that_is_shown_is_taken() -> None:
+    (shown,) = (block for block in document.blocks(FLEET, "yaml") if "agent_policy" in block)
+    # Ansible's own tag for what is in a vault.
+    variables = yaml.safe_load(shown.replace("!vault", ""))["jobworker"]["vars"]
+    for rules in (variables["agent_policy"], variables["agent_limits"]):
+        module = policy_file if "rules" in rules else limits_file
+        module.load(yaml.safe_dump(rules))
+    known = {name for role in ROLES for name in read("roles", role, "defaults", "main.yml")}
+    assert known >= variables.keys()

@@ -203,6 +203,8 @@ def test_list_filters(agent: Agent) -> None:
     assert listed("--label", "batch=list", "--limit", "2") == jobs[:0:-1]
     assert listed("--label", "batch=list", "--principal", "spiffe://x/user/y") == []
     assert listed("--label", "batch=list", "--state", "pending") == []
+    assert listed("--label", "batch=list", "--state", "lost") == []
+    assert listed("--label", "batch=list", "--state", "exited", "--state", "running") == jobs[::-1]
 
 
 def test_a_reader_may_look_and_no_more(agent: Agent) -> None:

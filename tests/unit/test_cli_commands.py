@@ -392,3 +392,20 @@ def test_the_files_for_tls_are_checked_by_name(agent: scripted.ScriptedAgent) ->
     done = agent.cli("query", ID, "--key", other)
     assert done.returncode == 1
     assert b"does not belong" in done.stderr
+
+
+def test_each_mistake_of_a_file_has_a_line_of_its_own(agent: scripted.ScriptedAgent) -> None:
+    stale = [pb.StaleFile(what="limits", problem="limits.yaml: line 1: no\nlimits.yaml: line 9: neither")]
+    agent.handlers["Reload"] = lambda _request, _context: pb.ReloadResponse(
+        read=["policy", "limits"], stale_files=stale
+    )
+    done = agent.cli("reload")
+    assert (done.returncode, done.stdout.decode().splitlines()) == (
+        1,
+        [
+            "policy  in force",
+            "limits  not in force, but what was good before it:",
+            "        limits.yaml: line 1: no",
+            "        limits.yaml: line 9: neither",
+        ],
+    )

@@ -11,6 +11,7 @@ from jobworker.client import context
 from jobworker.client.endpoint import Endpoint
 from jobworker.client.failures import SettingsMissing
 from jobworker.errors import InvalidField
+from support import document
 
 FLAGS = {"addr": "flag:1", "ca": "flag.ca", "cert": "flag.cert", "key": "flag.key"}
 VARIABLES = {
@@ -149,3 +150,17 @@ def test_an_address_has_a_host_and_a_port(addr: str, host: str, port: int) -> No
 def test_a_wrong_address_is_refused_wherever_it_comes_from(file: str) -> None:
     with pytest.raises(InvalidField, match="HOST:PORT"):
         context.endpoint(FLAGS | {"addr": "nohost"}, {"JOBWORKER_CONFIG": file})
+
+
+def test_the_file_that_the_page_shows_is_one(tmp_path: Path) -> None:
+    (shown,) = document.blocks(document.all_pages()["docs/concepts.md"], "yaml")
+    (tmp_path / "config.yaml").write_text(shown)
+    found = context.endpoint({}, {"JOBWORKER_CONFIG": str(tmp_path / "config.yaml")})
+    assert (found.addr, found.ca) == ("staging.example.org:7443", str(tmp_path / "certs" / "ca.pem"))
+    assert found.server_name == "agent"
+
+
+def test_a_slip_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("current: lab\ncontexts: {lab: [}\n")
+    with pytest.raises(InvalidField, match=r"config\.yaml: is not YAML: line 2: expected the node content"):
+        context.endpoint({}, {"JOBWORKER_CONFIG": str(tmp_path / "config.yaml")})

@@ -46,10 +46,11 @@ _LIST_HELP = """List the jobs of the host, newest first. Also called `ps`.
 \b
 worker-client list
 worker-client list --state running --state stopping
+worker-client list --state lost
 worker-client list --label team=build --limit 10 --format json
 """
 
-STATES = click.Choice([state.value for state in jobs.State], case_sensitive=False)
+STATES = click.Choice([word.value for word in (*jobs.State, *jobs.EndReason)], case_sensitive=False)
 
 
 @click.command("stop", cls=ClientCommand, help=_STOP_HELP)
@@ -117,8 +118,20 @@ def query(job_id: str) -> None:
     click.echo(_json(job) if as_json() else client_text.job(job, time.time()))
 
 
+def meant_by(words: tuple[str, ...]) -> tuple[tuple[jobs.State, ...], Callable[[Job], bool]]:
+    """What `--state` says, states and end reasons: the states to ask for, and which of what is found is meant."""
+    wanted, ends = set(words), jobs.EndReason.__members__
+    states = {jobs.State.ENDED if word in ends else jobs.State(word) for word in wanted}
+
+    def meant(job: Job) -> bool:
+        told = {client_json.enum_name(job, name) for name in ("state", "end_reason")}
+        return not wanted or not wanted.isdisjoint(told)
+
+    return tuple(states), meant
+
+
 @click.command("list", cls=ClientCommand, help=_LIST_HELP)
-@click.option("--state", multiple=True, type=STATES, help="Only jobs in this state. Repeatable.")
+@click.option("--state", multiple=True, type=STATES, help="Only jobs in this state, or that ended so. Repeatable.")
 @click.option(
     "--label",
     metavar="KEY=VALUE",
@@ -130,9 +143,9 @@ def query(job_id: str) -> None:
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the newest N.")
 def list_jobs(state: tuple[str, ...], label: tuple[str, ...], principal: str, limit: int | None) -> None:
     with connect() as client:
-        states = tuple(jobs.State(each) for each in state)
+        states, meant = meant_by(state)
         found = client.list_jobs(states=states, labels=labels_of(label), principal=principal)
-        newest = islice(found, limit)
+        newest = islice(filter(meant, found), limit)
         if as_json():
             for job in newest:
                 click.echo(_json(job))

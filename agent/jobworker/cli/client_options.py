@@ -77,7 +77,7 @@ def shared_options() -> list[click.Parameter]:
             "--context",
             metavar="NAME",
             shell_complete=client_offers.contexts,
-            help="A context of ~/.config/jobworker/config.yaml. [JOBWORKER_CONFIG]",
+            help="A context of the file JOBWORKER_CONFIG, or ~/.config/jobworker/config.yaml.",
         ),
         SharedOption(
             "--request-id",

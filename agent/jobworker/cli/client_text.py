@@ -112,19 +112,22 @@ def agent(message: GetAgentInfoResponse) -> str:
         *_under("profiles", [_profile(profile) for profile in message.limit_profiles]),
         ("certificate", f"until {client_json.time(message, 'certificate_expires_at') or 'not told'}"),
         ("revoked", f"list until {told}" if (told := client_json.time(message, "crl_expires_at")) else ""),
-        *_under("not in force", [f"{stale.what}: {stale.problem}" for stale in message.stale_files]),
+        *_under(
+            "not in force",
+            [line for stale in message.stale_files for line in f"{stale.what}: {stale.problem}".splitlines()],
+        ),
     )
     return labelled(lines)
 
 
 def reloaded(message: ReloadResponse) -> str:
     stale = client_json.stale_files(message)
-    return labelled([(what, reloaded_as(stale.get(what, ""))) for what in message.read])
+    return labelled([pair for what in message.read for pair in _under(what, in_force(stale.get(what, "")))])
 
 
-def reloaded_as(problem: str) -> str:
-    """Whether a file is in force as it is now."""
-    return f"not in force, but what was good before it: {inline(problem)}" if problem else "in force"
+def in_force(problem: str) -> list[str]:
+    """Whether a file is, as it is now, and why not."""
+    return ["not in force, but what was good before it:", *problem.splitlines()] if problem else ["in force"]
 
 
 def agent_line(message: GetAgentInfoResponse) -> str:

@@ -15,7 +15,7 @@ _CHECK_WIDTH = 11
 
 
 def show(findings: Iterable[Finding], *, as_json: bool) -> int:
-    """Print each finding as it is made, a line each; the exit code: 1 if one says that something does not work."""
+    """Print each finding as it is made; the exit code: 1 if one says that something does not work."""
     failed = False
     for finding in findings:
         failed = failed or finding.level is Level.FAIL
@@ -25,7 +25,9 @@ def show(findings: Iterable[Finding], *, as_json: bool) -> int:
 
 def _text(finding: Finding) -> str:
     hint = f"; {finding.hint}" if finding.hint else ""
-    return inline(f"{finding.level.value:<4}  {finding.check:<{_CHECK_WIDTH}}  {finding.told}{hint}")
+    first, *others = [inline(line) for line in f"{finding.told}{hint}".splitlines()]
+    head = f"{finding.level.value:<4}  {finding.check:<{_CHECK_WIDTH}}  "
+    return "\n".join([f"{head}{first}", *(f"{'':<{len(head)}}{line}" for line in others)])
 
 
 def _json(finding: Finding) -> str:

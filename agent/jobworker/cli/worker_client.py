@@ -85,7 +85,7 @@ them, or from a context file. Every command has a --help of its own.
 \b
 worker-client --inventory hosts.yml --group web run -- uptime
 
-So run, start, stop, query, list, info, drain, undrain and reload go to many hosts at once.
+So run, start, stop, query, list, info, drain, undrain, reload and top go to many hosts at once.
 
 \b
 Exit codes: 0 done, 1 failed, 2 not understood, 4 not allowed, 130 interrupted.

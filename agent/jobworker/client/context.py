@@ -185,9 +185,11 @@ def _parse(path: str, data: bytes) -> Any:
 
     try:
         return yaml.safe_load(data)
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise InvalidField(path, f"is not YAML: {where}{error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise InvalidField(path, f"is not YAML: {problem:.200}") from None
+        raise InvalidField(path, f"is not YAML: {' '.join(str(error).split()):.200}") from None
 
 
 def _mapping(where: str, value: Any, known: tuple[str, ...] = ()) -> dict[str, Any]:

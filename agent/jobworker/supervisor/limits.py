@@ -202,7 +202,9 @@ class LimitRules:
             if absent := units.cpus_of(asked, name) - self._cpus:
                 return f"{units.format_cpu_list(absent)} is not among the agent's CPUs"
             return f"{asked} is not among the CPUs that jobs may have"
-        return f"{BY_NAME[name].show(asked)} is more than this host allows"
+        cap = getattr(self._profiles().caps, BY_NAME[name].field)
+        whose = "the caps of the agent's limits file allow" if self._most(name) == cap else "this host allows"
+        return f"{BY_NAME[name].show(asked)} is more than {whose}"
 
     def _most(self, name: str) -> Any:
         """The most that a job may have of this; None for any."""

@@ -10,5 +10,5 @@ RECORD = struct.Struct("<QIB3xQ")
 LOST = 0
 
 # Why output is not there, for those who ask for it.
-NOT_WRITTEN = "the agent could not write it: disk full or failing"
+NOT_WRITTEN = "it is not in the log: the disk did not take it, or somebody has cut the file off"
 DROPPED = "it is older than what the agent keeps of a log (jobs.keep_log, jobs.keep_logs)"

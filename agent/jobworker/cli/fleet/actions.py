@@ -16,7 +16,8 @@ from jobworker.cli import client_json, client_plan, client_text
 from jobworker.cli.client_drain import wait_seconds
 from jobworker.cli.client_exit import exit_status, notice_of
 from jobworker.cli.client_interrupt import stop_unless_ended
-from jobworker.cli.client_jobs import stopping
+from jobworker.cli.client_jobs import meant_by, stopping
+from jobworker.cli.client_options import ON_MANY_HOSTS
 from jobworker.cli.client_spec import labels_of, spec_of
 from jobworker.cli.fleet.interrupts import Interrupts
 from jobworker.cli.fleet.outcome import Outcome, Status
@@ -59,7 +60,7 @@ def prepare(command: str, options: Options) -> Action:
         InvalidField: an option's value is wrong.
     """
     if command not in ACTIONS:
-        many = ", ".join(ACTIONS)
+        many = ", ".join(ON_MANY_HOSTS)
         raise click.UsageError(f"`{command}` is for one host, which --addr names; for many there are {many}")
     return ACTIONS[command](options)
 
@@ -149,12 +150,12 @@ def _query(options: Options) -> Action:
 
 
 def _list(options: Options) -> Action:
-    states = tuple(jobs.State(each) for each in options["state"])
+    states, meant = meant_by(options["state"])
     labels = labels_of(options["label"])
 
     def act(visit: Visit) -> Outcome:
         found = visit.client.list_jobs(states=states, labels=labels, principal=options["principal"])
-        for job in islice(found, options["limit"]):
+        for job in islice(filter(meant, found), options["limit"]):
             visit.show_job(client_text.event(job), job)
         return visit.done()
 
@@ -202,7 +203,8 @@ def _reload(_options: Options) -> Action:
         stale = client_json.stale_files(found)
         for what in found.read:
             problem = stale.get(what, "")
-            visit.lane.show(f"{what}: {client_text.reloaded_as(problem)}", "file", what=what, problem=problem)
+            told = " ".join(client_text.in_force(problem))
+            visit.lane.show(f"{what}: {told}", "file", what=what, problem=problem)
         return visit.done(f"{', '.join(stale)} not in force" if stale else "")
 
     return act
