@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.counting import UNTIL_TOLD, check_count, check_end, tell
-from support.fleet import GATEWAY, Fleet
+from support.fleet import GATEWAY, Fleet, rest_of
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -23,7 +23,7 @@ def test_a_renewal_is_taken_without_a_restart_or_a_cut_stream(fleet: Fleet) -> N
         assert after[0] > before[member][0]
         assert after[1] == before[member][1]
         tell(member)
-        output, said = follower.communicate(timeout=300)
+        output, said = rest_of(follower)
         assert (follower.returncode, said) == (0, "")
         assert check_count(output) > 0
         check_end(member, job_id)
@@ -41,11 +41,11 @@ def test_a_revoked_client_is_refused_and_its_streams_are_ended(fleet: Fleet) -> 
     play = fleet.play("revoke", revoke_certificate="pki/users/mallory.pem", revoke_reason="keyCompromise")
     assert play.status == 0, play.tail()
     for member in fleet:
-        _, said = followed[member, "mallory"].communicate(timeout=300)
+        _, said = rest_of(followed[member, "mallory"])
         assert (followed[member, "mallory"].returncode != 0, "revoked" in said) == (True, True), said
         refused = member.client("info", user="mallory")
         assert (refused.returncode != 0, "revoked" in refused.stderr) == (True, True), refused.stderr
         tell(member)
-        output, said = followed[member, "ansible"].communicate(timeout=300)
+        output, said = rest_of(followed[member, "ansible"])
         assert (followed[member, "ansible"].returncode, said) == (0, "")
         assert check_count("0\n" + output) > 0

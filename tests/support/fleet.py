@@ -24,6 +24,17 @@ PORT, METRICS_PORT = 7443, 7444
 _BIN, _FLEET = os.path.join(ROOT, ".venv", "bin"), os.path.join(ROOT, ".venv-fleet", "bin")
 
 
+def rest_of(follower: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a follower writes until it ends, to standard output and standard error.
+
+    `communicate` would pass by what a `readline` has read ahead.
+    """
+    assert follower.stdout
+    assert follower.stderr
+    with follower:
+        return follower.stdout.read(), follower.stderr.read()
+
+
 def wait_for(state: Callable[[], bool], seconds: float = 240) -> None:
     """Wait for a state of a machine, of which nothing tells out here."""
     deadline = time.monotonic() + seconds
