@@ -168,11 +168,11 @@ class IdempotencyConflict(JobWorkerError):
 
 @dataclass(eq=False)
 class StartFailed(JobWorkerError):
-    """The command could not be executed; nothing of the job is left.
+    """The command was not executed; nothing of the job is left, except for a process that can't be killed.
 
     Attributes:
         step: what was being done in the new process, e.g. `exec` or `chdir`.
-        errno_name: the kernel's answer, e.g. `ENOENT`.
+        errno_name: the kernel's answer, e.g. `ENOENT`; `ETIMEDOUT` where it took too long.
         path: what it was done to; empty where there is no path.
         hint: what to do about it.
     """

@@ -97,7 +97,7 @@ def test_by_the_command_line(agent: Agent) -> None:
 # Where the supervisor dies while it starts a job: right before this line of its program.
 _MOMENTS = {
     "before the clone": "            pid, pidfd = spawn.start(",
-    "after the clone": "            undo.callback(os.close, pidfd)\n            if isinstance",
+    "after the clone": "            last.callback(os.close, pidfd)\n            if isinstance",
     "when the command has been executed": "        started = time.monotonic()\n        actual = self._",
     "before anybody is told": "        self._answer(job)\n        job.announce()",
 }

@@ -1,12 +1,14 @@
 """Starting a job's process, in its group before its first instruction.
 
 The parent clones itself; the child is this same program until it executes the job's command, so whatever it
-does must be safe in a copy of a single-threaded process. Each step is named; the first that fails is reported
-through a close-on-exec pipe as `<step> <errno>`, and the pipe closes without a report when exec succeeded.
+does must be safe in a copy of a single-threaded process. It tells each step through a close-on-exec pipe as it
+begins it, so that one which does not come to an end has a name too, and with what errno one has failed. When the
+command is executed the pipe closes, as when the process ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -28,7 +30,12 @@ _NO_CLONE3 = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
 
 _NO_SIGNALS: frozenset[int] = frozenset()
 
-REPORT_SIZE = 256
+# linux/sched.h: as told by proc_pid_stat(5).
+_PF_FORKNOEXEC = 0x40
+_STAT_FLAGS = 6
+
+# More than a child tells.
+REPORT_SIZE = 4096
 # What a process that could not execute its command exits with, like a shell's.
 NOT_EXECUTED = 127
 
@@ -85,14 +92,14 @@ class Report:
     """What the child said.
 
     Attributes:
-        pid: of the process that runs (or was to run) the command, as itself sees it; 0 if it said nothing at all.
-        step: that failed; empty if none did.
-        errno: of that step.
+        pid: of the process that runs (or was to run) the command, as itself sees it; 0 if that was not said yet.
+        step: that was begun last; empty if it said nothing at all.
+        errno: with which that step has failed; None if it has not.
     """
 
     pid: int
     step: str
-    errno: int
+    errno: int | None
 
 
 def forget_inherited_signals() -> None:
@@ -159,7 +166,6 @@ class _Child:
         self._command = command
         self._pipes = pipes
         self._report = pipes.report
-        self._step = ""
 
     def run(self, group: Group, announce: Callable[[int], None], *, cloned_into: bool) -> None:
         """Never returns."""
@@ -168,17 +174,24 @@ class _Child:
             announce(os.pidfd_open(os.getpid()))
             self._begin("cgroup")
             group.join(cloned_into=cloned_into)
-            os.write(self._report, b"%d\n" % os.getpid())
+            self._tell("pid", os.getpid())
             self._prepare()
             self._begin("exec")
+            # Last of all: SIGPIPE would end this process where nobody reads any more what it tells.
+            _reset_signals()
             _exec(self._command)
         except OSError as error:
-            os.write(self._report, b"%s %d" % (self._step.encode(), error.errno or 0))
+            self._tell("errno", error.errno or 0)
         finally:
             os._exit(NOT_EXECUTED)
 
     def _begin(self, step: str) -> None:
-        self._step = step
+        self._tell("step", step)
+
+    def _tell(self, what: str, value: str | int) -> None:
+        # The supervisor may have died; the next one takes the job over as it is.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._report, f"{what} {value}\n".encode("ascii"))
 
     def _prepare(self) -> None:
         command, confinement = self._command, self._command.confinement
@@ -200,8 +213,6 @@ class _Child:
         self._begin("chdir")
         if command.workdir:
             os.chdir(command.workdir)
-        self._begin("signals")
-        _reset_signals()
         confinement.seal(self._begin)
 
     def _arrange_descriptors(self) -> None:
@@ -248,8 +259,16 @@ def read_report(data: bytes) -> Report:
         ProtocolError: no child of ours wrote this.
     """
     try:
-        pid, _, failure = data.decode("ascii").partition("\n")
-        step, _, number = failure.partition(" ")
-        return Report(int(pid or 0), step, int(number or 0))
+        told = dict(line.split(" ", 1) for line in data.decode("ascii").splitlines())
+        failed = told.get("errno")
+        return Report(int(told.get("pid", 0)), told.get("step", ""), None if failed is None else int(failed))
     except ValueError:
         raise ProtocolError(f"{data[:80]!r} is not a report of a start") from None
+
+
+def has_executed(pid: int) -> bool:
+    """True if a child has executed a program since it was cloned, also when it has died and was not waited for."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # Behind the name, in which there may be anything.
+        fields = file.read().rpartition(b")")[2].split()
+    return not int(fields[_STAT_FLAGS]) & _PF_FORKNOEXEC

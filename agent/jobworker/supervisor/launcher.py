@@ -8,12 +8,13 @@ import fcntl
 import os
 import resource
 import select
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from jobworker.errors import HostFault, JobWorkerError, StartFailed
-from jobworker.jobs import Idempotency, JobRecord, JobSpec, State
+from jobworker.errors import AgentUnavailable, HostFault, JobWorkerError, StartFailed
+from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State
 from jobworker.kernel import spawn
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.confinement import Confinement
@@ -26,9 +27,15 @@ from jobworker.supervisor.guard import given
 from jobworker.supervisor.job import Handles, Job, Surroundings
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.stdin import Ends
+from jobworker.supervisor.stopping import Stopping
 
 _PIPE_BYTES = 512 * 1024
+# Seconds from the clone to the command. That takes some milliseconds, on the busiest of hosts a second or two, and
+# longer where a file system is mounted by it. With `kill_wait` it is less than gateway and clients wait: 30 s.
+_LAUNCH_WAIT = 15.0
 
+CLOSED = "it is ending, or starting anew, and takes no jobs"
+_LATE = f"not done within {_LAUNCH_WAIT:g} s: a file system does not answer, or somebody has stopped the process"
 _EXEC_HINTS = {
     "ENOENT": "no such file, or the interpreter of its #! line is missing; give a full path, or a PATH in env",
     "EACCES": "the job's user may not execute it; check its mode and those of the directories above it",
@@ -41,6 +48,7 @@ _CHDIR_HINTS = {
     "ENOTDIR": "it is not a directory",
     "EACCES": "the job's user may not enter it",
 }
+_HINTS = {"exec": _EXEC_HINTS, "chdir": _CHDIR_HINTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +74,11 @@ class Order:
 
 
 Answer = Callable[[Job | JobWorkerError], None]
+Undone = Callable[[], None]
 
 
 class Launcher:
-    """Starts jobs; the answer comes once the command was executed."""
+    """Starts jobs; the answer comes once the command was executed, or was not in time."""
 
     def __init__(self, around: Surroundings, hierarchy: Hierarchy, settings: JobSettings) -> None:
         self._around = around
@@ -80,32 +89,50 @@ class Launcher:
         self._dev_null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._open_files = (min(settings.open_files, most), most)
+        self._under_way: dict[str, _Launch] = {}
 
-    def launch(self, order: Order, answer: Answer) -> None:
+    def launch(self, order: Order, answer: Answer, undone: Undone) -> None:
         """Start a job.
+
+        Args:
+            order: which.
+            answer: called with the job, or with why there is none.
+            undone: called if there is none, once nothing is left of it: before `answer`, unless a process does not
+                go away.
 
         Raises:
             HostFault: what a job needs could not be had; nothing is left of it.
         """
         operation = "creating the job's directories"
         job_id = order.record.job_id
-        with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as last, contextlib.ExitStack() as undo:
             try:
                 self._around.store.create_job(job_id, (order.user.uid, order.user.gid) if order.user else None)
                 undo.callback(self._undo, self._around.store.discard_job, job_id)
                 operation = "creating the job's cgroup"
                 group = self._hierarchy.create(job_id, order.limits)
-                undo.callback(self._undo, group.remove)
+                last.callback(self._undo, group.remove)
                 operation = "creating the job's log"
                 logs, segment_bytes = self._around.store.open_logs(job_id), order.record.segment_bytes
                 log = OutputLog(logs, job_id, segment_bytes, keep=self._around.keep_log)
                 undo.callback(log.close)
                 log.open()
                 operation = "cloning the job's process"
-                handles, pid, report = self._clone(order, group, log, undo)
+                handles, pid, report = self._clone(order, group, log, undo, last)
             except OSError as error:
                 raise HostFault.of(operation, error) from error
-            _Started(self._around, order, handles, pid, report, undo.pop_all(), answer)
+
+            def answered(outcome: Job | JobWorkerError) -> None:
+                del self._under_way[job_id]
+                answer(outcome)
+
+            undos = undo.pop_all(), last.pop_all()
+            self._under_way[job_id] = _Launch(self._around, order, handles, pid, report, undos, answered, undone)
+
+    def abandon(self) -> None:
+        """Give up the starts that are under way; each is answered all the same."""
+        for launch in tuple(self._under_way.values()):
+            launch.abandon()
 
     def _undo(self, step: Callable[..., None], *arguments: str) -> None:
         try:
@@ -137,7 +164,12 @@ class Launcher:
         return announce
 
     def _clone(
-        self, order: Order, group: Group, log: OutputLog, undo: contextlib.ExitStack
+        self,
+        order: Order,
+        group: Group,
+        log: OutputLog,
+        undo: contextlib.ExitStack,
+        last: contextlib.ExitStack,
     ) -> tuple[Handles, int, int]:
         """Clone the process; the handles of the job, the process, and the read end of the report."""
         with contextlib.ExitStack() as childs:
@@ -161,7 +193,7 @@ class Launcher:
             self._promise(order, group)
             announce = self._announce(order.record.job_id)
             pid, pidfd = spawn.start(self._command(order, work), pipes, group, announce)
-            undo.callback(os.close, pidfd)
+            last.callback(os.close, pidfd)
             if isinstance(group, SubtreeGroup):
                 group.init_is(pid, pidfd)
         return Handles(group, log, pidfd, stdout, stderr, order.limits, stdin=ends), pid, report
@@ -235,8 +267,12 @@ def _candidates(spec: JobSpec, default_path: str) -> Iterator[str]:
         yield f"{directory or '.'}/{spec.command}"
 
 
-class _Started:
-    """A process that has been cloned and has not told yet whether it could execute the command."""
+class _Launch:
+    """A process that has been cloned and has not told yet whether it could execute the command.
+
+    Args:
+        undos: what can be undone at any time, and what only when no process is left.
+    """
 
     def __init__(
         self,
@@ -245,33 +281,50 @@ class _Started:
         handles: Handles,
         pid: int,
         report_fd: int,
-        undo: contextlib.ExitStack,
+        undos: tuple[contextlib.ExitStack, contextlib.ExitStack],
         answer: Answer,
+        undone: Undone,
     ) -> None:
         self._around = around
         self._order = order
         self._handles = handles
         self._pid = pid
         self._report_fd = report_fd
-        self._undo = undo
+        self._undo, self._undo_last = undos
         self._answer = answer
+        self._undone = undone
         self._said = b""
-        around.loop.watch(report_fd, select.EPOLLIN, self._on_report)
+        self._error: JobWorkerError | None = None
+        self._is_stuck = False
+        stuck, wait = self._on_stuck, around.kill_wait
+        self._stopping = Stopping(around.loop, handles.group, EndReason.STOPPED, wait, stuck)
+        # For EPOLLHUP alone, which always comes: what is said before that matters only if it is late.
+        around.loop.watch(report_fd, 0, self._on_end)
+        self._deadline = around.loop.call_after(_LAUNCH_WAIT, self._too_late)
 
-    def _on_report(self) -> None:
+    def _hear(self) -> bool:
+        """Take in what the process has said; False at the end of that."""
         try:
             data = os.read(self._report_fd, spawn.REPORT_SIZE)
         except BlockingIOError:
-            return
+            return True
         self._said += data
-        if not data:
-            self._around.loop.forget(self._report_fd)
-            self._conclude(spawn.read_report(self._said))
+        return bool(data)
+
+    def _on_end(self) -> None:
+        while self._hear():
+            pass
+        self._around.loop.forget(self._report_fd)
+        report = spawn.read_report(self._said)
+        executed = report.pid and report.errno is None
+        # One that was killed may have come to it in the same instant.
+        if executed and (self._error is None or spawn.has_executed(self._pid)):
+            self._conclude(report)
+        else:
+            self._fail(_failed(self._order.spec, report))
+            self._undo_when_gone()
 
     def _conclude(self, report: spawn.Report) -> None:
-        if report.step or not report.pid:
-            self._fail(report)
-            return
         started = time.monotonic()
         actual = self._handles.group.limits(self._order.limits.io_device)
         # Below an init without a cgroup the command's process is another one than was cloned; in a PID namespace
@@ -286,36 +339,81 @@ class _Started:
         )
         handles = replace(self._handles, limits=given(self._order.limits, actual))
         self._undo.pop_all()
+        self._undo_last.pop_all()
         os.close(self._report_fd)
+        self._deadline.cancel()
+        self._stopping.end()
         job = Job(self._around, record, handles, started, self._order.idempotency)
         self._answer(job)
         job.announce()
-        job.begin()
+        job.begin(None if self._error is None else EndReason.STOPPED)
 
-    def _fail(self, report: spawn.Report) -> None:
-        os.waitid(os.P_PIDFD, self._handles.pidfd, os.WEXITED)
-        with contextlib.suppress(OSError):
-            self._handles.group.kill()
-        self._undo_when_empty(report)
+    # Giving it up.
 
-    def _undo_when_empty(self, report: spawn.Report) -> None:
-        # The init of a PID namespace may be a moment longer in going.
+    def _too_late(self) -> None:
+        if self._hear():
+            step = spawn.read_report(self._said).step
+            self._around.log.warning("a command not executed in time", job=self._order.record.job_id, step=step)
+            self._fail(_error(self._order.spec, step, "ETIMEDOUT", _LATE))
+
+    def abandon(self) -> None:
+        """Do without the job."""
+        self._fail(AgentUnavailable(CLOSED))
+
+    def _fail(self, error: JobWorkerError) -> None:
+        if self._error is None:
+            self._error = error
+            self._deadline.cancel()
+            self._stopping.kill()
+            # Where it is not cloned into its group, it may not have come there yet.
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._handles.pidfd, signal.SIGKILL)
+
+    def _on_stuck(self) -> None:
+        job_id = self._order.record.job_id
+        self._around.audit.stuck(self._order.record)
+        self._around.log.error("a process of a start that failed does not go away", job=job_id)
+        self._is_stuck = True
+        self._around.loop.forget(self._report_fd)
+        self._undo.close()
+        self._undo_when_gone()
+        self._tell()
+
+    def _undo_when_gone(self) -> None:
+        # The init of a PID namespace may be a moment longer in going than the process.
         group, loop = self._handles.group, self._around.loop
         if group.populated():
-            loop.watch(group.events_fd, group.events_mask, lambda: self._undo_when_empty(report))
-            return
-        loop.forget(group.events_fd)
+            loop.watch(group.events_fd, group.events_mask, self._undo_when_gone)
+        else:
+            loop.forget(group.events_fd)
+            # It leaves the group before it can be waited for, and may not have come there at all.
+            loop.watch(self._handles.pidfd, select.EPOLLIN, self._on_gone)
+
+    def _on_gone(self) -> None:
+        self._around.loop.forget(self._handles.pidfd)
+        os.waitid(os.P_PIDFD, self._handles.pidfd, os.WEXITED)
+        self._stopping.end()
         self._undo.close()
-        self._answer(_start_failed(self._order.spec, report))
+        self._undo_last.close()
+        self._undone()
+        if not self._is_stuck:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._error:
+            self._answer(self._error)
 
 
-def _start_failed(spec: JobSpec, report: spawn.Report) -> JobWorkerError:
+def _failed(spec: JobSpec, report: spawn.Report) -> JobWorkerError:
+    if report.errno is None:
+        return _error(spec, report.step, "?", "it ended before it could execute the command")
     name = errno.errorcode.get(report.errno, str(report.errno))
-    detail = os.strerror(report.errno)
-    if report.step == "exec":
-        return StartFailed("exec", name, spec.command, _EXEC_HINTS.get(name, detail))
-    if report.step == "chdir":
-        return StartFailed("chdir", name, spec.workdir, _CHDIR_HINTS.get(name, detail))
-    if not report.pid:
-        return HostFault("starting the job's process", name, "it ended before it could execute the command")
-    return HostFault(f"preparing the job's process ({report.step})", name, detail)
+    return _error(spec, report.step, name, _HINTS.get(report.step, {}).get(name, os.strerror(report.errno)))
+
+
+def _error(spec: JobSpec, step: str, name: str, detail: str) -> JobWorkerError:
+    if step == "exec":
+        return StartFailed("exec", name, spec.command, detail)
+    if step == "chdir":
+        return StartFailed("chdir", name, spec.workdir, detail)
+    return HostFault(f"preparing the job's process ({step})", name, detail)

@@ -288,8 +288,8 @@ class Registry:
             os.close(directory)
 
     def end_all(self, idle: Callable[[], None]) -> None:
-        """Take no more jobs, stop those that run, and call back when none is left."""
-        self.starts.close()
+        """Take no more jobs, stop those that there are, and call back when none is left."""
+        self.starts.abandon()
         self._when_idle.append(idle)
         for job in tuple(self.running.values()):
             job.stop(15, DEFAULT_GRACE, EndReason.STOPPED)

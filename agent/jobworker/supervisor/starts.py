@@ -17,7 +17,7 @@ from jobworker.settings.schema import JobSettings, QuotaSettings
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import Job, Surroundings
 from jobworker.supervisor.keys import Keys
-from jobworker.supervisor.launcher import Launcher, Order
+from jobworker.supervisor.launcher import CLOSED, Launcher, Order
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.permits import Permit, Permits
@@ -86,7 +86,10 @@ class Starts:
         self._profiles = profiles
         self.limits = LimitRules(settings, hierarchy, lambda: profiles.value)
         self.shares = Shares(settings, quotas, self._active)
-        self._launching: dict[str, tuple[Order, list[Started]]] = {}
+        # Those under way, with who waits for each.
+        self._launching: dict[str, list[Started]] = {}
+        # Theirs, and those of failed ones of which a process does not go away: it takes room as a job does.
+        self._orders: dict[str, Order] = {}
         # Those that came before all jobs were known: until then nobody knows which user ids and keys are in use.
         self._early: list[tuple[StartJob, Started]] | None = []
         self._when_settled: list[Callable[[], None]] = []
@@ -145,12 +148,18 @@ class Starts:
             return
         self._audit.start_asked(request)
         self._users.take(order.own_uid)
-        self._launching[order.record.job_id] = order, [started]
+        self._launching[order.record.job_id] = [started]
+        self._orders[order.record.job_id] = order
         self.keys.remember(order.record, idempotency)
+
+        def launched(outcome: Job | JobWorkerError) -> None:
+            self._launched(order, request.caller, began, outcome)
+
         try:
-            self._launcher.launch(order, lambda outcome: self._launched(order, request.caller, began, outcome))
+            self._launcher.launch(order, launched, lambda: self._undone(order))
         except JobWorkerError as error:
-            self._launched(order, request.caller, began, error)
+            self._undone(order)
+            launched(error)
 
     def _order(self, request: StartJob, permit: Permit) -> Order:
         """All that is decided about a start; nothing has been made for it, or taken.
@@ -185,21 +194,21 @@ class Starts:
 
     def _started_before(self, job_id: str, started: Started) -> None:
         if launching := self._launching.get(job_id):
-            launching[1].append(started)
+            launching.append(started)
         else:
             started(self._books.inspect(job_id))
 
     def _launched(self, order: Order, caller: Caller, began: float, outcome: Job | JobWorkerError) -> None:
-        _, waiting = self._launching.pop(order.record.job_id)
+        waiting = self._launching.pop(order.record.job_id)
         answer: JobRecord | JobWorkerError
         if isinstance(outcome, Job):
+            del self._orders[order.record.job_id]
             self._books.add_running(outcome)
             self._audit.started(caller, outcome.record)
             self._tally.started(time.monotonic() - began)
             answer = outcome.record
         else:
             self.keys.forget(order.record.job_id)
-            self._users.give_back(order.own_uid)
             self._audit.start_failed(caller, order.record, outcome)
             self._tally.start_failed()
             answer = outcome
@@ -208,16 +217,20 @@ class Starts:
         self._tell_settled()
         self._books.tell_idle()
 
+    def _undone(self, order: Order) -> None:
+        del self._orders[order.record.job_id]
+        self._users.give_back(order.own_uid)
+
     def _admit(self, principal: str) -> None:
         self._profiles.check_known()
         if self._closed:
-            raise AgentUnavailable("it is ending, or starting anew, and takes no jobs")
+            raise AgentUnavailable(CLOSED)
         if self.draining:
             raise AgentDraining
         self.shares.check_number(principal)
 
     def _active(self) -> Iterator[tuple[JobRecord, Limits]]:
-        for order, _ in self._launching.values():
+        for order in self._orders.values():
             yield order.record, order.limits
         for job in self._books.running.values():
             yield job.record, job.limits
@@ -249,6 +262,11 @@ class Starts:
     def close(self) -> None:
         """Take no more, for good."""
         self._closed = True
+
+    def abandon(self) -> None:
+        """Take no more, for good, and do without those that are being launched."""
+        self.close()
+        self._launcher.abandon()
 
     def pause(self, settled: Callable[[], None]) -> None:
         """Take no more jobs, and call back once no job is being launched: each runs or is not there."""

@@ -156,10 +156,10 @@ class JobWorkerServiceServicer:
     def Start(self, request, context):
         """Starts a job. Role: WRITER.
 
-        Answers after the command was executed, or with the reason why it was not; then nothing is left of it. With
-        `dry_run` nothing is executed.
+        Answers after the command was executed, or with the reason why it was not; then nothing is left of it, except for a
+        process that not even SIGKILL ends. With `dry_run` nothing is executed.
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-        bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
+        bad work directory, or one of these did not answer in time: ETIMEDOUT; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
         ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
         UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """

@@ -58,10 +58,10 @@ class JobWorkerServiceStub:
     Start: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.StartRequest, _job_worker_service_pb2.StartResponse]
     """Starts a job. Role: WRITER.
 
-    Answers after the command was executed, or with the reason why it was not; then nothing is left of it. With
-    `dry_run` nothing is executed.
+    Answers after the command was executed, or with the reason why it was not; then nothing is left of it, except for a
+    process that not even SIGKILL ends. With `dry_run` nothing is executed.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-    bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
+    bad work directory, or one of these did not answer in time: ETIMEDOUT; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
     ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
     UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
@@ -203,10 +203,10 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     Start: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.StartRequest, _job_worker_service_pb2.StartResponse]  # type: ignore[assignment]
     """Starts a job. Role: WRITER.
 
-    Answers after the command was executed, or with the reason why it was not; then nothing is left of it. With
-    `dry_run` nothing is executed.
+    Answers after the command was executed, or with the reason why it was not; then nothing is left of it, except for a
+    process that not even SIGKILL ends. With `dry_run` nothing is executed.
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-    bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
+    bad work directory, or one of these did not answer in time: ETIMEDOUT; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
     ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
     UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
@@ -351,10 +351,10 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_worker_service_pb2.StartResponse, _abc.Awaitable[_job_worker_service_pb2.StartResponse]]:
         """Starts a job. Role: WRITER.
 
-        Answers after the command was executed, or with the reason why it was not; then nothing is left of it. With
-        `dry_run` nothing is executed.
+        Answers after the command was executed, or with the reason why it was not; then nothing is left of it, except for a
+        process that not even SIGKILL ends. With `dry_run` nothing is executed.
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
-        bad work directory; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
+        bad work directory, or one of these did not answer in time: ETIMEDOUT; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
         ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
         UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """

@@ -1,0 +1,181 @@
+"""A start that does not come to executing its command: answered all the same, and nobody else's affair."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobworker.errors import AgentUnavailable, QuotaExceeded, StartFailed
+from jobworker.jobs import EndReason, Idempotency, JobSpec
+from jobworker.kernel.spawn import has_executed
+from jobworker.settings.schema import QuotaSettings
+from jobworker.wire import messages
+from support.hanging import Hanging, hanging
+from support.leftovers import cgroups
+from support.link import CALLER, Link
+from support.root_side import RootSide, root_side
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="needs fuse(4)"),
+]
+
+_WAIT = 0.5
+
+
+@pytest.fixture
+def side(tmp_path: Path) -> Iterator[RootSide]:
+    """One that does not wait for long."""
+    tmp_path.chmod(0o755)
+    quotas = QuotaSettings(active_jobs=2)
+    with root_side(str(tmp_path), own_package=True, kill_wait_ms=500, quotas=quotas) as running:
+        change(running, "supervisor/launcher.py", "_LAUNCH_WAIT = 15.0\n", f"_LAUNCH_WAIT = {_WAIT}\n")
+        yield running
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[RootSide]:
+    tmp_path.chmod(0o755)
+    with root_side(str(tmp_path), kill_wait_ms=200) as running:
+        yield running
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> Iterator[Hanging]:
+    with hanging(str(tmp_path / "dead")) as mounted:
+        yield mounted
+
+
+def change(side: RootSide, name: str, line: str, by: str) -> None:
+    """Have the next supervisor, which is started now, run another line in the place of one."""
+    path = Path(side.package, name)
+    text = path.read_text()
+    assert text.count(line) == 1
+    path.write_text(text.replace(line, by))
+    side.kill_supervisor(side.link())
+
+
+def hang(link: Link, dead: Hanging, *, command: str = "/bin/true", key: str = "", **spec: Any) -> int:
+    """Have a start hang; the number of the request."""
+    seq = link.send(messages.StartJob(CALLER, JobSpec(command, **spec), Idempotency(key, key)))
+    dead.wait_until_asked()
+    return seq
+
+
+def only_job(side: RootSide) -> str:
+    """The id of the one that there is."""
+    (job_id,) = os.listdir(os.path.join(side.state_dir, "jobs"))
+    return job_id
+
+
+def process_of(job_id: str) -> int:
+    """The one that is to execute the command."""
+    pids = {int(line) for path in cgroups(job_id) for line in Path(path, "cgroup.procs").read_text().split()}
+    (pid,) = (pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "jw-supervisor\n")
+    return pid
+
+
+def gone(side: RootSide, job_id: str, pid: int) -> None:
+    side.wait_for(lambda: not cgroups(job_id) and not os.path.exists(f"/proc/{pid}"))
+
+
+@pytest.mark.parametrize("sandbox", ["standard", "strict"])
+@pytest.mark.parametrize("step", ["chdir", "exec"])
+def test_it_fails_in_time_and_says_where(side: RootSide, dead: Hanging, sandbox: str, step: str) -> None:
+    link, other = side.link(), side.link(subscribe=True)
+    before = side.open_files(link)
+    path = f"{dead.path}/x"
+    where = {"workdir": path} if step == "chdir" else {"command": path}
+    seq = hang(link, dead, sandbox=sandbox, key="k", **where)
+    job_id = only_job(side)
+    pid = process_of(job_id)
+    other.wait_ended(other.start("/bin/true").job_id)
+    with pytest.raises(StartFailed, match=rf"not done within {_WAIT} s") as caught:
+        link.answer(seq)
+    assert (caught.value.step, caught.value.errno_name, caught.value.path) == (step, "ETIMEDOUT", path)
+    assert only_job(side) != job_id
+    # The process is still there, and takes the place of a job.
+    assert not has_executed(pid)
+    running = link.start("/bin/sleep", "1000")
+    with pytest.raises(QuotaExceeded):
+        link.start("/bin/true")
+    dead.let_go()
+    gone(side, job_id, pid)
+    link.stop(running.job_id, force=True)
+    assert side.open_files(link) == before
+    # Its key is that of no job.
+    with pytest.raises(StartFailed, match="ENOENT"):
+        link.ask(messages.StartJob(CALLER, JobSpec("/bin/true", workdir=path), Idempotency("k", "k")))
+
+
+def test_of_one_that_can_be_killed_nothing_is_left(side: RootSide, dead: Hanging) -> None:
+    link = side.link()
+    before = side.open_files(link)
+    seq = hang(link, dead, workdir=f"{dead.path}/x")
+    job_id = only_job(side)
+    pid = process_of(job_id)
+    # Once it has the user's rights, another job of that user can do the same.
+    os.kill(pid, signal.SIGSTOP)
+    dead.let_go()
+    with pytest.raises(StartFailed, match="somebody has stopped the process"):
+        link.answer(seq)
+    assert (os.listdir(os.path.join(side.state_dir, "jobs")), cgroups(job_id)) == ([], [])
+    assert not os.path.exists(f"/proc/{pid}")
+    assert side.open_files(link) == before
+
+
+def test_an_upgrade_does_not_wait_for_longer(side: RootSide, dead: Hanging) -> None:
+    link = side.link()
+    hang(link, dead, workdir=f"{dead.path}/x", key="k")
+    job_id = only_job(side)
+    link.ask(messages.Upgrade())
+    link.drain()
+    link = side.reconnect(subscribe=True)
+    # To the next one it is no job, whatever had been promised for its key.
+    assert os.listdir(os.path.join(side.state_dir, "jobs")) == []
+    link.wait_ended(link.start("/bin/true").job_id)
+    assert cgroups(job_id)
+    dead.let_go()
+    side.wait_for(lambda: not cgroups(job_id))
+
+
+def test_told_to_end_the_agent_does_not_wait_for_it(patient: RootSide, dead: Hanging) -> None:
+    link = patient.link()
+    seq = hang(link, dead, workdir=f"{dead.path}/x")
+    job_id = only_job(patient)
+    began = time.monotonic()
+    patient.keeper.terminate()
+    with pytest.raises(AgentUnavailable):
+        link.answer(seq)
+    assert patient.close() == 0
+    assert time.monotonic() - began < 10
+    assert os.listdir(os.path.join(patient.state_dir, "jobs")) == []
+    dead.let_go()
+    patient.start_again()
+    patient.wait_for(lambda: not cgroups(job_id))
+
+
+def test_what_is_executed_in_the_instant_of_the_kill_is_a_job(side: RootSide, tmp_path: Path) -> None:
+    counted = tmp_path / "counted"
+    counted.touch()
+    counted.chmod(0o666)
+    begin = '            self._begin("exec")\n'
+    change(side, "kernel/spawn.py", begin, f'{begin}            __import__("time").sleep({2 * _WAIT})\n')
+    # The kill is under way until it has come there.
+    kill = "            self._stopping.kill()\n"
+    wait = f"            while not os.path.getsize({str(counted)!r}): time.sleep(0.01)\n"
+    change(side, "supervisor/launcher.py", kill, wait + kill)
+    link = side.link(subscribe=True)
+    spec = JobSpec("/bin/sh", ("-c", f"echo executed >> {counted}; sleep 1000"))
+    start = messages.StartJob(CALLER, spec, Idempotency("k", "k"))
+    job = link.ask(start).record
+    ended = link.wait_ended(job.job_id)
+    assert (ended.end_reason, ended.signal) == (EndReason.STOPPED, signal.SIGKILL)
+    assert link.ask(start).record.job_id == job.job_id
+    assert counted.read_text() == "executed\n"
