@@ -227,7 +227,7 @@ class RootSide:
         return self.reconnect(subscribe=subscribe)
 
     def supervisor_pid(self) -> int:
-        return self._child("jw-supervisor")
+        return self.child("jw-supervisor")
 
     def open_files(self, link: Link) -> int:
         """How many descriptors the supervisor has, once it has dealt with all that was said to it before."""
@@ -236,12 +236,17 @@ class RootSide:
         return len(os.listdir(f"/proc/{self.supervisor_pid()}/fd"))
 
     def flusher_pid(self) -> int:
-        return self._child("jw-flusher")
+        return self.child("jw-flusher")
 
     def compressor_pid(self) -> int:
-        return self._child("jw-compressor")
+        return self.child("jw-compressor")
 
-    def _child(self, name: str) -> int:
+    def child(self, name: str) -> int:
+        """The keeper's child of this name.
+
+        Raises:
+            LookupError: there is none.
+        """
         with open(f"/proc/{self.keeper_pid}/task/{self.keeper_pid}/children") as file:
             pids = [int(text) for text in file.read().split()]
         for pid in pids:

@@ -1,4 +1,4 @@
-"""A start that does not come to executing its command: answered all the same, and nobody else's affair."""
+"""Starts whose files are where nobody answers, or whose process is stopped: answered, and nobody else's affair."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from typing import Any
 
 import pytest
 
-from jobworker.errors import AgentUnavailable, QuotaExceeded, StartFailed
+from jobworker.errors import (
+    AgentUnavailable,
+    CapExceeded,
+    HostFault,
+    JobWorkerError,
+    LimitUnsupported,
+    QuotaExceeded,
+    StartFailed,
+)
 from jobworker.jobs import EndReason, Idempotency, JobSpec
 from jobworker.kernel.spawn import has_executed
+from jobworker.limits import Enforcement, Limits
 from jobworker.settings.schema import QuotaSettings
 from jobworker.wire import messages
 from support.hanging import Hanging, hanging
@@ -179,3 +188,87 @@ def test_what_is_executed_in_the_instant_of_the_kill_is_a_job(side: RootSide, tm
     assert (ended.end_reason, ended.signal) == (EndReason.STOPPED, signal.SIGKILL)
     assert link.ask(start).record.job_id == job.job_id
     assert counted.read_text() == "executed\n"
+
+
+# The disk of a directory, for limits of IO.
+
+_IO = Limits(io_read_ops=1000)
+
+
+@pytest.fixture
+def looking(tmp_path: Path) -> Iterator[RootSide]:
+    """One that does not look for long, and at one directory."""
+    tmp_path.chmod(0o755)
+    with root_side(str(tmp_path), own_package=True) as running:
+        support = {each.name: each for each in running.link().welcome.host.limits}
+        if support["io_read_ops"].enforcement is Enforcement.UNSUPPORTED:
+            pytest.skip("nothing limits the disk here")
+        path = Path(running.package, "supervisor/disks.py")
+        path.write_text(path.read_text().replace("_MOST = 32\n", "_MOST = 1\n"))
+        change(running, "supervisor/disks.py", "_WAIT = 10.0\n", f"_WAIT = {_WAIT}\n")
+        yield running
+
+
+def is_looking(side: RootSide) -> bool:
+    try:
+        return bool(side.child("jw-disk"))
+    except LookupError:
+        return False
+
+
+def refusal(link: Link, directory: str, **spec: Any) -> JobWorkerError:
+    with pytest.raises(JobWorkerError) as caught:
+        link.start("/bin/true", workdir=directory, limits=_IO, **spec)
+    return caught.value
+
+
+def test_its_disk_is_not_waited_for(looking: RootSide, dead: Hanging) -> None:
+    link, other = looking.link(), looking.link(subscribe=True)
+    before = looking.open_files(link)
+    path = f"{dead.path}/x"
+    seq = hang(link, dead, workdir=path, limits=_IO)
+    # Whoever has asked, the others are served.
+    other.wait_ended(other.start("/bin/true").job_id)
+    assert isinstance(refusal(other, f"{dead.path}/y"), CapExceeded)
+    with pytest.raises(HostFault) as caught:
+        link.answer(seq)
+    assert (caught.value.operation, caught.value.errno_name) == (f"looking for the disk of {path!r}", "ETIMEDOUT")
+    # The helper can't be killed; nobody waits for it a second time.
+    began = time.monotonic()
+    assert str(refusal(link, path, best_effort=True)) == str(caught.value)
+    request = messages.StartJob(CALLER, JobSpec("/bin/true", workdir=path, limits=_IO), dry_run=True)
+    with pytest.raises(HostFault):
+        link.ask(request)
+    assert time.monotonic() - began < 2 * _WAIT
+    dead.let_go()
+    looking.wait_for(lambda: not is_looking(looking))
+    told = refusal(link, path)
+    assert isinstance(told, LimitUnsupported)
+    assert "No such file" in told.reason
+    assert looking.open_files(link) == before
+
+
+def test_that_of_a_running_job_is_not_waited_for(looking: RootSide, tmp_path: Path) -> None:
+    link, other = looking.link(), looking.link(subscribe=True)
+    directory = tmp_path / "mounted" / "x"
+    directory.mkdir(parents=True)
+    job = link.start("/bin/sleep", "1000", workdir=str(directory))
+    dead = Hanging(str(directory.parent))
+    try:
+        seq = link.send(messages.UpdateJob(CALLER, job.job_id, _IO, force=False))
+        dead.wait_until_asked()
+        other.wait_ended(other.start("/bin/true").job_id)
+        with pytest.raises(HostFault, match=r"looking for the disk of .*: ETIMEDOUT"):
+            link.answer(seq)
+    finally:
+        dead.let_go()
+    link.stop(job.job_id, force=True)
+
+
+def test_an_upgrade_does_not_wait_for_a_disk(looking: RootSide, dead: Hanging) -> None:
+    link = looking.link()
+    hang(link, dead, workdir=f"{dead.path}/x", limits=_IO)
+    link.ask(messages.Upgrade())
+    link.drain()
+    link = looking.reconnect(subscribe=True)
+    link.wait_ended(link.start("/bin/true").job_id)

@@ -15,8 +15,9 @@ from jobworker.errors import InvalidField, LimitUnsupported
 from jobworker.jobs import EndReason, JobRecord
 from jobworker.kernel import disk
 from jobworker.limits import BY_NAME, Enforcement, Limits
+from jobworker.wire import messages
 from support.leftovers import cgroups
-from support.link import Link
+from support.link import CALLER, Link
 from support.root_side import RootSide, root_side
 
 pytestmark = pytest.mark.root
@@ -94,6 +95,20 @@ def test_a_limit_on_the_disk_says_which_and_how_far_it_holds(link: Link, side: R
     late = link.welcome.host.cgroup_mode != "v2"
     assert statuses["io_write"].enforcement is (Enforcement.BEST_EFFORT if late else Enforcement.ENFORCED)
     assert statuses["io_write"].detail.startswith(f"on {found.name}")
+
+
+def test_the_disk_of_a_directory_that_is_named(link: Link, side: RootSide) -> None:
+    if "io_read" in unsupported(link):
+        pytest.skip("nothing limits the disk here")
+    base = os.path.dirname(side.state_dir)
+    os.mkdir(f"{base}/named")
+    os.symlink("named", f"{base}/link")
+    job = link.start("/bin/sleep", "1000", workdir=f"{base}/link", limits=Limits(io_read_bps=_MIB))
+    (status,) = (status for status in job.limits if status.name == "io_read")
+    assert (status.value, status.detail) == ("1M/s", f"on {disk.of_path(base).name}")
+    changed = link.ask(messages.UpdateJob(CALLER, job.job_id, Limits(io_read_ops=100), force=False)).record
+    assert {status.name: status.value for status in changed.limits}["io_read_ops"] == "100"
+    link.stop(job.job_id, force=True)
 
 
 @pytest.mark.parametrize("operation", ["read", "write"])

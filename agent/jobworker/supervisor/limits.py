@@ -25,7 +25,6 @@ from typing import Any
 from jobworker import units
 from jobworker.errors import InvalidField, LimitUnsupported
 from jobworker.jobs import JobSpec
-from jobworker.kernel import disk
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.disk import Disk, NoDisk
 from jobworker.limits import (
@@ -66,10 +65,18 @@ class LimitRules:
 
     Args:
         profiles: what the limits file holds now.
+        disk_of: the disk that a directory is on, by its path, which is empty for a job's own.
     """
 
-    def __init__(self, settings: JobSettings, hierarchy: Hierarchy, profiles: Callable[[], LimitProfiles]) -> None:
+    def __init__(
+        self,
+        settings: JobSettings,
+        hierarchy: Hierarchy,
+        profiles: Callable[[], LimitProfiles],
+        disk_of: Callable[[str], Disk],
+    ) -> None:
         self._profiles = profiles
+        self._disk_of = disk_of
         self._defaults = Limits(pids=settings.default_pids, memory_bytes=settings.default_memory_bytes or None)
         self._support = {each.limit: each for each in hierarchy.support}
         self._cpus = frozenset(os.sched_getaffinity(0))
@@ -111,7 +118,7 @@ class LimitRules:
 
         Args:
             spec: as its client wants it, checked, with the limits of its profile.
-            directory: that it will work in.
+            directory: that it will work in; empty for its own.
             profile: that it has.
             prescribed: the names of limits that must be enforced, whatever the request allows.
             filled: the names of limits that nobody asked for: of these the host gives what it has.
@@ -119,6 +126,8 @@ class LimitRules:
         Raises:
             InvalidField: a limit is more than this host allows.
             LimitUnsupported: one can't be enforced here, and the request does not allow best effort.
+            HostFault: the directory's file system does not answer.
+            DiskAwaited: it has to be found out first which disk the directory is on.
         """
         wanted = self._within(spec.limits, filled)
         names = self._checked(wanted)
@@ -135,6 +144,7 @@ class LimitRules:
         Raises:
             InvalidField: a limit is more than this host allows.
             LimitUnsupported: one can't be enforced here.
+            HostFault, DiskAwaited: see `plan`.
         """
         self._checked(asked)
         found, refused = self._refused(asked, directory)
@@ -163,7 +173,7 @@ class LimitRules:
         refused = {name: self._support[name].detail for name, _ in limits.given() if name in lacking}
         if io := [name for name, _ in limits.given() if name in IO and name not in refused]:
             try:
-                return disk.of_path(directory), refused
+                return self._disk_of(directory), refused
             except (NoDisk, OSError) as error:
                 refused |= dict.fromkeys(io, str(error))
         return None, refused

@@ -238,7 +238,7 @@ class Registry:
             JobNotFound: there is no such job, or not for this caller.
             PolicyDenied: not by this caller, or not these.
             JobAlreadyEnded: it has ended before.
-            JobWorkerError: see `Updates.update`.
+            JobWorkerError, DiskAwaited: see `Updates.update`.
         """
         return self._updates.update(request, self._running("Update", request))
 

@@ -19,6 +19,7 @@ from jobworker.errors import (
 from jobworker.jobs import MAX_GRACE_MS, MAX_STDIN_BYTES, check_job_id
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.connection import Connection, Peer
+from jobworker.supervisor.disks import DiskAwaited
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
@@ -183,12 +184,19 @@ class Requests:
         def update() -> None:
             with self._refusals("update", request.caller, request.job_id):
                 check_job_id(request.job_id)
-                record = self._registry.update(request)
+                try:
+                    record = self._registry.update(request)
+                except DiskAwaited as awaited:
+                    self._registry.starts.disks.look(awaited.directory, request.caller.principal, begin)
+                    return
             caller = request.caller
             self._say("limits updated", caller, job=request.job_id, principal=caller.principal)
             reply(messages.JobReply(record), ())
 
-        self._with_limits(request, reply, update)
+        def begin() -> None:
+            self._with_limits(request, reply, update)
+
+        begin()
 
     def delete_job(self, _: Connection, request: messages.DeleteJob, reply: Reply) -> None:
         with self._refusals("delete", request.caller, request.job_id):

@@ -14,6 +14,7 @@ from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.spawn import User
 from jobworker.limits import Limits
 from jobworker.settings.schema import JobSettings, QuotaSettings
+from jobworker.supervisor.disks import DiskAwaited, Disks
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import Job, Surroundings
 from jobworker.supervisor.keys import Keys
@@ -56,6 +57,7 @@ class Starts:
     Attributes:
         keys: of the jobs that there are.
         limits: what becomes of those that are asked for.
+        disks: that directories are on.
         shares: how much there may be of all jobs, and of one principal's.
         draining: none is taken, until somebody says so.
     """
@@ -84,7 +86,8 @@ class Starts:
         self._users = users
         self._launcher = launcher
         self._profiles = profiles
-        self.limits = LimitRules(settings, hierarchy, lambda: profiles.value)
+        self.disks = Disks(around.loop, self._store.jobs_path)
+        self.limits = LimitRules(settings, hierarchy, lambda: profiles.value, self.disks.of)
         self.shares = Shares(settings, quotas, self._active)
         # Those under way, with who waits for each.
         self._launching: dict[str, list[Started]] = {}
@@ -101,11 +104,7 @@ class Starts:
         """All jobs of earlier lives are known."""
         early, self._early = self._early or [], None
         for request, started in early:
-            try:
-                self.start(request, started)
-            except JobWorkerError as error:
-                self._audit.start_refused(request, error)
-                started(error)
+            self._start_late(request, started)
 
     @property
     def pending(self) -> int:
@@ -135,20 +134,23 @@ class Starts:
             return
         principal = request.caller.principal
         permit = self._permits.start(request.caller, self.limits.profiled(spec))
-        if request.dry_run:
-            started = _planned(started, permit.rule)
+        tell = _planned(started, permit.rule) if request.dry_run else started
         if known := self.keys.find(principal, idempotency):
             self._audit.start_repeated(request, known)
-            self._started_before(known, started)
+            self._started_before(known, tell)
             return
-        order = self._order(request, permit)
+        try:
+            order = self._order(request, permit)
+        except DiskAwaited as awaited:
+            self.disks.look(awaited.directory, principal, lambda: self._start_late(request, started))
+            return
         if request.dry_run:
             self._audit.start_planned(request, permit.rule)
-            started(_as_it_would_be(order))
+            tell(_as_it_would_be(order))
             return
         self._audit.start_asked(request)
         self._users.take(order.own_uid)
-        self._launching[order.record.job_id] = [started]
+        self._launching[order.record.job_id] = [tell]
         self._orders[order.record.job_id] = order
         self.keys.remember(order.record, idempotency)
 
@@ -161,19 +163,26 @@ class Starts:
             self._undone(order)
             launched(error)
 
+    def _start_late(self, request: StartJob, started: Started) -> None:
+        try:
+            self.start(request, started)
+        except JobWorkerError as error:
+            self._audit.start_refused(request, error)
+            started(error)
+
     def _order(self, request: StartJob, permit: Permit) -> Order:
         """All that is decided about a start; nothing has been made for it, or taken.
 
         Raises:
             JobWorkerError: why it can't be started.
+            DiskAwaited: something has to be found out first.
         """
         spec, principal = request.spec, request.caller.principal
         self._admit(principal)
         profile = self.limits.profile(spec.profile)
         permit.spec.limits.check()
         job_id = new_job_id()
-        directory = spec.workdir or self._store.jobs_path
-        plan = self.limits.plan(permit.spec, directory, profile, permit.prescribed, permit.filled)
+        plan = self.limits.plan(permit.spec, spec.workdir, profile, permit.prescribed, permit.filled)
         self.shares.check_memory(principal, plan.settable.memory_bytes or 0)
         if spec.stdin_open:
             self.shares.check_stdin()

@@ -100,7 +100,7 @@ def _has(directory: int, name: str) -> bool:
 
 
 def _limits(settings: Settings, hierarchy: Hierarchy) -> Iterator[Finding]:
-    support = LimitRules(settings.jobs, hierarchy, lambda: NO_PROFILES).support()
+    support = LimitRules(settings.jobs, hierarchy, lambda: NO_PROFILES, disk.of_path).support()
     lacking = [each for each in support if each.enforcement is Enforcement.UNSUPPORTED]
     held = [each for each in support if each not in lacking]
     yield from of_limits(

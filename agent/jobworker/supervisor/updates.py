@@ -48,14 +48,15 @@ class Updates:
             LimitUnsupported: one can't be enforced here, or for this job.
             CapExceeded, QuotaExceeded: there is no room for so much memory.
             LimitRefused: the job uses more memory, or the kernel refuses.
-            HostFault: the record can't be written.
+            HostFault: the record can't be written, or the file system of the job's directory does not answer.
+            DiskAwaited: it has to be found out first which disk that directory is on.
         """
         asked, record, group = request.limits, job.record, job.group
         if not any(asked.given()):
             raise InvalidField("limits", "name nothing that is to change", "memory 512M")
         asked.check(alone=False)
         self._permits.limits(request.caller, record, self._spec(record, _merged(job.limits, asked)))
-        plan = self._rules.plan_change(asked, record.workdir)
+        plan = self._rules.plan_change(asked, self._workdir(record))
         for name, _ in asked.given():
             if reason := group.lacking(name) or _moved(name, plan.settable, job.limits):
                 raise LimitUnsupported(name, reason)
@@ -74,17 +75,20 @@ class Updates:
 
     def _spec(self, record: JobRecord, limits: Limits) -> JobSpec:
         """As which the job would be started again."""
-        own = record.workdir == self._store.work_path(record.job_id)
         return JobSpec(
             command=record.command,
             args=record.args,
             env=tuple((name, "") for name in record.env_names),
-            workdir="" if own else record.workdir,
+            workdir=self._workdir(record),
             limits=limits,
             labels=record.labels,
             sandbox=record.sandbox.profile,
             user=record.user,
         )
+
+    def _workdir(self, record: JobRecord) -> str:
+        """As it was asked for: empty for the job's own directory."""
+        return "" if record.workdir == self._store.work_path(record.job_id) else record.workdir
 
     def _check_memory(self, job: Job, changes: Limits, *, force: bool) -> None:
         if (memory := changes.memory_bytes) is None:

@@ -1,0 +1,161 @@
+"""Which disk a directory is on that a client names, for the limits of IO.
+
+Who looks at a path waits for its file system, and that of a dead server never answers. So a helper looks, and who
+asked comes again when it has. What it has found is known in that very moment; nothing is kept of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from jobworker import codec
+from jobworker.errors import CapExceeded, HostFault
+from jobworker.kernel import disk
+from jobworker.kernel.disk import Disk, NoDisk
+from jobworker.supervisor import helper
+from jobworker.supervisor.loop import Loop, Timer
+
+# Seconds. A disk that has to start turning takes some.
+_WAIT = 10.0
+# Of one principal. What can't be killed counts as well, until its file system answers.
+_MOST = 32
+_RETRY_SECONDS = 1
+# More than is found.
+_SIZE = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a helper has found: the disk, or why there is none."""
+
+    disk: Disk | None
+    problem: str
+
+
+class DiskAwaited(Exception):
+    """It has to be found out first which disk this directory is on: see `Disks.look`."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        self.directory = directory
+
+
+@dataclass(slots=True)
+class _Look:
+    """A helper under way."""
+
+    directory: str
+    timer: Timer
+    is_late: bool = False
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Disks:
+    """Knows of a directory what a helper has just found.
+
+    Args:
+        own: a directory like those that jobs get as their own.
+    """
+
+    def __init__(self, loop: Loop, own: str) -> None:
+        self._loop = loop
+        self._own = own
+        self._looks: dict[tuple[str, str], _Look] = {}
+        self._found: dict[str, Found | None] = {}
+
+    def of(self, directory: str) -> Disk:
+        """The disk that a directory is on; one that is not named is the job's own.
+
+        Raises:
+            NoDisk: it is on none, or none that can be found.
+            OSError: there is no such path.
+            HostFault: its file system does not answer.
+            DiskAwaited: that is not known yet.
+        """
+        if not directory:
+            return disk.of_path(self._own)
+        if directory not in self._found:
+            raise DiskAwaited(directory)
+        found = self._found[directory]
+        if found is None:
+            problem = f"its file system does not answer within {_WAIT:g} s"
+            raise HostFault(_looking(directory), "ETIMEDOUT", problem)
+        if found.disk is None:
+            raise NoDisk(found.problem)
+        return found.disk
+
+    def look(self, directory: str, principal: str, then: Callable[[], None]) -> None:
+        """Have `then` called when `of` knows the directory, or that it can't be known.
+
+        Raises:
+            CapExceeded: too many of the principal's directories are being looked at.
+            HostFault: there can be no helper.
+        """
+        key = principal, directory
+        look = self._looks.get(key) or self._begin(key)
+        look.waiting.append(then)
+        if look.is_late:
+            self._tell(look, None)
+
+    def _begin(self, key: tuple[str, str]) -> _Look:
+        principal, directory = key
+        if sum(who == principal for who, _ in self._looks) >= _MOST:
+            raise CapExceeded("the number of directories of yours that are looked at", _MOST, _RETRY_SECONDS)
+        try:
+            reading = _start_helper(directory)
+        except OSError as error:
+            raise HostFault.of(_looking(directory), error) from error
+        look = _Look(directory, self._loop.call_after(_WAIT, lambda: self._late(look)))
+        self._looks[key] = look
+        # For EPOLLHUP alone, which comes with its end.
+        self._loop.watch(reading, 0, lambda: self._ended(key, reading))
+        return look
+
+    def _ended(self, key: tuple[str, str], reading: int) -> None:
+        said = os.read(reading, _SIZE)
+        self._loop.forget(reading)
+        os.close(reading)
+        look = self._looks.pop(key)
+        look.timer.cancel()
+        self._tell(look, codec.loads(Found, said) if said else None)
+
+    def _late(self, look: _Look) -> None:
+        look.is_late = True
+        self._tell(look, None)
+
+    def _tell(self, look: _Look, found: Found | None) -> None:
+        waiting, look.waiting = look.waiting, []
+        self._found[look.directory] = found
+        for then in waiting:
+            then()
+        del self._found[look.directory]
+
+
+def _looking(directory: str) -> str:
+    return f"looking for the disk of {directory!r}"
+
+
+def _start_helper(directory: str) -> int:
+    """Start a helper; the pipe in which it says what it finds, and which closes with its end."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        helper.start("jw-disk", (writing,), lambda: _find(directory))
+    except OSError:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    return reading
+
+
+def _find(directory: str) -> None:
+    # Its end, if anything can be the end of it.
+    signal.setitimer(signal.ITIMER_REAL, _WAIT)
+    try:
+        found = Found(disk.of_path(directory), "")
+    except (NoDisk, OSError) as error:
+        found = Found(None, str(error))
+    os.write(0, codec.dumps(found))
