@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from jobworker.errors import (
     LimitUnsupported,
     QuotaExceeded,
     StartFailed,
+    UpgradeRefused,
 )
 from jobworker.jobs import EndReason, Idempotency, JobSpec
 from jobworker.kernel.spawn import has_executed
@@ -27,7 +29,7 @@ from jobworker.settings.schema import QuotaSettings
 from jobworker.wire import messages
 from support.hanging import Hanging, hanging
 from support.leftovers import cgroups
-from support.link import CALLER, Link
+from support.link import CALLER, DEADLINE, Link
 from support.root_side import RootSide, root_side
 
 pytestmark = [
@@ -88,6 +90,15 @@ def process_of(job_id: str) -> int:
     pids = {int(line) for path in cgroups(job_id) for line in Path(path, "cgroup.procs").read_text().split()}
     (pid,) = (pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "jw-supervisor\n")
     return pid
+
+
+def refuses(link: Link) -> bool:
+    """True once no job is taken."""
+    try:
+        link.start("/bin/true")
+    except AgentUnavailable:
+        return True
+    return False
 
 
 def gone(side: RootSide, job_id: str, pid: int) -> None:
@@ -168,6 +179,22 @@ def test_told_to_end_the_agent_does_not_wait_for_it(patient: RootSide, dead: Han
     dead.let_go()
     patient.start_again()
     patient.wait_for(lambda: not cgroups(job_id))
+
+
+def test_told_to_end_it_does_not_upgrade_first(patient: RootSide, dead: Hanging) -> None:
+    link, owner = patient.link(), patient.link()
+    seq = hang(link, dead, workdir=f"{dead.path}/x")
+    upgrade = owner.send(messages.Upgrade())
+    patient.wait_for(lambda: refuses(patient.link()))
+    ended = os.pidfd_open(patient.supervisor_pid())
+    os.kill(patient.supervisor_pid(), signal.SIGTERM)
+    with pytest.raises(AgentUnavailable):
+        link.answer(seq)
+    with pytest.raises(UpgradeRefused, match="the agent is ending"):
+        owner.answer(upgrade)
+    assert select.select([ended], [], [], DEADLINE)[0]
+    os.close(ended)
+    assert patient.keeper.wait(DEADLINE) == 0
 
 
 def test_what_is_executed_in_the_instant_of_the_kill_is_a_job(side: RootSide, tmp_path: Path) -> None:

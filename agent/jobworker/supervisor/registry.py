@@ -57,6 +57,7 @@ class Registry:
         starts: where jobs come from.
         backlog: jobs of earlier lives that are not known yet.
         is_whole: there are none.
+        is_ending: all jobs shall end, and then the agent.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Registry:
         self._when_idle: list[Callable[[], None]] = []
         self.backlog: Backlog | None = None
         self.is_whole = False
+        self.is_ending = False
         self.running: dict[str, Job] = {}
         self.ended: dict[str, JobRecord] = {}
         self.starts = Starts(
@@ -289,6 +291,7 @@ class Registry:
 
     def end_all(self, idle: Callable[[], None]) -> None:
         """Take no more jobs, stop those that there are, and call back when none is left."""
+        self.is_ending = True
         self.starts.abandon()
         self._when_idle.append(idle)
         for job in tuple(self.running.values()):

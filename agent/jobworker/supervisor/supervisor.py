@@ -198,6 +198,9 @@ class Supervisor:
 
     def _become_keeper(self) -> None:
         """Execute the keeper's program in this process, the jobs' parent, and have it start a supervisor."""
+        if self._registry.is_ending:
+            # The next supervisor would not know of that.
+            return
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         self._audit.end("the keeper is gone")
         self._tally.save()
@@ -221,6 +224,9 @@ class Supervisor:
                 self._registry.starts.pause(execute)
 
         def execute() -> None:
+            if self._registry.is_ending:
+                decided("the agent is ending")
+                return
             decided(None)
             # Nobody does it later.
             self._server.flush()
