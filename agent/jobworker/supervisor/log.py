@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+from jobworker.supervisor.stderr import StandardError
 from jobworker.wire import service_manager
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -13,6 +14,8 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 class Log:
     """Writes what is at or above a level; never blocks a job for it and never fails.
+
+    A line that finds no room is lost, and the next one that does tells how many were (`log_lines_lost`).
 
     Attributes:
         level: the lowest that is written.
@@ -23,6 +26,8 @@ class Log:
         self._lowest = _LEVELS.index(level)
         self._to_journal = service_manager.reads_priorities()
         self._to_person = os.isatty(2)
+        self._stderr = StandardError()
+        self._lost = 0
 
     def info(self, event: str, **fields: object) -> None:
         self._write("info", event, fields)
@@ -42,6 +47,8 @@ class Log:
             self._put(level, event, fields)
 
     def _put(self, level: str, event: str, fields: dict[str, object]) -> None:
+        if self._lost:
+            fields = {**fields, "log_lines_lost": self._lost}
         now = time.time()
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1_000_000):06d}Z"
         if self._to_person:
@@ -54,8 +61,5 @@ class Log:
             )
         if self._to_journal:
             line = f"<{service_manager.PRIORITIES[level]}>{line}"
-        try:
-            os.write(2, f"{line}\n".encode())
-        except OSError:
-            # Nobody reads it any more; the jobs matter more.
-            return
+        # The jobs matter more than who does not read it.
+        self._lost = 0 if self._stderr.write(f"{line}\n".encode()) else self._lost + 1
