@@ -24,6 +24,8 @@ _DELEGATED = ("trusted.delegate", "user.delegate")
 # A unit beside the agent's own whose delegated cgroup is for jobs alone. A cgroup that has handed controllers down
 # takes no process any more: in its own, systemd could not start the agent again while jobs run.
 _JOBS_UNIT = "jobworker-jobs.service"
+# Where the agent's own processes are below a cgroup that jobs are below as well.
+_LEAF = "agent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,25 @@ def _why_not(error: OSError) -> str:
 
 def _v2(mount: str, instance: str, parent: str) -> V2Hierarchy:
     top = CgroupDir.open(mount)
-    path = parent or _choose_parent(mount)
+    own = _own_cgroup(mount)
+    path = parent or _choose_parent(mount, own)
+    if path == own and _is_delegated(mount + own):
+        _leave_for_leaf(mount + own)
     return V2Hierarchy(Base(partial(make_chain, top, f"{path}/{instance}")), top)
 
 
-def _choose_parent(mount: str) -> str:
+def _own_cgroup(mount: str) -> str:
+    """What the service manager has started the agent in; since then it may have moved to the leaf there."""
     own = tree.own_cgroup("")
+    above, name = os.path.split(own)
+    return above if name == _LEAF and _is_delegated(mount + above) else own
+
+
+def _choose_parent(mount: str, own: str) -> str:
     for_jobs = f"{os.path.dirname(own)}/{_JOBS_UNIT}"
     if _is_delegated(mount + for_jobs):
         return for_jobs
     if _is_delegated(mount + own):
-        _leave_for_leaf(mount + own)
         return own
     if os.geteuid() == 0:
         return "/jobworker"
@@ -120,7 +130,7 @@ def _is_delegated(path: str) -> bool:
 def _leave_for_leaf(path: str) -> None:
     """Move what runs in a delegated cgroup into a leaf: one that has processes can't hand controllers down."""
     own = CgroupDir.open(path)
-    leaf = own.make_child("agent")
+    leaf = own.make_child(_LEAF)
     for pid in own.pids():
         with contextlib.suppress(ProcessLookupError):
             leaf.write("cgroup.procs", str(pid))
