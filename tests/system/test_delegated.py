@@ -22,7 +22,7 @@ import os, tempfile
 from pathlib import Path
 from support.leftovers import cgroups
 from support.root_side import root_side
-from jobworker.jobs import EndReason
+from jobworker.jobs import EndReason, State
 from jobworker.kernel.cgroup import detect, tree
 
 top = Path(detect.cgroup_mounts().v2)
@@ -41,7 +41,7 @@ try:
             assert [path for path in cgroups(first.job_id) if not path.startswith(f"{unit}/")] == []
             # The next one starts in the leaf that this one is in.
             link = side.kill_supervisor(link)
-            assert link.inspect(first.job_id).pid == first.pid
+            assert link.inspect(first.job_id).state is State.RUNNING
             second = link.start("/bin/sleep", "1000")
             assert len({os.path.dirname(cgroups(job.job_id)[0]) for job in (first, second)}) == 1
             for job in (first, second):

@@ -130,6 +130,7 @@ class SubtreeHierarchy(Hierarchy):
 
     def __init__(self, reason: str) -> None:
         self.mode = "none"
+        self.parent = ""
         self.support = tuple(unsupported(name, reason) for name in BY_NAME)
 
     def create(self, name: str, limits: Limits) -> SubtreeGroup:  # noqa: ARG002 - none is supported

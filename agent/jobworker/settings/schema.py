@@ -100,7 +100,8 @@ class JobSettings:
         uid_count: and so many of them.
         default_path: where a command without a slash is looked for when the job's environment has no PATH.
         cgroup_parent: the cgroup below which the jobs' cgroups are made, from the hierarchy's root; empty for
-            the delegated cgroup that the agent runs in, or one of its own.
+            the delegated cgroup that the agent runs in, or one of its own. A change waits for a start without
+            jobs.
         kill_wait_ms: a job whose cgroup is not empty this long after it was killed is reported as stuck.
     """
 

@@ -4,6 +4,7 @@
     instance             this agent's name among those on the host
     format               of what is stored here: the newest version's that has written here
     draining             there while no new jobs are taken
+    cgroup_parent        where the jobs' cgroups are, in which boot of the host
     jobs/ID/job.json     the job's record
     jobs/ID/flushed.json the same as it was flushed last, see `Flusher`
     jobs/ID/work/        the job's own directory, owned by its user
@@ -165,6 +166,21 @@ class Store:
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink("draining", dir_fd=self.fd)
+
+    def cgroup_parent(self) -> str:
+        """What an earlier life had the jobs' cgroups below; empty if there was none in this boot of the host."""
+        with contextlib.suppress(OSError, ProtocolError, UnicodeDecodeError):
+            boot_id, _, parent = _read_file(self.fd, "cgroup_parent").decode().partition(" ")
+            if boot_id == self._boot_id:
+                return parent
+        return ""
+
+    def keep_cgroup_parent(self, parent: str) -> None:
+        """Tell later lives; one without cgroups has nothing to tell."""
+        if parent not in ("", self.cgroup_parent()):
+            # On a disk that can't be written now, it is the next time.
+            with contextlib.suppress(OSError):
+                _write_file(self.fd, "cgroup_parent", f"{self._boot_id} {parent}".encode())
 
     def load_kept(self, name: str) -> bytes:
         """What `save_kept` was given; empty if it has not been."""

@@ -144,6 +144,7 @@ class Supervisor:
         if stand_in_fd is not None:
             os.close(stand_in_fd)
             self._store.lock(wait=True)
+        self._store.keep_cgroup_parent(self._hierarchy.parent)
         self._audit.begin()
         recovery.run()
         self._keeper.listen(self._loop, self._process_ended, self._keeper_gone)
@@ -279,8 +280,12 @@ def _listener(directory_fd: int, gateway_uid: int) -> socket.socket:
 
 
 def _hierarchy(settings: Settings, store: Store, log: Log) -> Hierarchy:
+    wanted = settings.jobs.cgroup_parent
     try:
-        return detect.hierarchy(store.instance(), settings.jobs.cgroup_parent)
+        hierarchy = detect.hierarchy(store.instance(), wanted, store.cgroup_parent())
     except detect.NoCgroups as error:
         log.warning("jobs run without cgroups: nothing can be limited", reason=str(error))
         return SubtreeHierarchy(str(error))
+    if wanted and hierarchy.parent != wanted:
+        log.warning("cgroup_parent is taken at a start without jobs", wanted=wanted, present=hierarchy.parent)
+    return hierarchy

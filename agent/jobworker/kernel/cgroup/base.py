@@ -134,10 +134,12 @@ class Hierarchy(ABC):
 
     Attributes:
         mode: `v2`, `v1`, `hybrid` or `none`.
+        parent: the cgroup that all of it is below, from the mount point; empty without cgroups.
         support: each kind of limit there is.
     """
 
     mode: str
+    parent: str
     support: tuple[Support, ...]
 
     @abstractmethod

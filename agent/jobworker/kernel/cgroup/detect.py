@@ -7,6 +7,7 @@ beside a cgroup2 without them are hybrid; v1 controllers alone are v1, and the a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,17 +56,20 @@ def cgroup_mounts(mountinfo: str = "/proc/self/mountinfo") -> Mounts:
     return Mounts(v2, v1)
 
 
-def hierarchy(instance: str, parent: str) -> Hierarchy:
-    """The hierarchy in which this agent's jobs live; the same one again for the same arguments.
+def hierarchy(instance: str, parent: str, before: str = "") -> Hierarchy:
+    """The hierarchy in which this agent's jobs live.
 
     Args:
         instance: the agent's name among those on this host.
         parent: the cgroup to make it below, from the mount point; empty to choose one.
+        before: what it was below in an earlier life; as long as groups of jobs are there, it stays there.
 
     Raises:
         NoCgroups: there are none to be had here.
     """
     found = cgroup_mounts()
+    if before and _holds_groups(found, f"{before}/{instance}"):
+        parent = before
     try:
         if found.v2 and _LIMITING & set(_read_controllers(found.v2)):
             return _v2(found.v2, instance, parent)
@@ -74,6 +78,17 @@ def hierarchy(instance: str, parent: str) -> Hierarchy:
     except OSError as error:
         raise NoCgroups(_why_not(error)) from None
     raise NoCgroups("the host has no cgroup file system mounted; see cgroups(7)")
+
+
+def _holds_groups(found: Mounts, base: str) -> bool:
+    """True if there are groups below; a base without any is removed."""
+    held = False
+    for mount in {*found.v1.values(), found.v2 or ""} - {""}:
+        try:
+            os.rmdir(mount + base)
+        except OSError as error:
+            held |= error.errno == errno.EBUSY
+    return held
 
 
 def _read_controllers(mount: str) -> list[str]:
@@ -96,7 +111,7 @@ def _v2(mount: str, instance: str, parent: str) -> V2Hierarchy:
     path = parent or _choose_parent(mount, own)
     if path == own and _is_delegated(mount + own):
         _leave_for_leaf(mount + own)
-    return V2Hierarchy(Base(partial(make_chain, top, f"{path}/{instance}")), top)
+    return V2Hierarchy(path, Base(partial(make_chain, top, f"{path}/{instance}")), top)
 
 
 def _own_cgroup(mount: str) -> str:
@@ -139,7 +154,8 @@ def _leave_for_leaf(path: str) -> None:
 
 
 def _v1(found: Mounts, instance: str, parent: str) -> V1Hierarchy:
-    path = f"{parent or '/jobworker'}/{instance}"
+    parent = parent or "/jobworker"
+    path = f"{parent}/{instance}"
     holder_top = CgroupDir.open(found.v2) if found.v2 else _mount_own()
     holder = Base(partial(make_chain, holder_top, path))
     bases, tops = {}, []
@@ -150,7 +166,7 @@ def _v1(found: Mounts, instance: str, parent: str) -> V1Hierarchy:
             prepare = _inherit_cpus if controller == "cpuset" else None
             bases[controller] = Base(partial(make_plain_chain, top, path, prepare))
             tops.append(top)
-    return V1Hierarchy("hybrid" if found.v2 else "v1", holder, bases, (*tops, holder_top))
+    return V1Hierarchy("hybrid" if found.v2 else "v1", parent, holder, bases, (*tops, holder_top))
 
 
 def _mount_own() -> CgroupDir:

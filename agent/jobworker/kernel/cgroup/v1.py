@@ -201,13 +201,17 @@ class V1Hierarchy(Hierarchy):
 
     Args:
         mode: `hybrid` or `v1`.
+        parent: the cgroup that the bases are below.
         holder: the base in the v2 hierarchy.
         bases: by controller, the base in its hierarchy.
         tops: the roots of these hierarchies, the v2 one's last.
     """
 
-    def __init__(self, mode: str, holder: Base, bases: dict[str, Base], tops: tuple[CgroupDir, ...]) -> None:
+    def __init__(
+        self, mode: str, parent: str, holder: Base, bases: dict[str, Base], tops: tuple[CgroupDir, ...]
+    ) -> None:
         self.mode = mode
+        self.parent = parent
         self._holder = holder
         self._bases = bases
         self._tops = tops

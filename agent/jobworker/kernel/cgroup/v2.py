@@ -149,8 +149,9 @@ class V2Group(Group):
 class V2Hierarchy(Hierarchy):
     """Groups below `base`, whose ancestors hand the controllers down."""
 
-    def __init__(self, base: Base, top: CgroupDir) -> None:
+    def __init__(self, parent: str, base: Base, top: CgroupDir) -> None:
         self.mode = "v2"
+        self.parent = parent
         self._base = base
         self._top = top
         self._available = frozenset(base.dir.read("cgroup.subtree_control").split())
