@@ -30,15 +30,10 @@ _ROTATIONS = 20
 
 @dataclass
 class Rotating:
-    """A running gateway and its files.
-
-    Attributes:
-        client: whose key is quick to sign with, so that the gateway is what bounds how fast connections come.
-    """
+    """A running gateway and its files."""
 
     running: gateway.Gateway
     tls: TlsSettings
-    client: certs.Files
 
     def put(self, path: str, data: bytes) -> None:
         with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -60,8 +55,9 @@ class Rotating:
     def serial(self) -> int:
         """Of the certificate that a new connection is shown; the handshake is complete on both sides."""
         host, _, port = self.running.address.rpartition(":")
-        context = ssl.create_default_context(cafile=certs.dev_pki().files("writer").ca)
-        context.load_cert_chain(self.client.cert, self.client.key)
+        files = certs.dev_pki().files("writer")
+        context = ssl.create_default_context(cafile=files.ca)
+        context.load_cert_chain(files.cert, files.key)
         context.set_alpn_protocols(["h2"])
         with (
             socket.create_connection((host, int(port)), gateway.DEADLINE) as plain,
@@ -79,10 +75,8 @@ def rotating(tmp_path: Path) -> Iterator[Rotating]:
     supervisor.records = [record(1)]
     pki = certs.dev_pki().copy(tmp_path / "pki")
     settings = gateway.settings(str(tmp_path), pki.files("server"))
-    accepted = replace(settings.tls.certificates, key_types=("rsa", "ecdsa"))
-    settings = replace(settings, tls=replace(settings.tls, certificates=accepted))
     with gateway.gateway(tmp_path, settings) as running:
-        yield Rotating(running, settings.tls, make(Recipe(key="p256"), CA).save(tmp_path, "client"))
+        yield Rotating(running, settings.tls)
     supervisor.close()
 
 
