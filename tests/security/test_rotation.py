@@ -24,7 +24,7 @@ from support.scripted_supervisor import ScriptedSupervisor, job_id, record
 
 CA = certs.dev_pki().pair("ca")
 HOST = Recipe("host", uris=(), hosts=("127.0.0.1",), usage=certs.SERVER_AUTH, roles=())
-_THREADS = 4
+_THREADS = 8
 _ROTATIONS = 20
 
 
@@ -105,7 +105,7 @@ def test_no_handshake_fails_and_no_stream_ends(rotating: Rotating, printout: lis
                 pairs.append(rotating.rotate(number))
                 stub.List(pb.ListRequest())
                 # Some connections with each.
-                goal = len(seen) + _THREADS
+                goal = len(seen) + 2 * _THREADS
                 while len(seen) < goal and not failures:
                     done.wait(0.005)
         finally:
