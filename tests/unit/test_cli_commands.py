@@ -99,6 +99,9 @@ def test_the_environment_is_the_one_asked_for(agent: scripted.ScriptedAgent) -> 
             b"--until: '2026-01-31T08:00:00' is neither a time with its zone",
         ),
         (("list", "--state", "asleep"), b"--state"),
+        (("watch", "--state", "lost"), b"--state"),
+        (("stream", ID, "--tail", "99999999999"), b"--tail"),
+        (("stream", ID, "--offset", "99999999999999999999"), b"--offset"),
         (("--context", "nope", "query", ID), b"does not exist"),
         (("--addr", "nowhere", "query", ID), b"addr: 'nowhere' is not HOST:PORT"),
         (("--format", "xml", "query", ID), b"--format"),
@@ -409,3 +412,20 @@ def test_each_mistake_of_a_file_has_a_line_of_its_own(agent: scripted.ScriptedAg
             "        limits.yaml: line 9: neither",
         ],
     )
+
+
+def test_a_host_is_not_called_idle_for_what_one_may_not_see(agent: scripted.ScriptedAgent) -> None:
+    whole = pb.WatchResponse(mark=pb.WatchMark(snapshot_complete=True), resume_token="a")
+    agent.handlers["Drain"] = lambda _request, _context: pb.DrainResponse()
+    agent.handlers["Watch"] = lambda _request, _context: iter([whole])
+    agent.handlers["GetAgentInfo"] = lambda _request, _context: pb.GetAgentInfoResponse(active_jobs=2)
+    done = agent.cli("drain", "--wait")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"2 jobs that you may not see are active" in done.stderr
+    assert agent.cli("drain").stdout == b"drained: no job that you may see is active\n"
+
+
+def test_a_wait_of_no_time_is_none(agent: scripted.ScriptedAgent) -> None:
+    done = agent.cli("wait", ID, "--timeout", "0s")
+    assert (done.returncode, b"--timeout: must be more than 0" in done.stderr) == (125, True)
+    assert not agent.requests

@@ -37,7 +37,7 @@ class Host:
         self.stale: list[pb.StaleFile] = []
         self.end = job_pb2.Job(id=IDS[name], state=ENDED, end_reason=job_pb2.END_REASON_EXITED, exit_code=0)
         self.job = job_pb2.Job(id=IDS[name], state=RUNNING, command="sleep", args=["9"])
-        self.asked_for, self.following, self.finished = (threading.Event() for _ in range(3))
+        self.asked_for, self.following, self.finished, self.watched = (threading.Event() for _ in range(4))
         self.before_output: list[threading.Event] = []
         self.finished.set()
         methods = ("Start", "Stream", "Watch", "Stop", "Query", "Drain", "Undrain", "Reload", "GetAgentInfo")
@@ -70,6 +70,7 @@ class Host:
         yield scripted.end(offset)
 
     def watch(self, _request: Any, _context: Any) -> Iterator[pb.WatchResponse]:
+        self.watched.set()
         assert self.finished.wait(60)
         yield pb.WatchResponse(job=self.end)
         yield pb.WatchResponse(mark=pb.WatchMark(snapshot_complete=True), resume_token="a")
@@ -241,6 +242,7 @@ def test_the_inventory_s_name_and_limit_can_come_before_the_command(web: Web) ->
         (("--group", "web", "list", "--max-fail", "many"), "--max-fail: 'many' is neither"),
         (("--group", "web", "list", "--connect-timeout", "0s"), "--connect-timeout: is no time at all"),
         (("--group", "web", "list", "--forks", "0"), "--forks"),
+        (("--group", "web", "start", "--label", "bad key=1", "x"), "'bad key' is not a label's key"),
         (("--group", "web", "stop"), "give the ID of a job, or --label"),
         (("--group", "web", "start", "--cpu", "50", "x"), "--cpu: '50' is not a percentage"),
     ],
@@ -300,6 +302,19 @@ def test_ctrl_c_stops_the_jobs_of_all_hosts_and_waits_for_them(web: Web) -> None
     assert b"2 hosts: 2 failed" in said
     assert b"failed, STOPPED: web1 web2" in said or b"failed, STOPPED: web2 web1" in said
     assert all(len(host.asked(pb.StopRequest)) == 1 for host in web.each.values())
+
+
+def test_ctrl_c_ends_a_wait_that_has_nothing_to_stop(web: Web) -> None:
+    for host in web.each.values():
+        host.waits()
+    with running(web, "drain", "--wait") as process:
+        for host in web.each.values():
+            assert host.watched.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"jobs are stopped" not in said
+    assert not any(host.asked(pb.StopRequest) for host in web.each.values())
 
 
 def test_a_second_ctrl_c_leaves_at_once(web: Web) -> None:

@@ -176,15 +176,20 @@ def test_a_failing_stream_is_a_failure_of_the_tool(agent: scripted.ScriptedAgent
     job = OneJob(agent, ended("EXITED", exit_code=0), [])
     agent.handlers["Stream"] = refuse
     done = agent.cli("--request-id", "r1", "run", "sleep", "9")
-    assert (done.returncode, done.stderr) == (125, b"worker-client: the disk is broken (request r1)\n")
+    left, failed = done.stderr.decode().splitlines()
+    assert (done.returncode, failed) == (125, "worker-client: the disk is broken (request r1)")
+    assert left == f"worker-client: job {ID} may go on; `worker-client query {ID}` tells how it is"
     assert not job.asked_to_stop
 
 
-def test_ctrl_c_stops_the_job_and_follows_it_to_its_end(agent: scripted.ScriptedAgent) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_stops_the_job_and_follows_it_to_its_end(
+    agent: scripted.ScriptedAgent, number: signal.Signals
+) -> None:
     job = OneJob(agent, ended("EXITED", exit_code=0), WRITTEN)
     with started(job) as process:
         assert job.following.wait(60)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert f"worker-client: stopping job {ID}".encode() in line_of(process) + line_of(process)
         # What the job writes while it is being stopped comes out to its end.
         job.finish()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobworker.gateway import index as index_module
-from jobworker.gateway.segments import Segment
+from jobworker.gateway.link import SupervisorLink
+from jobworker.gateway.segments import Segment, Segments
+from jobworker.wire.messages import LogSegment, OpenLog
 from jobworker.wire.output_index import LOST, RECORD
+from support.scripted_supervisor import SILENCE, Answer, ScriptedSupervisor, job_id, linked
 
 START = 5_000
 
@@ -167,3 +173,26 @@ def test_a_broken_index_is_got_through(index: bytes) -> None:
         patch.setattr(index_module, "_BLOCK", 3)
         found = ranges(Segment(START, a_file(b""), a_file(index)), 1, START, START + 50)
     assert all(one < other for one, other in pairwise(found))
+
+
+def test_who_wants_what_another_one_gives_up_gets_it(tmp_path: Path) -> None:
+    supervisor, asked = ScriptedSupervisor(str(tmp_path)), threading.Event()
+
+    def answer(_request: OpenLog) -> object:
+        if not asked.is_set():
+            asked.set()
+            return SILENCE
+        return Answer(LogSegment(job_id(1), 0, 0, 0), (a_file(b"x"), a_file(b"")))
+
+    supervisor.handlers[OpenLog] = answer
+
+    async def scenario(link: SupervisorLink) -> bytes:
+        segments = Segments(link, 8)
+        first = asyncio.create_task(segments.get(job_id(1), 0))
+        await asyncio.to_thread(asked.wait, 30)
+        first.cancel()
+        segments.forget(job_id(1))
+        return (await segments.get(job_id(1), 0)).read(0, 1)
+
+    assert linked(supervisor.path, scenario) == b"x"
+    supervisor.close()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
-from jobworker import units
 from jobworker.cli import client_json, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_exit import TIMED_OUT
-from jobworker.client.failures import WaitTimedOut
+from jobworker.cli.client_time import patience
+from jobworker.client.failures import NotIdle, WaitTimedOut
 from jobworker.jobs import ACTIVE
+
+if TYPE_CHECKING:
+    from jobworker.client.rpc.client import Client
 
 _DRAIN_HELP = """Have the host take no new jobs, and show those that have not ended.
 
@@ -49,8 +53,14 @@ def drain(*, wait: bool, timeout: str | None) -> None:
             click.echo(client_text.table(client.list_jobs(states=ACTIVE), time.time()))
         if wait:
             client.wait_idle(timeout=seconds)
+            check_idle(client)
     if not as_json() and (wait or not active):
-        click.echo("drained: no job is active")
+        click.echo(drained(wait=wait))
+
+
+def drained(*, wait: bool) -> str:
+    """What is known when no job is seen any more."""
+    return "drained: no job is active" if wait else "drained: no job that you may see is active"
 
 
 def wait_seconds(timeout: str | None, *, wait: bool) -> float | None:
@@ -62,7 +72,18 @@ def wait_seconds(timeout: str | None, *, wait: bool) -> float | None:
     """
     if timeout is not None and not wait:
         raise click.UsageError("--timeout is for --wait")
-    return None if timeout is None else units.parse_duration(timeout, "--timeout") / 1000
+    return None if timeout is None else patience(timeout, "--timeout")
+
+
+def check_idle(client: Client) -> None:
+    """See that no other job is active than the caller knows of.
+
+    Raises:
+        NotIdle: one is, which the caller may not see.
+        CallFailed: the caller may not even know that.
+    """
+    if hidden := client.agent_info().active_jobs:
+        raise NotIdle(hidden)
 
 
 @click.command("undrain", cls=ClientCommand, help=_UNDRAIN_HELP)

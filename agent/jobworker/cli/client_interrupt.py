@@ -1,4 +1,4 @@
-"""What Ctrl-C does to `worker-client run`."""
+"""What Ctrl-C, and SIGTERM and SIGHUP, do to `worker-client run`."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Interrupts:
         self._job_id = ""
         self._stopping = False
         self._orders: SimpleQueue[str] = SimpleQueue()
-        self._before = signal.getsignal(signal.SIGINT)
+        self._before = {number: signal.getsignal(number) for number in heeded()}
 
     def __enter__(self) -> Self:
-        # Who starts this in the background has the signal ignored, and means it.
-        if self._before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._handle)
+        for number in self._before:
+            signal.signal(number, self._handle)
         threading.Thread(target=self._stop_on_order, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
         self._orders.put("")
 
     def started(self, job_id: str) -> None:
@@ -50,6 +50,11 @@ class Interrupts:
         self._job_id = job_id
         if self.count:
             self._orders.put(job_id)
+
+    def left(self) -> None:
+        """Something else ends this command: tell of the job, if there is one."""
+        if self._job_id:
+            complain(self.farewell())
 
     def farewell(self) -> str:
         """What becomes of the job, for one who leaves early."""
@@ -77,6 +82,12 @@ class Interrupts:
             # By a second Ctrl-C this command may have ended meanwhile.
             if error.code != "CANCELLED":
                 complain(f"job {job_id} could not be stopped: {error}")
+
+
+def heeded() -> set[signal.Signals]:
+    """The signals that shall end this. Who starts it in the background has some ignored, and means it."""
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return {number for number in ending if signal.getsignal(number) is not signal.SIG_IGN}
 
 
 def stop_unless_ended(client: Client, job_id: str) -> None:

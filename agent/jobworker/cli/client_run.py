@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _HELP = """Start a job, follow its output, and exit with its exit code.
 
 What the job writes to its standard output and standard error comes out of those of this command. The first
-Ctrl-C stops the job, the second one leaves it at that. From the command on, everything is the job's own.
+Ctrl-C (or SIGTERM) stops the job, the second one leaves it at that. From the command on, everything is the
+job's own.
 `--format` changes nothing here, except on many hosts and with --dry-run, which `start` explains. With `--stdin -`
 the job reads what comes in here, as it comes.
 
@@ -65,6 +66,11 @@ def run(words: tuple[str, ...], *, detach_on_interrupt: bool, dry_run: bool, **o
         except KeyboardInterrupt:
             complain(interrupts.farewell())
             return INTERRUPTED
+        except BrokenPipeError:
+            raise
+        except (JobWorkerError, OSError):
+            interrupts.left()
+            raise
     if notice := notice_of(job):
         complain(notice)
     return INTERRUPTED if interrupts.count else exit_status(job)

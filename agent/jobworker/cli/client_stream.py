@@ -37,11 +37,15 @@ With `--format json` each line is an object, and so are gaps and the end: that i
 """
 
 
+# What the fields of a request hold.
+_MOST, _MOST_LINES = 2**63 - 1, 2**32 - 1
+
+
 @click.command("stream", cls=ClientCommand, help=_HELP)
 @click.option("--follow", "-f", is_flag=True, help="Go on with new output until it has ended.")
-@click.option("--offset", metavar="N", type=click.IntRange(min=0), default=0, help="Begin at this byte.")
+@click.option("--offset", metavar="N", type=click.IntRange(0, _MOST), default=0, help="Begin at this byte.")
 @click.option(
-    "--tail", "-n", metavar="N", type=click.IntRange(min=0), help="Begin this many lines before the end."
+    "--tail", "-n", metavar="N", type=click.IntRange(0, _MOST_LINES), help="Begin this many lines before the end."
 )
 @click.option("--since", metavar="T", help="Begin at this time, or this long ago.")
 @click.option("--until", metavar="T", help="End at this time, or this long ago.")

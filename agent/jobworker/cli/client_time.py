@@ -44,3 +44,14 @@ def shown(time_ns: int) -> str:
     """RFC 3339 in UTC, to the millisecond."""
     seconds, nanos = divmod(time_ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanos // 1_000_000:03d}Z"
+
+
+def patience(text: str, field: str) -> float:
+    """How long to wait at most, in seconds.
+
+    Raises:
+        InvalidField: it is no duration, or none to wait.
+    """
+    if seconds := units.parse_duration(text, field) / 1000:
+        return seconds
+    raise InvalidField(field, "must be more than 0", "30s")

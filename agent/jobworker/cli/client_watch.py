@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from jobworker import jobs, units
+from jobworker import jobs
 from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
 from jobworker.cli.client_exit import ExitsAsJob, exit_status
-from jobworker.cli.client_jobs import STATES
 from jobworker.cli.client_spec import labels_of
+from jobworker.cli.client_time import patience
 from jobworker.client.changes import Changed, Event, Mark, Removed, Restarted
 
 _WATCH_HELP = """Show changes of jobs as they happen, a line each, until Ctrl-C.
@@ -46,9 +46,12 @@ your order that was not. 124 after --timeout, 125 when jobworker failed.
 """
 
 
+_STATES = click.Choice([state.value for state in jobs.State], case_sensitive=False)
+
+
 @click.command("watch", cls=ClientCommand, help=_WATCH_HELP)
 @click.option("--snapshot", is_flag=True, help="Begin with the jobs that there are.")
-@click.option("--state", multiple=True, type=STATES, help="Only changes into this state. Repeatable.")
+@click.option("--state", multiple=True, type=_STATES, help="Only changes into this state. Repeatable.")
 @click.option(
     "--label",
     metavar="KEY=VALUE",
@@ -113,7 +116,7 @@ def _plain(event: Event) -> dict[str, Any]:
 @click.option("--timeout", metavar="TIME", help="Wait no longer than this: 30s, 10m. The jobs go on.")
 @click.argument("job_ids", metavar="ID...", nargs=-1, required=True, shell_complete=client_offers.jobs())
 def wait(job_ids: tuple[str, ...], *, first: bool, timeout: str | None) -> int:
-    seconds = None if timeout is None else units.parse_duration(timeout, "--timeout") / 1000
+    seconds = None if timeout is None else patience(timeout, "--timeout")
     codes = dict[str, int]()
     with connect() as client:
         whole = [client.resolve(text) for text in job_ids]

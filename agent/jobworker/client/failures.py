@@ -111,3 +111,13 @@ class SettingsMissing(JobWorkerError):
             f"missing: {', '.join(self.names)}; give {flags}, or set {variables}, "
             f"or put {'it' if len(self.names) == 1 else 'them'} into {place} of {self.path}"
         )
+
+
+@dataclass(eq=False)
+class NotIdle(JobWorkerError):
+    """Jobs are active that the caller may not see."""
+
+    active: int
+
+    def __str__(self) -> str:
+        return f"{self.active} jobs that you may not see are active; ask somebody who may, or wait and look again"

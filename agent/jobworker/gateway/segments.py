@@ -79,7 +79,13 @@ class Segments:
     def _begin(self, key: Key) -> asyncio.Task[Segment]:
         """Open a segment once for all who want it at the moment."""
         task = self._opening[key] = asyncio.create_task(self._fetch(key))
-        task.add_done_callback(lambda _: self._opening.pop(key))
+
+        def done(task: asyncio.Task[Segment]) -> None:
+            # After `forget` another one may be opening it.
+            if self._opening.get(key) is task:
+                del self._opening[key]
+
+        task.add_done_callback(done)
         return task
 
     async def _fetch(self, key: Key) -> Segment:
@@ -101,6 +107,6 @@ class Segments:
         """Let go of a job's segments, those that are being opened included."""
         for key in [key for key in self._open if key[0] == job_id]:
             del self._open[key]
-        for key, task in self._opening.items():
-            if key[0] == job_id:
-                task.cancel()
+        for key in [key for key in self._opening if key[0] == job_id]:
+            # Not for who comes now: a task that was cancelled goes on for a while.
+            self._opening.pop(key).cancel()

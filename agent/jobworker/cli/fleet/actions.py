@@ -13,7 +13,7 @@ import click
 
 from jobworker import jobs
 from jobworker.cli import client_json, client_plan, client_text
-from jobworker.cli.client_drain import wait_seconds
+from jobworker.cli.client_drain import check_idle, drained, wait_seconds
 from jobworker.cli.client_exit import exit_status, notice_of
 from jobworker.cli.client_interrupt import stop_unless_ended
 from jobworker.cli.client_jobs import meant_by, stopping
@@ -65,8 +65,15 @@ def prepare(command: str, options: Options) -> Action:
     return ACTIONS[command](options)
 
 
-def _start(options: Options) -> Action:
+def _spec(options: Options) -> jobs.JobSpec:
+    """What is to be run; a mistake in it is told before any host is called."""
     spec = spec_of(options["words"], options, os.environ)
+    spec.check()
+    return spec
+
+
+def _start(options: Options) -> Action:
+    spec = _spec(options)
 
     if options["dry_run"]:
         return _plan(spec, options)
@@ -89,7 +96,7 @@ def _plan(spec: jobs.JobSpec, options: Options) -> Action:
 
 
 def _run(options: Options) -> Action:
-    spec = spec_of(options["words"], options, os.environ)
+    spec = _spec(options)
 
     if options["dry_run"]:
         return _plan(spec, options)
@@ -181,8 +188,9 @@ def _drain(options: Options) -> Action:
             visit.show_job(client_text.event(job), job)
         if wait:
             visit.client.wait_idle(timeout=seconds)
+            check_idle(visit.client)
         if wait or not active:
-            visit.lane.show("drained: no job is active", "drained")
+            visit.lane.show(drained(wait=wait), "drained")
         return visit.done()
 
     return act

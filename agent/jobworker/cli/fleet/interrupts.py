@@ -1,4 +1,4 @@
-"""What Ctrl-C does to a command on many hosts."""
+"""What Ctrl-C, and SIGTERM and SIGHUP, do to a command on many hosts."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from jobworker.cli.client_command import complain
-from jobworker.cli.client_interrupt import stop_unless_ended
+from jobworker.cli.client_interrupt import heeded, stop_unless_ended
 from jobworker.client.failures import CallFailed
 
 if TYPE_CHECKING:
     from jobworker.api.v1.job_pb2 import Job
     from jobworker.client.rpc.client import Client
     from jobworker.jobs import JobSpec
-
-
-_INTERRUPT = {signal.SIGINT}
 
 
 class Interrupts:
@@ -45,17 +42,16 @@ class Interrupts:
         self._followed: dict[str, tuple[Client, str]] = {}
         self._starting = 0
         self._stopping = False
-        # Who starts this in the background has the signal ignored, and means it.
-        self._ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        self._signals = heeded()
 
     def __enter__(self) -> Self:
-        if not self._ignored:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
+        if self._signals:
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
             threading.Thread(target=self._obey, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
 
     def start(self, host: str, client: Client, spec: JobSpec, idempotency_key: str) -> Job | None:
         """Start a job, which there is to stop on this host from then on; None if all are being stopped by now."""
@@ -109,13 +105,13 @@ class Interrupts:
             return {host: job_id for host, (_, job_id) in self._followed.items()}
 
     def _obey(self) -> None:
-        signal.sigwait(_INTERRUPT)
+        signal.sigwait(self._signals)
         self.count += 1
         if not self._detach:
             complain("no other host is begun, and jobs are stopped; Ctrl-C again leaves without waiting")
             # Apart, since an agent may take its time to answer.
             threading.Thread(target=self.stop_all, daemon=True).start()
-            signal.sigwait(_INTERRUPT)
+            signal.sigwait(self._signals)
             self.count += 1
         self._leave()
 
