@@ -146,6 +146,34 @@ def test_an_input_that_nobody_held_is_not_taken_for_open(side: RootSide, manager
     assert link.stop(running.job_id, force=True).end_reason is EndReason.STOPPED
 
 
+@pytest.mark.parametrize("missing", [parking.STDIN_PIPE, parking.STDIN_FILE])
+def test_half_of_an_input_does_not_stay_in_the_store(
+    side: RootSide, manager: ServiceManager, missing: str
+) -> None:
+    link = side.link(subscribe=True)
+    running = link.start("/bin/cat", stdin_open=True)
+    manager.wait_for(lambda manager: len(manager.stored) == 5)
+    # As if there had been no room.
+    os.close(manager.stored.pop(parking.name_of(running.job_id, missing)))
+    die(side, both=True)
+    link = start_again(side)
+    # That of the service manager would be the last writing end.
+    link.wait_ended(running.job_id)
+    manager.wait_for(lambda manager: not manager.stored)
+
+
+def test_a_job_without_a_pipe_does_not_stay_in_the_store(side: RootSide, manager: ServiceManager) -> None:
+    link = side.link(subscribe=True)
+    lost, kept = (link.start("/bin/sleep", "1000") for _ in range(2))
+    wait_until_stored(manager, 2)
+    os.close(manager.stored.pop(parking.name_of(lost.job_id, parking.STDERR)))
+    die(side, both=True)
+    link = start_again(side)
+    assert link.inspect(lost.job_id).end_reason is EndReason.LOST
+    assert link.inspect(kept.job_id).pid == kept.pid
+    wait_until_stored(manager, 1)
+
+
 def test_nothing_stays_in_the_store(side: RootSide, manager: ServiceManager) -> None:
     link = side.link(subscribe=True)
     records = [link.start("/bin/echo", "x") for _ in range(20)]

@@ -53,7 +53,7 @@ class Keeper:
         self._command = supervisor
         self._ready_fd = ready_fd
         self._parking = Parking()
-        self._held: dict[str, Held] = Parking.take_back()
+        self._held: dict[str, Held] = self._parking.take_back()
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._supervisor = 0
         self._was_ready = False

@@ -75,13 +75,21 @@ class Parking:
         while self._unsaid and poll.poll(_PATIENCE_MS):
             self.flush()
 
-    @staticmethod
-    def take_back() -> dict[str, Held]:
-        """What an earlier keeper, which has died, had stored; of a job without both pipes nothing."""
+    def take_back(self) -> dict[str, Held]:
+        """What an earlier keeper, which has died, had stored.
+
+        What is of no use without something that the store had no room for is let go of there as well: a job whose
+        input has a writing end left would wait for it for ever.
+        """
         found: dict[str, dict[str, int]] = {}
         for name, fd in service_manager.stored().items():
             found.setdefault(job_id_of(name), {})[name[-1:]] = fd
-        return {job_id: _held(fds) for job_id, fds in found.items() if STDOUT in fds and STDERR in fds}
+        held = {job_id: _held(fds) for job_id, fds in found.items() if STDOUT in fds and STDERR in fds}
+        for job_id, rest in found.items():
+            self.release(job_id, *rest)
+            for fd in rest.values():
+                os.close(fd)
+        return held
 
 
 def name_of(job_id: str, kind: str) -> str:
@@ -94,11 +102,9 @@ def job_id_of(name: str) -> str:
 
 
 def _held(fds: dict[str, int]) -> Held:
-    held = Held(fds[STDOUT], fds[STDERR])
-    held.pidfd, held.end = fds.get(PIDFD, -1), keeping.FOREIGN
+    """What can be gone on with, which is taken out of `fds`."""
+    held = Held(fds.pop(STDOUT), fds.pop(STDERR))
+    held.pidfd, held.end = fds.pop(PIDFD, -1), keeping.FOREIGN
     if STDIN_PIPE in fds and STDIN_FILE in fds:
-        held.stdin = fds[STDIN_PIPE], fds[STDIN_FILE]
-    elif STDIN_PIPE in fds:
-        # There was no room in the store for the other one: nobody can go on with it.
-        os.close(fds[STDIN_PIPE])
+        held.stdin = fds.pop(STDIN_PIPE), fds.pop(STDIN_FILE)
     return held
