@@ -19,6 +19,11 @@ class Inotify:
     """Owns its descriptor, which is readable when there is something to tell."""
 
     def __init__(self) -> None:
+        """Make it.
+
+        Raises:
+            OSError: EMFILE where the user may have no more of them (fs.inotify.max_user_instances).
+        """
         self.fd = syscalls.inotify_init(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def watch(self, directory_fd: int) -> int:

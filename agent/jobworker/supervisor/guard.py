@@ -21,47 +21,56 @@ _CHANGED = "changed by others"
 
 
 class LimitGuard:
-    """Guards the jobs that it is told of."""
+    """Guards the jobs that it is told of, as far as the kernel has room for that."""
 
     def __init__(self, loop: Loop, log: Log) -> None:
         self._loop = loop
         self._log = log
-        self._inotify = Inotify()
+        self._inotify: Inotify | None = None
         self._jobs: dict[int, Job] = {}
-        self._watches: dict[str, list[int]] = {}
+        self._watches: dict[str, set[int]] = {}
         self._suspects: dict[str, Job] = {}
         self._said_unguarded = False
-        loop.watch(self._inotify.fd, select.EPOLLIN, self._on_written)
+        try:
+            self._inotify = inotify = Inotify()
+        except OSError as error:
+            self._say_unguarded(error)
+        else:
+            loop.watch(inotify.fd, select.EPOLLIN, lambda: self._on_written(inotify))
+
+    def _say_unguarded(self, error: OSError, **told: str) -> None:
+        if not self._said_unguarded:
+            self._log.warning("limits are not guarded", **told, error=str(error))
+        self._said_unguarded = True
 
     def begin(self, job: Job, *, suspect: bool) -> None:
         """Guard a job; `suspect` if its limits may have been changed already."""
-        self._watches[job.record.job_id] = []
-        for fd in job.group.limit_fds():
-            self._watch(job, fd)
+        if self._inotify:
+            self._watch(self._inotify, job)
         if suspect:
             self._suspect(job)
 
-    def _watch(self, job: Job, fd: int) -> None:
-        try:
-            watch = self._inotify.watch(fd)
-        except OSError as error:
-            if not self._said_unguarded:
-                self._log.warning("limits are not guarded", job=job.record.job_id, error=str(error))
-            self._said_unguarded = True
-        else:
-            self._watches[job.record.job_id].append(watch)
-            self._jobs[watch] = job
+    def _watch(self, inotify: Inotify, job: Job) -> None:
+        # Controllers that are mounted together have one directory, and that one watch.
+        watches = self._watches[job.record.job_id] = set()
+        for fd in job.group.limit_fds():
+            try:
+                watches.add(inotify.watch(fd))
+            except OSError as error:
+                self._say_unguarded(error, job=job.record.job_id)
+        self._jobs |= dict.fromkeys(watches, job)
 
     def end(self, job_id: str) -> None:
         """The job has ended; nothing happens if it was not guarded."""
         for watch in self._watches.pop(job_id, ()):
             del self._jobs[watch]
-            self._inotify.forget(watch)
+            if self._inotify:
+                self._inotify.forget(watch)
         self._suspects.pop(job_id, None)
 
-    def _on_written(self) -> None:
+    def _on_written(self, inotify: Inotify) -> None:
         try:
-            watches, lost = self._inotify.read()
+            watches, lost = inotify.read()
         except BlockingIOError:
             return
         for watch in self._jobs if lost else watches & self._jobs.keys():
