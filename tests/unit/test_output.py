@@ -275,6 +275,20 @@ def test_a_directory_that_can_t_be_changed_costs_output_and_nothing_else(tmp_pat
     assert (tmp_path / f"job_{ID}.log").read_bytes()[10:] == b"after"
 
 
+def test_gaps_that_are_whole_segments_do_not_pile_up(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"a" * SEGMENT)
+    blocked = tmp_path / f"job_{ID}.log.0"
+    blocked.mkdir()
+    feed(log, b"x" * SEGMENT)
+    before = log.stored
+    feed(log, b"x" * 30 * SEGMENT + b"x")
+    assert log.stored <= before + RECORD.size
+    blocked.rmdir()
+    feed(log, b"after")
+    assert (log.size, log.lost) == (32 * SEGMENT + 6, 31 * SEGMENT + 1)
+    assert index(tmp_path) == [(32 * SEGMENT, 1, LOST), (32 * SEGMENT + 1, 5, 1)]
+
+
 def plant(path: Path, what: str) -> None:
     """Put something at a file's place that is not the file."""
     target = path.with_name("secret")

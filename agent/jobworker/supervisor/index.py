@@ -92,16 +92,30 @@ class Index:
         if last and offset % self._segment_bytes and last.takes(length, source, now):
             last.length += length
         else:
+            if not offset % self._segment_bytes:
+                self._pass_over()
             self._records.append(Record(offset, length, source, now))
         self._behind = True
         # A disk that takes the output and not its index costs source and time of these bytes, not the bytes.
         with contextlib.suppress(OSError):
             self._write()
 
+    def _pass_over(self) -> None:
+        """Forget what is behind the live index's segment: gaps that are whole segments get no file.
+
+        What can't be written for long would grow with each of them, and all of it is looked through each time.
+        """
+        while self._records and self._records[-1].offset >= self._end:
+            self._records.pop()
+
+    @property
+    def _end(self) -> int:
+        """Where the segment of the live index ends."""
+        return (self._segment + 1) * self._segment_bytes
+
     def _write(self) -> None:
         self.open()
-        end = (self._segment + 1) * self._segment_bytes
-        records = [record for record in self._records if record.offset < end]
+        records = [record for record in self._records if record.offset < self._end]
         data = b"".join(record.pack() for record in records)
         if os.pwrite(self._fd, data, self._settled) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
