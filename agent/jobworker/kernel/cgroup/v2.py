@@ -30,12 +30,18 @@ _IO_KEYS = {"rbps": "io_read_bps", "wbps": "io_write_bps", "riops": "io_read_ops
 
 
 class V2Group(Group):
+    """Owns its directory, also when it can't be made."""
+
     def __init__(self, parent: Base, directory: CgroupDir, name: str) -> None:
         self._parent = parent
         self._dir = directory
         self.name = name
         self.clone_into_fd = directory.fd
-        self.events_fd = tree.open_events(directory)
+        try:
+            self.events_fd = tree.open_events(directory)
+        except OSError:
+            directory.close()
+            raise
         self.events_mask = select.EPOLLPRI
 
     def join(self, *, cloned_into: bool) -> None:
@@ -165,11 +171,15 @@ class V2Hierarchy(Hierarchy):
         return Support(name)
 
     def create(self, name: str, limits: Limits) -> V2Group:
-        group = V2Group(self._base, self._base.make_child(name), name)
         try:
-            group.apply(limits)
+            group = V2Group(self._base, self._base.make_child(name), name)
+            try:
+                group.apply(limits)
+            except OSError:
+                group.close()
+                raise
         except OSError:
-            group.remove()
+            self.discard(name)
             raise
         return group
 

@@ -1,0 +1,87 @@
+"""Making a cgroup fails at each of its steps for want of a descriptor: nothing is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobworker.kernel.cgroup import detect
+from jobworker.kernel.cgroup.base import Hierarchy
+from jobworker.kernel.cgroup.files import Base, CgroupDir
+from jobworker.kernel.cgroup.v1 import V1Hierarchy
+from jobworker.kernel.cgroup.v2 import V2Hierarchy
+from jobworker.limits import NO_LIMITS
+
+pytestmark = pytest.mark.root
+
+NAME = "k7f3-9m2q-x4tz-b1cd"
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A cgroup of its own in the v2 hierarchy."""
+    found = detect.cgroup_mounts()
+    if not found.v2:
+        pytest.skip("this host has no cgroup v2")
+    path = Path(found.v2, f"jobworker-test-{os.getpid()}")
+    path.mkdir()
+    yield path
+    for left in path.glob("*/"):
+        left.rmdir()
+    path.rmdir()
+
+
+def v1(base: Path) -> Hierarchy:
+    holder, pids = (Base(lambda: CgroupDir.open(str(base))) for _ in range(2))
+    return V1Hierarchy("hybrid", "", holder, {"pids": pids}, ())
+
+
+def v2(base: Path) -> Hierarchy:
+    return V2Hierarchy("", Base(lambda: CgroupDir.open(str(base))), CgroupDir.open(str(base.parent)))
+
+
+def descriptors() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+@contextlib.contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """This process may open so many files more."""
+    free = [os.dup(0) for _ in range(count + 1)]
+    for fd in free:
+        os.close(fd)
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+
+
+@pytest.mark.usefixtures("one_life")
+@pytest.mark.parametrize("made", [v1, v2])
+@pytest.mark.parametrize("call", ["create", "adopt"])
+def test_a_group_that_cannot_be_opened(base: Path, made: Callable[[Path], Hierarchy], call: str) -> None:
+    hierarchy = made(base)
+    for room in range(10):
+        if call == "adopt":
+            (base / NAME).mkdir(exist_ok=True)
+        before = descriptors()
+        try:
+            with room_for(room):
+                group = hierarchy.create(NAME, NO_LIMITS) if call == "create" else hierarchy.adopt(NAME)
+        except OSError:
+            assert descriptors() == before
+            assert (base / NAME).exists() == (call == "adopt")
+        else:
+            # At first there was too little.
+            assert room > 1
+            group.remove()
+            assert descriptors() == before
+            return
+    pytest.fail("it cannot be made at all")
