@@ -55,7 +55,7 @@ def _request(options: Mapping[str, Any]) -> Request:
 
 
 def _spec(options: Mapping[str, Any]) -> JobSpec:
-    command, *args = shlex.split(options["command"]) or [""]
+    command, *args = _words(options["command"]) or [""]
     limits = {
         kind.field: kind.read(text, f"--{kind.name.replace('_', '-')}")
         for kind in KINDS
@@ -75,6 +75,14 @@ def _spec(options: Mapping[str, Any]) -> JobSpec:
     )
     spec.check()
     return spec
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        problem = f"{text!r:.80} is not quoted as for a shell: {str(error).lower()}"
+        raise InvalidField("--command", problem, "'/usr/bin/make -j4'") from None
 
 
 def _is_root(user: str) -> bool:

@@ -21,7 +21,7 @@ _TEST = """\
 Say what a policy decides about a call, which rule does, and why those before it do not.
 
 The role comes first: no rule allows what the certificate's role does not. Exit status: 0 if the call is allowed, 1
-if it is denied, 2 if FILE is no policy.
+if it is denied, 2 if FILE is no policy, or the options do not describe a call.
 
 \b
 Examples:

@@ -1,0 +1,42 @@
+"""worker-agent as a program: what its commands say of what they are given."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = os.path.join(os.path.dirname(sys.executable), "worker-agent")
+ALICE = "spiffe://example.org/user/alice"
+
+
+def run(*args: str) -> tuple[int, str, str]:
+    done = subprocess.run([PROGRAM, *args], capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> str:
+    file = tmp_path / "policy.yaml"
+    file.write_text("version: 1\nrules: [{name: all, allow: all}]\n")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            'foo "bar',
+            "--command: 'foo \"bar' is not quoted as for a shell: no closing quotation; for example '/usr",
+        ),
+        ("foo \\", "is not quoted as for a shell: no escaped character"),
+    ],
+)
+def test_a_command_line_that_ends_in_the_middle_is_no_denial(policy: str, command: str, said: str) -> None:
+    code, out, err = run("policy", "test", policy, "--as", ALICE, "--rpc", "Start", "--command", command)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
