@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from jobworker.errors import Unauthenticated
+from jobworker.errors import InvalidField, Unauthenticated
 
 # 32473 is the enterprise number kept for examples (RFC 5612); an organisation puts its own in its place.
 DEFAULT_ROLE_OID = "1.3.6.1.4.1.32473.1.1"
@@ -24,6 +24,8 @@ _ARC_LIMIT = 2**31
 _STANDARD_EXTENSIONS = "2.5.29."
 
 _DER_UTF8STRING = 0x0C
+# What identities begin with, and how a pattern of them may look.
+_SCHEME, PATTERN = "spiffe://", "spiffe://example.org/user/ops-*"
 _URI = re.compile(r"spiffe://(?P<domain>[a-z0-9][a-z0-9.-]{0,252})/user/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})")
 
 
@@ -104,6 +106,26 @@ def check_user_uri(uri: str) -> str:
         problem = f"the certificate's URI {uri!r:.120} is not of the form spiffe://TRUST-DOMAIN/user/NAME"
         raise Unauthenticated(problem)
     return uri
+
+
+def check_principal(field: str, uri: str) -> str:
+    """Return the URI of a principal that somebody has written down.
+
+    Raises:
+        InvalidField: it is no identity, so nobody ever has it.
+    """
+    if not _URI.fullmatch(uri):
+        problem = f"{uri!r:.80} is no principal's identity, which is {_SCHEME}TRUST-DOMAIN/user/NAME"
+        raise InvalidField(field, problem, f"{_SCHEME}example.org/user/alice")
+    return uri
+
+
+def check_principals(field: str, pattern: str) -> str:
+    """The same for a pattern, in which `*` stands for any characters."""
+    if not pattern.startswith((_SCHEME, "*")):
+        problem = f"{pattern!r:.80} is no principal's identity, which begins with {_SCHEME}"
+        raise InvalidField(field, problem, PATTERN)
+    return pattern
 
 
 def check_dates(not_before: float, not_after: float, now: float) -> None:

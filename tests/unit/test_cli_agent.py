@@ -40,3 +40,21 @@ def test_a_command_line_that_ends_in_the_middle_is_no_denial(policy: str, comman
     assert (code, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--as", "alice"), "--as: 'alice' is no principal's identity, which is spiffe://"),
+        (("--as", "spiffe://example.org/alice"), "'spiffe://example.org/alice' is no principal's identity"),
+        (("--as", ALICE, "--job-owner", "alice"), "--job-owner: 'alice' is no principal's identity"),
+        (("--as", ALICE, "--job-owner", "*"), "--job-owner: '*' is no principal's identity"),
+    ],
+)
+def test_nobody_is_answered_for_who_cannot_be(policy: str, options: tuple[str, ...], said: str) -> None:
+    code, out, err = run("policy", "test", policy, "--rpc", "Stop", *options)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.endswith("; for example spiffe://example.org/user/alice\n")
+    code, out, _ = run("policy", "test", policy, "--rpc", "Stop", "--as", ALICE, "--job-owner", "self")
+    assert (code, out.partition("\n")[0]) == (0, "ALLOW by all")

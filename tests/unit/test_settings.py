@@ -169,6 +169,10 @@ def test_a_full_file_sets_every_field() -> None:
         ),
         ("isolation: {writable: [/proc]}", "isolation.writable[0]: /proc holds /proc"),
         ("isolation: {host_for: [1]}", "isolation.host_for[0]: must be text"),
+        (
+            "isolation: {host_for: ['*/user/ops-*', alice]}",
+            "line 1: isolation.host_for[1]: 'alice' is no principal's identity, which begins with spiffe://",
+        ),
         ("jobs: [1]", "jobs: must be a mapping"),
         ("- 1", "the file: must be a mapping"),
         ("a: [", "the file: is not YAML"),

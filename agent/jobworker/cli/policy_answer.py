@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from jobworker import identity
 from jobworker.cli.client_spec import labels_of
 from jobworker.errors import InvalidField
 from jobworker.identity import Role
@@ -41,7 +42,8 @@ def explain(policy: Policy, options: Mapping[str, Any]) -> tuple[bool, str]:
 
 
 def _request(options: Mapping[str, Any]) -> Request:
-    rpc, principal, role = options["rpc"], options["principal"], Role(options["role"])
+    rpc, role = options["rpc"], Role(options["role"])
+    principal = identity.check_principal("--as", options["principal"])
     if rpc == "Start":
         if not options["command"]:
             raise InvalidField("--command", "is missing: Start is about what is started", "'/usr/bin/make -j4'")
@@ -50,7 +52,9 @@ def _request(options: Mapping[str, Any]) -> Request:
         return Request(rpc, principal, role)
     if not options["job_owner"]:
         raise InvalidField("--job-owner", f"is missing: {rpc} names a job, which somebody has started", SELF)
-    owner = principal if options["job_owner"] == SELF else options["job_owner"]
+    owner = principal
+    if options["job_owner"] != SELF:
+        owner = identity.check_principal("--job-owner", options["job_owner"])
     return Request(rpc, principal, role, owner, tuple(labels_of(options["job_label"]).items()))
 
 

@@ -216,6 +216,10 @@ def _usage(field: str, value: Any) -> str:
     return _oid(field, _USAGES.get(str(value), value))
 
 
+def _principals(field: str, value: Any) -> str:
+    return identity.check_principals(field, _text(field, value, identity.PATTERN))
+
+
 def _cgroup(field: str, value: Any) -> str:
     path = _text(field, value, "/system.slice")
     if not path.startswith("/") or ".." in path.split("/"):
@@ -289,7 +293,7 @@ _ISOLATION: dict[str, tuple[str, Parse]] = {
     "default": ("default", _one_of(*PROFILES)),
     "missing": ("missing", _one_of("refuse", "report")),
     "writable": ("writable", _list(_writable)),
-    "host_for": ("host_for", _list(partial(_text, example="spiffe://example.org/user/ops-*"))),
+    "host_for": ("host_for", _list(_principals)),
 }
 _METRICS: dict[str, tuple[str, Parse]] = {
     "listen": ("listen", _listen),

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
-from jobworker.identity import Role
+from jobworker import identity
+from jobworker.errors import InvalidField
+from jobworker.identity import PATTERN, Role
 from jobworker.limits import BY_NAME
 from jobworker.policy import (
     MAX_POLICY_BYTES,
@@ -29,7 +31,6 @@ from jobworker.settings.yaml_reader import Parse, Reader
 
 _ALL, _OWN = "all", "own"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
-_SCHEME = "spiffe://"
 # What only a start has; a rule with any of these is about starts alone.
 _OF_STARTS = ("users", "allow_root", "sandboxes", "commands", "env", "workdirs", "stdin", "limits")
 _ALLOWING = ("allow_root", "commands", "env", "workdirs", "stdin", "limits")
@@ -121,10 +122,12 @@ def _name(reader: Reader, node: Any, field: str) -> str:
 
 
 def _principal(reader: Reader, node: Any, field: str) -> str:
-    pattern = reader.text(node, field, f"{_SCHEME}example.org/user/ops-*")
-    if pattern and not pattern.startswith((_SCHEME, "*")):
-        problem = f"{pattern!r:.80} is no principal's identity, which begins with {_SCHEME}"
-        reader.wrong(node, field, problem, f"{_SCHEME}example.org/user/ops-*")
+    pattern = reader.text(node, field, PATTERN)
+    if pattern:
+        try:
+            identity.check_principals(field, pattern)
+        except InvalidField as error:
+            reader.wrong(node, field, error.problem, error.example)
     return pattern
 
 
