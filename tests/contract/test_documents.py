@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shlex
 from collections.abc import Iterator
 
@@ -44,6 +45,28 @@ def test_commands_exist(page: str) -> None:
     for line in document.command_lines(PAGES[page]):
         for words in calls(line):
             assert not (problem := wrong_with(words)), f"{problem}: {line}"
+
+
+UNITS = [unit.stem for unit in (document.ROOT / "systemd").glob("*.service")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_units_exist(page: str) -> None:
+    """Those of help texts are on a page, which is made from them."""
+    for name in document.units(PAGES[page]):
+        assert fnmatch.filter(UNITS, name), name
+
+
+def test_units_exist_that_the_programs_name() -> None:
+    for top in ("agent", "pki"):
+        for source in (document.ROOT / top).rglob("*.py"):
+            for name in document.units(source.read_text()):
+                assert fnmatch.filter(UNITS, name), (source, name)
+
+
+def test_a_unit_that_does_not_exist_is_found() -> None:
+    text = "`systemctl restart jobworker-agent`, jobworker.socket\njournalctl -o cat -u 'jobworkers*' | jq\n"
+    assert document.units(text) == {"jobworker-agent", "jobworker", "jobworkers*"}
 
 
 def calls(line: str) -> Iterator[list[str]]:

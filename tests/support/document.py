@@ -61,6 +61,13 @@ def command_lines(text: str) -> list[str]:
     return typed + [re.sub(r"\s+", " ", quoted) for quoted in re.findall(r"`([^`]+)`", prose)]
 
 
+def units(text: str) -> set[str]:
+    """The units of ours that a text names or has commands of systemd for; patterns of units as such."""
+    asked = re.findall(r"(?:journalctl|systemctl) [^`\n]*", text)
+    named = [name for line in asked for name in re.findall(r"(?<![\w/.-])jobworker[\w*-]*", line)]
+    return {*named, *re.findall(r"\b(jobworker[\w*-]*)\.(?:service|socket|timer)\b", text)}
+
+
 def anchors(text: str) -> set[str]:
     """What links can lead to in a page, as renderers of Markdown name its headings."""
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)

@@ -33,7 +33,7 @@ heads into its log now and then ("audit anchor"); keep that log elsewhere, and g
 \b
   worker-agent audit verify --state-dir /var/lib/jobworker
   worker-agent audit verify --state-dir /var/lib/jobworker --anchor jobs:1234:5f70…
-  journalctl -o cat -u jobworker | grep -o '"anchor": "[^"]*"'
+  journalctl -o cat -u jobworker-keeper | grep -o '"anchor": "[^"]*"'
 
 Without an anchor from elsewhere it can't be known whether root has cut off the end, with the noted head, or
 written the whole trail anew. An anchor of lines that were removed for their age says nothing any more.
