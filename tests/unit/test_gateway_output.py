@@ -179,7 +179,7 @@ def test_what_could_not_be_written_is_a_gap(
     *items, end = read(supervisor, len(BYTES), offset, source)
     for item in items:
         if isinstance(item, pb.OutputGap):
-            assert item.reason == "the agent could not write it: disk full or failing"
+            assert item.reason == NOT_WRITTEN
             missing.update(range(item.offset, item.offset + item.length))
         else:
             data.update(enumerate(item.data, item.offset))
@@ -195,7 +195,7 @@ def test_a_segment_that_could_not_even_be_made_is_a_gap(supervisor: LogSuperviso
     supervisor.why_gone = NOT_WRITTEN
     messages = read(supervisor, len(BYTES))
     assert [message for message in messages if isinstance(message, pb.OutputGap)] == [
-        pb.OutputGap(offset=1000, length=1000, reason="the agent could not write it: disk full or failing")
+        pb.OutputGap(offset=1000, length=1000, reason=NOT_WRITTEN)
     ]
     assert data_of(messages) == BYTES[:1000] + BYTES[2000:]
 
