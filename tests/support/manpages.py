@@ -18,8 +18,8 @@ from jobworker_pki import cli as worker_pki
 
 PROGRAMS: Mapping[str, click.Command] = {
     "worker-client": worker_client.cli,
-    "worker-agent": worker_agent.main,
-    "worker-pki": worker_pki.main,
+    "worker-agent": worker_agent.cli,
+    "worker-pki": worker_pki.cli,
 }
 # click's sign that a paragraph's lines stay as they are.
 _AS_IT_IS = "\b"

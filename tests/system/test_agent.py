@@ -122,7 +122,7 @@ def test_a_port_that_is_taken(own_agent: Agent) -> None:
 def test_only_loopback_is_served(listen: str, tmp_path: object) -> None:
     command = [os.path.join(BIN, "worker-agent"), "dev", "--dir", str(tmp_path), "--listen", listen]
     run = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert "listen: " in run.stderr
     assert "127.0.0.1:7443" in run.stderr
 
@@ -172,7 +172,7 @@ def test_a_bad_configuration_is_explained(tmp_path: object) -> None:
         file.write("jobs: {max_cpu: 50}\n")
     command = [os.path.join(BIN, "worker-agent"), "dev", "--dir", str(tmp_path), "--config", config]
     run = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert "jobs.max_cpu: must be text" in run.stderr
     check = config_command("check", config)
     assert (check.returncode, check.stderr) == (2, WRONG.format(config))

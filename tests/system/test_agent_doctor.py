@@ -109,7 +109,8 @@ def test_a_wrong_configuration_is_told_and_the_host_as_well(directory: Path) -> 
     assert "jobs.max_activ: is not known here; for example max_active" in told(found, "settings", "fail")[0]
     assert told(found, "kernel")
     assert not told(found, "tls")
-    assert "No such file" in failures("/nonexistent.yaml")["settings"]
+    gone = failures("/nonexistent.yaml")["settings"]
+    assert gone.startswith("/nonexistent.yaml: cannot be read: No such file or directory; name yours")
 
 
 def test_certificates_that_do_not_serve(directory: Path) -> None:
@@ -118,7 +119,7 @@ def test_certificates_that_do_not_serve(directory: Path) -> None:
     other = Files(good.ca, good.cert, pki.path("writer.key"))
     assert "is not the key of the certificate" in failures(config(directory, other))["tls"]
     missing = Files(str(directory / "no.pem"), good.cert, good.key)
-    assert "no.pem: cannot be read: No such file" in failures(config(directory, missing))["tls"]
+    assert "no.pem: cannot be read: No such file" in failures(config(directory, missing))["tls ca"]
     ended = server_files(directory, SERVER)
     assert failures(config(directory, ended)) == {}
     os.chmod(ended.key, 0o644)
@@ -180,7 +181,9 @@ def test_a_state_directory_without_a_disk_or_of_a_later_version(directory: Path)
 def test_the_certificates_are_read_as_the_gateways_user(directory: Path) -> None:
     files = server_files(directory, SERVER)
     found = failures(config(directory, files), "--gateway-user", "nobody")
-    assert f"{files.ca}: cannot be read: Permission denied" in found["tls"]
+    # All of them at once, and what to do.
+    for name, path in (("ca", files.ca), ("key", files.key)):
+        assert f"{path}: cannot be read: Permission denied; let the gateway's user (65534)" in found[f"tls {name}"]
     os.chown(files.key, 65534, 65534)
     ca = directory / "ca.pem"
     ca.write_bytes(Path(files.ca).read_bytes())

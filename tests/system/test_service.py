@@ -107,7 +107,7 @@ def test_a_wrong_file_changes_nothing(service: Service) -> None:
     was = service.settings.read_bytes()
     service.write(pids="many")
     refused = service.upgrade()
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "jobs.default_pids" in refused.stderr
     assert service.settings.read_bytes() == was
     assert service.link().welcome
@@ -137,5 +137,5 @@ def test_an_unknown_user_is_named(service: Service) -> None:
     refused = subprocess.run(
         command(*words, "--gateway-user", "nobody-of-this-name"), capture_output=True, text=True, check=False
     )
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "gateway-user" in refused.stderr

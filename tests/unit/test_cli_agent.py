@@ -58,3 +58,46 @@ def test_nobody_is_answered_for_who_cannot_be(policy: str, options: tuple[str, .
     assert err.endswith("; for example spiffe://example.org/user/alice\n")
     code, out, _ = run("policy", "test", policy, "--rpc", "Stop", "--as", ALICE, "--job-owner", "self")
     assert (code, out.partition("\n")[0]) == (0, "ALLOW by all")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    file = tmp_path / "agent.yaml"
+    tls = "{ca: /nowhere/ca.pem, cert: /nowhere/server.pem, key: /nowhere/server.key}"
+    file.write_text(f"state_dir: {tmp_path}/state\nlisten: 127.0.0.1:0\ntls: {tls}\n")
+    return str(file)
+
+
+def test_a_keeper_without_a_place_for_its_settings_names_its_unit(config: str) -> None:
+    code, out, err = run("keeper", "--config", config, "--settings", "/nowhere/settings.json")
+    assert (code, out) == (1, "")
+    assert err.startswith("worker-agent: /nowhere/settings.json: cannot be written: No such file or directory; ")
+    assert "systemctl start jobworker-keeper; or give another --settings" in err
+
+
+def test_an_upgrade_of_what_does_not_run_says_how_to_start_it(config: str, tmp_path: Path) -> None:
+    for options, said in (
+        (
+            ("--config", config, "--settings", "/nowhere/settings.json"),
+            "/nowhere/settings.json: cannot be read: No",
+        ),
+        (
+            ("--state-dir", str(tmp_path)),
+            f"{tmp_path}/supervisor.sock: no agent can be reached there: No such file",
+        ),
+    ):
+        code, out, err = run("upgrade", *options)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"worker-agent: {said}")
+        assert "systemctl start jobworker-keeper" in err
+        assert err.count("\n") == 1
+
+
+def test_a_directory_that_cannot_be_had(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, out, err = run("dev", "--dir", f"{tmp_path}/file/below")
+    assert (code, out) == (1, "")
+    assert (
+        err
+        == f"worker-agent: {tmp_path}/file/below: cannot be written: Not a directory; give a --dir of your own\n"
+    )

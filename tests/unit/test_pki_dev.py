@@ -305,7 +305,7 @@ def test_a_path_that_cannot_be_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, out, err = run("dev", str(tmp_path / "file" / "pki"))
     assert (code, out) == (1, "")
-    assert f"Error: {tmp_path}/file" in err
+    assert f"worker-pki: {tmp_path}/file" in err
     assert "cannot be used: " in err
 
 
@@ -348,7 +348,7 @@ def test_a_fault_is_one_line_and_exit_code_1(pki: DevPki) -> None:
     code, out, err = run("dev", pki.directory)
     assert (code, out) == (1, "")
     fix = "run again with --renew to have it made anew"
-    assert err == f"Error: {pki.path('writer.pem')}: certificate and key do not belong together; {fix}\n"
+    assert err == f"worker-pki: {pki.path('writer.pem')}: certificate and key do not belong together; {fix}\n"
 
 
 def test_help_teaches() -> None:

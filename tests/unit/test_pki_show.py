@@ -116,7 +116,7 @@ def test_what_is_nothing_to_show(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     code, out, err = run("show", str(tmp_path / "file"))
     assert (code, out) == (1, "")
-    assert err.startswith(f"Error: {tmp_path}/file: holds ")
+    assert err.startswith(f"worker-pki: {tmp_path}/file: holds ")
 
 
 def test_control_characters_are_shown_as_such(tmp_path: Path) -> None:

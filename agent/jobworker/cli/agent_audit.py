@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from jobworker import chain, units
+from jobworker import chain, program, units
 from jobworker.chain import Head
 from jobworker.cli import audit_verify
 from jobworker.cli.audit_verify import Report
@@ -122,7 +122,7 @@ def _directory(state_dir: str) -> str:
 
 
 def _not_checked(problem: str) -> NoReturn:
-    click.echo(f"worker-agent: {problem}", err=True)
+    program.complain("worker-agent", problem)
     sys.exit(_NOT_CHECKED)
 
 
@@ -173,23 +173,16 @@ def show(
     beginning = _when(since) if since else ""
     directory = _directory(state_dir)
     with contextlib.ExitStack() as files:
-        try:
-            trails = [_said(directory, name, files) for name in ([trail] if trail else chain.TRAILS)]
-            for said, line in heapq.merge(*trails, key=lambda each: str(each[0].get("time"))):
-                if (
-                    str(said.get("time")) >= beginning
-                    and (not job or str(said.get("job", "")).startswith(job))
-                    and (not event or said.get("event") == event)
-                    and (
-                        not denied or said.get("decision") == "deny" or str(said.get("event")).endswith("_refused")
-                    )
-                    and (not pattern or pattern.fullmatch(_principal(said)))
-                ):
-                    click.echo(line if form == "json" else _text(said))
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            _not_checked(f"{error.filename or directory}: {error.strerror}")
+        trails = [_said(directory, name, files) for name in ([trail] if trail else chain.TRAILS)]
+        for said, line in heapq.merge(*trails, key=lambda each: str(each[0].get("time"))):
+            if (
+                str(said.get("time")) >= beginning
+                and (not job or str(said.get("job", "")).startswith(job))
+                and (not event or said.get("event") == event)
+                and (not denied or said.get("decision") == "deny" or str(said.get("event")).endswith("_refused"))
+                and (not pattern or pattern.fullmatch(_principal(said)))
+            ):
+                click.echo(line if form == "json" else _text(said))
 
 
 def _pattern(principal: str | None) -> re.Pattern[str] | None:
@@ -213,12 +206,15 @@ def _stamp(moment: datetime) -> str:
 
 
 def _said(directory: str, name: str, files: contextlib.ExitStack) -> Iterator[tuple[dict[str, Any], str]]:
-    for _, file in audit_verify.open_all(directory, name, files):
-        for data in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                said = json.loads(data)
-                if isinstance(said, dict):
-                    yield said, data.decode("ascii", "replace").rstrip("\n")
+    try:
+        for _, file in audit_verify.open_all(directory, name, files):
+            for data in file:
+                with contextlib.suppress(ValueError, RecursionError):
+                    said = json.loads(data)
+                    if isinstance(said, dict):
+                        yield said, data.decode("ascii", "replace").rstrip("\n")
+    except OSError as error:
+        _not_checked(f"{error.filename or directory}: {error.strerror}")
 
 
 def _claimed(said: dict[str, Any]) -> dict[str, Any]:

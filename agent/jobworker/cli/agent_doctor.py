@@ -33,14 +33,17 @@ def findings(config: str | None, gateway_user: str) -> Iterator[Finding]:
         config: the configuration; `None` for the one at its usual place, if there is one.
         gateway_user: who the gateway runs as; empty to leave that to `gateway_uid`.
     """
-    settings = None
+    settings, path = None, config or CONFIG
     if config is None and not os.path.exists(CONFIG):
         yield warning("settings", f"there is no {CONFIG}", "name yours with --config; this is for the defaults")
     else:
         try:
-            settings = service.with_user(service.canonical(config or CONFIG), gateway_user)
-            yield Finding("settings", f"{config or CONFIG} is good")
-        except (JobWorkerError, OSError) as error:
+            settings = service.with_user(service.canonical(path), gateway_user)
+            yield Finding("settings", f"{path} is good")
+        except OSError as error:
+            told = f"{path}: cannot be read: {error.strerror}"
+            yield failure("settings", told, "name yours with --config, and run this as root if only root reads it")
+        except JobWorkerError as error:
             yield failure("settings", str(error))
     if os.geteuid() != 0:
         yield warning("user", "this is not root", "run it as root to see what an agent of root's would find")

@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobworker import client
+from jobworker import client, program
 from jobworker.cli import client_options
 from jobworker.cli.terminal import inline
 from jobworker.client import context
 from jobworker.client.failures import AmbiguousId, CallFailed, SettingsMissing
 from jobworker.errors import InvalidField, JobWorkerError
 from jobworker.jobs import check_request_id
+from jobworker.program import FAILED, NOT_UNDERSTOOD
 
 if TYPE_CHECKING:
     from jobworker.client.rpc.client import Client
 
-FAILED, BAD_INPUT, NOT_ALLOWED = 1, 2, 4
-# As if the signal had ended the process, which is what its caller expects: 128 + SIGPIPE.
-NOBODY_READS = 141
+NOT_ALLOWED = 4
 
-_CODES = {"INVALID_ARGUMENT": BAD_INPUT, "PERMISSION_DENIED": NOT_ALLOWED, "UNAUTHENTICATED": NOT_ALLOWED}
+_CODES = {"INVALID_ARGUMENT": NOT_UNDERSTOOD, "PERMISSION_DENIED": NOT_ALLOWED, "UNAUTHENTICATED": NOT_ALLOWED}
 
 
 class ClientCommand(click.Command):
@@ -50,9 +49,9 @@ class ClientCommand(click.Command):
             status = _invoke_on_many_hosts(ctx) if many else super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            return NOBODY_READS
+            raise
         except OSError as error:
-            complain(f"the output cannot be written: {error.strerror}")
+            complain(program.told(error))
             return self.exit_code(error)
         except JobWorkerError as error:
             complain(str(error))
@@ -62,7 +61,7 @@ class ClientCommand(click.Command):
     def exit_code(self, error: Exception) -> int:
         """The exit code for a failure."""
         if isinstance(error, InvalidField | SettingsMissing | AmbiguousId):
-            return BAD_INPUT
+            return NOT_UNDERSTOOD
         return _CODES.get(error.code, FAILED) if isinstance(error, CallFailed) else FAILED
 
 
@@ -127,4 +126,4 @@ def as_json() -> bool:
 
 
 def complain(sentence: str) -> None:
-    click.echo(f"worker-client: {inline(sentence)}", err=True)
+    program.complain("worker-client", inline(sentence))

@@ -8,8 +8,8 @@ import click
 
 from jobworker.cli import client_json
 from jobworker.cli.client_command import ClientCommand
-from jobworker.cli.worker_client import BY_SIGNAL, INTERRUPTED
 from jobworker.client.failures import CallFailed, WaitTimedOut
+from jobworker.program import BY_SIGNAL, INTERRUPTED
 
 if TYPE_CHECKING:
     from jobworker.api.v1.job_pb2 import Job

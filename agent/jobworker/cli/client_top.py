@@ -16,8 +16,8 @@ from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.terminal import inline
 from jobworker.cli.top_sample import Looks, Picture, Sampler
 from jobworker.cli.wakeups import Wakeups
-from jobworker.cli.worker_client import BY_SIGNAL
 from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.program import BY_SIGNAL
 
 if TYPE_CHECKING:
     from jobworker.cli.top_screen import Screen

@@ -12,7 +12,7 @@ import click
 from jobworker import codec
 from jobworker.cli import checked_file
 from jobworker.cli.privileges import give_up
-from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.errors import InvalidField
 from jobworker.settings import extras
 from jobworker.settings.schema import Settings
 
@@ -84,10 +84,7 @@ def canonical(over: str) -> None:
 
     As root, gives up its privileges before it looks at the input.
     """
-    try:
-        base = codec.loads(Settings, over.encode()) if over else None
-    except JobWorkerError as error:
-        checked_file.fail(str(error))
+    base = codec.loads(Settings, over.encode()) if over else None
     settings, _ = _load(sys.stdin.buffer, base)
     sys.stdout.buffer.write(codec.dumps(settings))
 

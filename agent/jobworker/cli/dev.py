@@ -22,7 +22,8 @@ from dataclasses import replace
 import jobworker
 from jobworker.cli import service
 from jobworker.cli.owner_link import OwnerLink
-from jobworker.errors import AgentUnavailable, HostFault, InvalidField, JobWorkerError
+from jobworker.cli.service import AgentProblem
+from jobworker.errors import AgentUnavailable, InvalidField, JobWorkerError
 from jobworker.limits import Enforcement
 from jobworker.settings import schema
 from jobworker.settings.schema import IsolationSettings, Settings, TlsSettings
@@ -46,10 +47,8 @@ def run(directory: str, listen: str, config: str | None) -> int:
     """
     _check_loopback(listen)
     directory = os.path.realpath(directory)
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    own_lock = _lock(os.path.join(directory, "dev.lock"))
-    if own_lock is None:
-        raise HostFault("lock", "EWOULDBLOCK", f"another `worker-agent dev` is running on {directory}")
+    # Nobody lets go of it: it is ours for as long as we are.
+    _claim(directory)
     pki = os.path.join(directory, "pki")
     dev_pki.ensure(pki, dev_pki.Wanted(), renew=False, progress=_say)
     settings = _settings(directory, pki, listen, config)
@@ -101,6 +100,23 @@ def _settings(directory: str, pki: str, listen: str, config: str | None) -> Sett
     return replace(loaded, state_dir=own.state_dir, listen=listen, gateway_uid=own.gateway_uid, tls=tls)
 
 
+def _claim(directory: str) -> None:
+    """Make the directory if it is not there, and have it alone.
+
+    Raises:
+        AgentProblem: it is somebody else's, or another run's.
+    """
+    try:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        lock = _lock(os.path.join(directory, "dev.lock"))
+    except OSError as error:
+        problem = f"{error.filename}: cannot be written: {error.strerror}"
+        raise AgentProblem(problem, "give a --dir of your own") from None
+    if lock is None:
+        problem = f"another `worker-agent dev` is running on {directory}"
+        raise AgentProblem(problem, "end that one, or give another --dir")
+
+
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
     """A descriptor that is readable once SIGTERM or SIGINT has come."""
@@ -128,7 +144,7 @@ def _start(
     """Start a part of the agent; the process, and the line that it says when it is ready.
 
     Raises:
-        HostFault: it ended instead; what it had to say stands on standard error.
+        AgentProblem: it ended instead.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     with open(reading, "rb") as ready:
@@ -142,8 +158,7 @@ def _start(
         line = ready.readline()
     if not line:
         process.wait(_PATIENCE)
-        problem = f"{part} ended with {process.returncode}; its own words stand above"
-        raise HostFault(f"starting the {part}", "ECHILD", problem)
+        raise AgentProblem(f"the {part} did not start", "what it said stands above")
     return process, line.decode().strip()
 
 
@@ -225,7 +240,7 @@ class _Gateway:
         """Start it.
 
         Raises:
-            HostFault: it does not come up.
+            AgentProblem: it does not come up.
         """
         lock = _lock(self._lock_path, wait=True)
         keep_fds = () if lock is None else (lock,)
@@ -242,7 +257,7 @@ class _Gateway:
         """After it has died.
 
         Raises:
-            HostFault: it does not come up again.
+            AgentProblem: it does not come up again.
         """
         self.end()
         _say("the gateway has died and is started again")

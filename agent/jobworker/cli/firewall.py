@@ -7,14 +7,13 @@ come in: by the kernel, which keeps an account for each address.
 from __future__ import annotations
 
 import ipaddress
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 import click
 
-from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.errors import InvalidField
 from jobworker.settings.schema import Settings
 
 # The unit, the role and the documents know it by this name.
@@ -176,9 +175,4 @@ def _trusting(networks: Iterable[IPv4Network | IPv6Network]) -> list[str]:
 def firewall(config: str, per_second: int, burst: int, connections: int, trust: tuple[str, ...]) -> None:
     from jobworker.cli import service  # noqa: PLC0415 - `--help` need not wait for it
 
-    try:
-        made = rules(service.canonical(config), Bounds(per_second, burst, connections, trust))
-    except (JobWorkerError, OSError) as error:
-        click.echo(f"worker-agent: {error}", err=True)
-        sys.exit(1)
-    click.echo(made, nl=False)
+    click.echo(rules(service.canonical(config), Bounds(per_second, burst, connections, trust)), nl=False)

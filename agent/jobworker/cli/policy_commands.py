@@ -10,7 +10,6 @@ import click
 from jobworker import codec
 from jobworker.cli import checked_file
 from jobworker.cli.privileges import give_up
-from jobworker.errors import JobWorkerError
 from jobworker.limits import KINDS
 from jobworker.policy import RPCS, Policy
 from jobworker.sandbox import PROFILES
@@ -74,10 +73,7 @@ def canonical() -> None:
 def test(file: BinaryIO, **options: Any) -> None:
     from jobworker.cli import policy_answer  # noqa: PLC0415 - `--help` need not wait for it
 
-    try:
-        allowed, text = policy_answer.explain(_load(file), options)
-    except JobWorkerError as error:
-        checked_file.fail(str(error))
+    allowed, text = policy_answer.explain(_load(file), options)
     click.echo(text)
     sys.exit(0 if allowed else _DENIED)
 

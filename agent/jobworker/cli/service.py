@@ -12,13 +12,13 @@ import os
 import pwd
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import jobworker
 from jobworker import codec
 from jobworker.cli.owner_link import OwnerLink, reconnect
-from jobworker.errors import HostFault, InvalidField, UpgradeRefused
+from jobworker.errors import InvalidField, JobWorkerError, UpgradeRefused
 from jobworker.settings import schema
 from jobworker.settings.schema import Settings
 from jobworker.wire.messages import Upgrade
@@ -27,6 +27,23 @@ _KEEPER = os.path.join(os.path.dirname(jobworker.__file__), "keeper", "__main__.
 # Isolated: no variable and no directory of a user's decides what is imported.
 _PYTHON = (sys.executable, "-I")
 _PATIENCE = 60
+_START = "systemctl start jobworker-keeper"
+
+
+@dataclass(eq=False)
+class AgentProblem(JobWorkerError):
+    """Why an agent cannot be started on this host, or not be reached.
+
+    Attributes:
+        problem: what is in the way.
+        fix: what to do about it.
+    """
+
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.fix}"
 
 
 def canonical(config: str, over: Settings | None = None) -> Settings:
@@ -61,10 +78,10 @@ def keeper(config: str, gateway_user: str, settings_path: str) -> NoReturn:
         settings_path: where root's own processes find their settings, at each start and upgrade.
 
     Raises:
-        JobWorkerError: the configuration is wrong, or there is no such user.
-        OSError: a file cannot be read or written.
+        JobWorkerError: the configuration is wrong, there is no such user, or no place for the settings.
+        OSError: the configuration cannot be read.
     """
-    schema.write(with_user(canonical(config), gateway_user), settings_path)
+    _write(with_user(canonical(config), gateway_user), settings_path)
     command = [sys.executable, "-I", "-S", "-E", _KEEPER, "--settings", settings_path]
     os.execv(command[0], command)
 
@@ -77,8 +94,8 @@ def gateway(config: str) -> NoReturn:
         OSError: a file cannot be read.
     """
     if os.geteuid() == 0:
-        problem = "the gateway is what clients reach, and does not run as root; start it by its unit"
-        raise HostFault("gateway", "EPERM", problem)
+        problem = "the gateway is what clients reach, and does not run as root"
+        raise AgentProblem(problem, "it is started by its unit: systemctl start jobworker-gateway")
     settings = os.memfd_create("settings", 0)
     os.write(settings, codec.dumps(canonical(config)))
     command = [*_PYTHON, "-m", "jobworker.gateway", "--settings", f"/proc/self/fd/{settings}"]
@@ -92,13 +109,18 @@ def upgrade(config: str, gateway_user: str, settings_path: str) -> tuple[str, st
         The version before and the one after.
 
     Raises:
-        JobWorkerError: the configuration is wrong, or the code refuses; all goes on as it was.
-        OSError: no agent runs, or it does not come back.
+        JobWorkerError: the configuration is wrong, or the code refuses, and all goes on as it was; or no agent
+            runs, or it does not come back.
+        OSError: the configuration cannot be read.
     """
     settings = with_user(canonical(config), gateway_user)
-    with open(settings_path, "rb") as file:
-        before = file.read()
-    schema.write(settings, settings_path)
+    try:
+        with open(settings_path, "rb") as file:
+            before = file.read()
+    except OSError as error:
+        fix = f"a keeper that runs has it ({_START}); of one that was started by hand, give its --settings"
+        raise AgentProblem(f"{settings_path}: cannot be read: {error.strerror}", fix) from None
+    _write(settings, settings_path)
     try:
         return upgrade_in(settings.socket_path)
     except UpgradeRefused:
@@ -109,10 +131,26 @@ def upgrade(config: str, gateway_user: str, settings_path: str) -> tuple[str, st
 
 def upgrade_in(socket_path: str) -> tuple[str, str]:
     """The same with the settings as they are, for the agent behind this socket."""
-    old = OwnerLink(socket_path)
-    old.ask(Upgrade())
-    old.wait_closed()
-    return old.welcome.version, reconnect(socket_path).welcome.version
+    try:
+        old = OwnerLink(socket_path)
+    except OSError as error:
+        problem = f"{socket_path}: no agent can be reached there: {error.strerror}"
+        raise AgentProblem(problem, f"start it ({_START}), or be the user that it runs as") from None
+    try:
+        old.ask(Upgrade())
+        old.wait_closed()
+        return old.welcome.version, reconnect(socket_path).welcome.version
+    except OSError as error:
+        problem = f"{socket_path}: the agent has not come back: {error.strerror}"
+        raise AgentProblem(problem, "its log says why: journalctl -u jobworker-keeper") from None
+
+
+def _write(settings: Settings, path: str) -> None:
+    try:
+        schema.write(settings, path)
+    except OSError as error:
+        fix = f"the keeper is started by its unit, which makes the directory: {_START}; or give another --settings"
+        raise AgentProblem(f"{path}: cannot be written: {error.strerror}", fix) from None
 
 
 def _put_back(path: str, content: bytes) -> None:

@@ -9,10 +9,11 @@ from typing import NoReturn
 import click
 
 import jobworker
+from jobworker import program
 from jobworker.cli import config_commands, limits_commands, policy_commands
 from jobworker.cli.agent_audit import audit
 from jobworker.cli.firewall import firewall
-from jobworker.errors import JobWorkerError
+from jobworker.errors import HostFault
 from jobworker.settings.schema import SOCKET_NAME
 
 _DEV = """\
@@ -104,15 +105,15 @@ _SETTINGS = click.option(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(jobworker.__version__, prog_name="worker-agent")
-def main() -> None:
+def cli() -> None:
     """Run and check the jobworker agent, which runs commands on this host for remote clients."""
 
 
-main.add_command(audit)
-main.add_command(firewall)
+cli.add_command(audit)
+cli.add_command(firewall)
 
 
-@main.command(help=_DEV)
+@cli.command(help=_DEV)
 @click.option(
     "--dir", "directory", required=True, type=click.Path(file_okay=False), metavar="DIR", help="Holds it all."
 )
@@ -124,36 +125,32 @@ def dev(directory: str, listen: str, config: str | None) -> None:
     from jobworker.cli import dev as dev_agent  # noqa: PLC0415 - `--help` need not wait for it
 
     try:
-        sys.exit(dev_agent.run(directory, listen, config))
-    except (JobWorkerError, OSError) as error:
-        _fail(str(error))
+        status = dev_agent.run(directory, listen, config)
+    except OSError as error:
+        # Of all that an agent does here, output is the least.
+        raise HostFault.of("running the agent", error) from None
+    sys.exit(status)
 
 
-@main.command(help=_KEEPER, short_help="run the root side, for a service manager")
+@cli.command(help=_KEEPER, short_help="run the root side, for a service manager")
 @_CONFIG
 @_GATEWAY_USER
 @_SETTINGS
 def keeper(config: str, gateway_user: str, settings_path: str) -> None:
     from jobworker.cli import service  # noqa: PLC0415 - `--help` need not wait for it
 
-    try:
-        service.keeper(config, gateway_user, settings_path)
-    except (JobWorkerError, OSError) as error:
-        _fail(str(error))
+    service.keeper(config, gateway_user, settings_path)
 
 
-@main.command(help=_GATEWAY, short_help="run the side that clients reach, for a service manager")
+@cli.command(help=_GATEWAY, short_help="run the side that clients reach, for a service manager")
 @_CONFIG
 def gateway(config: str) -> None:
     from jobworker.cli import service  # noqa: PLC0415 - `--help` need not wait for it
 
-    try:
-        service.gateway(config)
-    except (JobWorkerError, OSError) as error:
-        _fail(str(error))
+    service.gateway(config)
 
 
-@main.command(help=_UPGRADE, short_help="let the running agent execute the code that is installed now")
+@cli.command(help=_UPGRADE, short_help="let the running agent execute the code that is installed now")
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, exists=True),
@@ -173,17 +170,14 @@ def upgrade(config: str | None, state_dir: str | None, gateway_user: str, settin
 
     if (config is None) == (state_dir is None):
         raise click.UsageError("give one of --config and --state-dir")
-    try:
-        if config:
-            old, new = service.upgrade(config, gateway_user, settings_path)
-        else:
-            old, new = service.upgrade_in(os.path.join(state_dir or "", SOCKET_NAME))
-    except (JobWorkerError, OSError) as error:
-        _fail(str(error))
+    if config:
+        old, new = service.upgrade(config, gateway_user, settings_path)
+    else:
+        old, new = service.upgrade_in(os.path.join(state_dir or "", SOCKET_NAME))
     click.echo(f"upgraded from {old} to {new}")
 
 
-@main.command(help=_DOCTOR, short_help="look for what is wrong with this host, or with a configuration")
+@cli.command(help=_DOCTOR, short_help="look for what is wrong with this host, or with a configuration")
 @click.option(
     "--config",
     type=click.Path(dir_okay=False),
@@ -198,14 +192,13 @@ def doctor(config: str | None, gateway_user: str, form: str) -> None:
     sys.exit(findings_text.show(agent_doctor.findings(config, gateway_user), as_json=form == "json"))
 
 
-main.add_command(config_commands.config)
-main.add_command(policy_commands.policy)
-main.add_command(limits_commands.limits)
+cli.add_command(config_commands.config)
+cli.add_command(policy_commands.policy)
+cli.add_command(limits_commands.limits)
 
 
-def _fail(problem: str) -> NoReturn:
-    click.echo(f"worker-agent: {problem}", err=True)
-    sys.exit(1)
+def main() -> NoReturn:
+    program.main("worker-agent", cli)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
-import sys
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, NoReturn, cast
 
 import click
 
 import jobworker
+from jobworker import program
 from jobworker.cli.client_options import fleet_options, shared_options, write_options
 
-# A shell's exit codes for what a signal has ended.
-BY_SIGNAL = 128
-INTERRUPTED = BY_SIGNAL + signal.SIGINT
+_NAME = "worker-client"
 # By this variable a shell asks what can follow: click's name for it.
 COMPLETE = "_WORKER_CLIENT_COMPLETE"
 
@@ -95,39 +92,19 @@ done, 1 some failed, 3 some not reached and none failed, 130 interrupted.
 
 
 @click.group(cls=_Commands, params=[*shared_options(), *fleet_options()], no_args_is_help=False, help=_HELP)
-@click.version_option(jobworker.__version__, prog_name="worker-client", message="%(prog)s %(version)s")
+@click.version_option(jobworker.__version__, prog_name=_NAME, message="%(prog)s %(version)s")
 def cli() -> None:
     pass
 
 
-def main() -> None:
-    _open_standard_streams()
-    if COMPLETE in os.environ:
+def main() -> NoReturn:
+    if os.environ.get(COMPLETE):
         importlib.import_module("jobworker.cli.client_completion")
-    sys.exit(run(sys.argv[1:]))
+        # Which tells what can follow, and ends.
+        cli.main(prog_name=_NAME)
+    program.main(_NAME, cli)
 
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
-    try:
-        return cli.main(list(args) or ["--help"], prog_name="worker-client", standalone_mode=False) or 0
-    except click.UsageError as error:
-        return _usage_error(error)
-    except click.Abort:
-        return INTERRUPTED
-
-
-def _open_standard_streams() -> None:
-    """Put /dev/null where the caller has closed one, lest a connection gets its number and then the output."""
-    names = {0: "stdin", 1: "stdout", 2: "stderr"}
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= max(names):
-        if fd in names:
-            setattr(sys, names[fd], os.fdopen(fd, "w" if fd else "r"))
-    os.close(fd)
-
-
-def _usage_error(error: click.UsageError) -> int:
-    command = error.ctx.command_path if error.ctx else "worker-client"
-    sentence = error.format_message().rstrip(".")
-    click.echo(f"worker-client: {sentence}; see `{command} --help`", err=True)
-    return error.exit_code
+    return program.run(_NAME, cli, args)

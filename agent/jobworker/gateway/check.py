@@ -39,6 +39,9 @@ def findings(settings: Settings) -> Iterator[Finding]:
         extras.check(settings)
     except InvalidField as error:
         yield failure(error.field, error.problem, "the gateway does not start like this")
+    if unreadable := list(_unreadable(settings)):
+        yield from unreadable
+        return
     try:
         trust = Trust(settings)
     except PkiProblem as error:
@@ -53,6 +56,26 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _until("tls ca", "the first of the CAs that clients are checked with", own.ca_expires_ns / _NS)
     if lists is not None:
         yield _until("tls crl", "the first of the revocation lists", lists)
+
+
+def _unreadable(settings: Settings) -> Iterator[Finding]:
+    """Each file that is named and cannot be read by who this is."""
+    for name in ("ca", "cert", "key", "crl", "revoked"):
+        if path := getattr(settings.tls, name):
+            try:
+                # Not waiting for whoever might write to a FIFO.
+                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            except OSError as error:
+                told, hint = f"{path}: cannot be read: {error.strerror}", f"put it there, or correct tls.{name}"
+                if isinstance(error, PermissionError):
+                    hint = _who(settings.gateway_uid)
+                yield failure(f"tls {name}", told, hint)
+
+
+def _who(gateway: int) -> str:
+    if os.geteuid() != gateway:
+        return "run this as root, which looks as the gateway's user does"
+    return f"let the gateway's user ({gateway}) read it, and pass through the directories above"
 
 
 def _until(check: str, what: str, ends: float) -> Finding:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import click
 
+from jobworker import program
 from jobworker_pki.cli.dev import dev
 from jobworker_pki.cli.init import init
 from jobworker_pki.cli.issue import issue, sign
@@ -23,9 +26,13 @@ From nothing to a host and a user:
 
 
 @click.group(help=_MAIN, context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
+def cli() -> None:
     """All commands."""
 
 
 for command in (init, issue, sign, renew, revoke, crl, show, dev):
-    main.add_command(command)
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    program.main("worker-pki", cli)

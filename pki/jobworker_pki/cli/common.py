@@ -1,17 +1,17 @@
-"""What the commands share: options, passphrases, and errors as one line."""
+"""What the commands share: options and passphrases."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import click
 
-from jobworker.errors import InvalidField, JobWorkerError, PkiProblem
+from jobworker.errors import InvalidField, PkiProblem
 from jobworker_pki import home
 from jobworker_pki.home import Home
 from jobworker_pki.keys import Ask
@@ -41,22 +41,9 @@ passphrase_file = click.option(
 )
 
 
-@contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Turn errors into a line on stderr and an exit code: 2 for a wrong option, 1 for all else."""
-    try:
-        yield
-    except InvalidField as error:
-        raise click.UsageError(str(error)) from None
-    except JobWorkerError as error:
-        raise click.ClickException(str(error)) from None
-
-
-@contextlib.contextmanager
-def opened(path: str, file: str | None) -> Iterator[Home]:
-    """The PKI at `path`, its passphrase to be had from `file` or the terminal; errors are reported."""
-    with reported(), home.opened(path, asking(file)) as found:
-        yield found
+def opened(path: str, file: str | None) -> AbstractContextManager[Home]:
+    """The PKI at `path`, its passphrase to be had from `file` or the terminal."""
+    return home.opened(path, asking(file))
 
 
 def once() -> Read:

@@ -6,7 +6,6 @@ import click
 
 from jobworker.identity import DEFAULT_ROLE_OID
 from jobworker_pki import dev as dev_set
-from jobworker_pki.cli.common import reported
 
 _DEV = """\
 Make a development PKI in DIR, for your own machine.
@@ -42,7 +41,6 @@ Example:
 @click.option("--renew", is_flag=True, help="Make the certificates and keys anew; the CA only if it is faulty.")
 def dev(directory: str, hosts: tuple[str, ...], trust_domain: str, role_oid: str, renew: bool) -> None:  # noqa: FBT001 (click passes it by name)
     wanted = dev_set.Wanted(hosts, trust_domain, role_oid)
-    with reported():
-        outcome = dev_set.ensure(directory, wanted, renew=renew, progress=lambda text: click.echo(text, err=True))
+    outcome = dev_set.ensure(directory, wanted, renew=renew, progress=lambda text: click.echo(text, err=True))
     what = f"made {', '.join(outcome.made)}" if outcome.made else "nothing to do, the set is complete"
     click.echo(f"{directory}: {what}; {outcome.authority}, valid until {outcome.expires:%Y-%m-%d}")

@@ -6,7 +6,7 @@ import click
 
 from jobworker.identity import DEFAULT_ROLE_OID
 from jobworker_pki import home
-from jobworker_pki.cli.common import asking, choose, once, passphrase_file, reported
+from jobworker_pki.cli.common import asking, choose, once, passphrase_file
 from jobworker_pki.settings import Settings
 
 _INIT = """\
@@ -46,14 +46,13 @@ def init(
     no_passphrase: bool,  # noqa: FBT001 (click passes it by name)
 ) -> None:
     wanted, read = Settings(trust_domain, role_oid, domains, networks), once()
-    with reported():
-        made = home.ensure(
-            directory,
-            wanted,
-            lambda: choose(passphrase_file, read, none=no_passphrase),
-            asking(passphrase_file, read),
-            lambda text: click.echo(text, err=True),
-        )
+    made = home.ensure(
+        directory,
+        wanted,
+        lambda: choose(passphrase_file, read, none=no_passphrase),
+        asking(passphrase_file, read),
+        lambda text: click.echo(text, err=True),
+    )
     if not made:
         click.echo(f"{directory}: nothing to do, the PKI is complete")
         return

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import click
 
+from jobworker import program
 from jobworker.errors import JobWorkerError
 from jobworker_pki import renewal
 from jobworker_pki.cli.common import directory, opened, passphrase_file
@@ -46,7 +47,7 @@ def renew(
             try:
                 outcome = renewal.renew(home, path, life=life, force=force, new_key=new_key)
             except JobWorkerError as error:
-                click.echo(f"Error: {error}", err=True)
+                program.complain("worker-pki", str(error))
                 failed += 1
             else:
                 _say(path, outcome)

@@ -11,7 +11,7 @@ from jobworker.identity import DEFAULT_ROLE_OID
 from jobworker_pki import home as homes
 from jobworker_pki import index
 from jobworker_pki import show as shown
-from jobworker_pki.cli.common import asking, reported
+from jobworker_pki.cli.common import asking
 from jobworker_pki.show import Context
 
 _SHOW = """\
@@ -31,10 +31,9 @@ Example:
 @click.option("--ca", metavar="FILE", help="The CAs that the agent trusts.")
 @click.option("--role-oid", default=DEFAULT_ROLE_OID, show_default=True, help="Of the extension with the role.")
 def show(file: str, directory: str | None, ca: str | None, role_oid: str) -> None:
-    with reported():
-        trusted = shown.certificates(ca) if ca else ()
-        context = Context(datetime.now(UTC), role_oid, trusted)
-        click.echo(shown.text(file, _of_home(directory, trusted) if directory else context))
+    trusted = shown.certificates(ca) if ca else ()
+    context = Context(datetime.now(UTC), role_oid, trusted)
+    click.echo(shown.text(file, _of_home(directory, trusted) if directory else context))
 
 
 def _of_home(directory: str, trusted: tuple[x509.Certificate, ...]) -> Context:

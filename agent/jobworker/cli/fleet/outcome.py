@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jobworker.cli.fleet.targets import some
-from jobworker.cli.worker_client import INTERRUPTED
 from jobworker.client.failures import CallFailed, NothingMatches
 from jobworker.errors import JobNotFound, JobWorkerError, TlsProblem
+from jobworker.program import INTERRUPTED
 
 FAILED, UNREACHABLE = 1, 3
 

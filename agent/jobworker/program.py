@@ -1,0 +1,101 @@
+"""How `worker-client`, `worker-agent` and `worker-pki` begin and end, and what all three do alike.
+
+Imports click and nothing else, because `worker-client --help` does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+FAILED, NOT_UNDERSTOOD = 1, 2
+# A shell's exit codes for what a signal has ended.
+BY_SIGNAL = 128
+INTERRUPTED = BY_SIGNAL + signal.SIGINT
+NOBODY_READS = BY_SIGNAL + signal.SIGPIPE
+
+# A group that was called without a command; click 8.1 shows its help by itself.
+_NO_COMMAND = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
+def main(name: str, command: click.Command) -> NoReturn:
+    """Be the program of this name, from the words that it was called with to its exit code."""
+    open_standard_streams()
+    sys.exit(run(name, command, sys.argv[1:]))
+
+
+def open_standard_streams() -> None:
+    """Put /dev/null where the caller has closed one, lest a file gets its number and then the output."""
+    names = {1: "stdout", 2: "stderr"}
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= max(names):
+        if fd in names:
+            setattr(sys, names[fd], os.fdopen(fd, "w"))
+    os.close(fd)
+
+
+def run(name: str, command: click.Command, words: Sequence[str]) -> int:
+    """Run one command line and return its exit code; what goes wrong is told in a sentence."""
+    try:
+        with command.make_context(name, list(words) or ["--help"]) as context:
+            status = command.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except KeyboardInterrupt:
+        # Behind the ^C that the terminal shows.
+        click.echo(err=True)
+        return INTERRUPTED
+    except click.Abort:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - what is no failure of the user's or the host's is raised again
+        return _failed(name, error)
+    return status or 0
+
+
+def _failed(name: str, error: Exception) -> int:
+    from jobworker.errors import InvalidField, JobWorkerError  # noqa: PLC0415 - `--help` need not wait for it
+
+    if isinstance(error, _NO_COMMAND):
+        error.show()
+        return NOT_UNDERSTOOD
+    if isinstance(error, click.UsageError):
+        asked = error.ctx.command_path if error.ctx else name
+        complain(name, f"{error.format_message().rstrip('.')}; see `{asked} --help`")
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        complain(name, error.format_message())
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        leave_output()
+        return NOBODY_READS
+    if isinstance(error, OSError):
+        complain(name, told(error))
+        return FAILED
+    if isinstance(error, JobWorkerError):
+        complain(name, str(error))
+        return NOT_UNDERSTOOD if isinstance(error, InvalidField) else FAILED
+    raise error
+
+
+def told(error: OSError) -> str:
+    """What the kernel has answered, about a file or else about the output."""
+    if error.filename is not None:
+        return f"{error.filename}: cannot be used: {error.strerror}"
+    leave_output()
+    return f"the output cannot be written: {error.strerror}"
+
+
+def leave_output() -> None:
+    """Let go of what nobody takes, or the interpreter tries again as it ends, and has its own words for that."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def complain(name: str, sentence: str) -> None:
+    click.echo(f"{name}: {sentence}", err=True)
