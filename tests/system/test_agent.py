@@ -11,15 +11,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from jobworker.cli import dev
+from jobworker.limits import Enforcement
+from jobworker.sandbox import Part
 from jobworker.settings.schema import Settings
+from jobworker.wire.host import LimitSupport, PartSupport
 from support.agent import DEADLINE, Agent, running_agent
 from support.leftovers import cgroups, processes_of, processes_with
+from support.scripted_supervisor import HOST
 from support.waiting import until
 
 BIN = os.path.dirname(sys.executable)
@@ -114,7 +118,9 @@ def test_a_port_that_is_taken(own_agent: Agent) -> None:
         command = [os.path.join(BIN, "worker-agent"), "dev", "--dir", directory, "--listen", own_agent.addr]
         second = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
         assert second.returncode == 1
-        assert own_agent.addr in second.stderr
+        assert f"listen: {own_agent.addr} cannot be had: it is in use" in second.stderr
+        assert "; stop what listens there (ss -ltnp), or give another address\n" in second.stderr
+        assert second.stderr.endswith("\nworker-agent: the gateway did not start; what it said stands above\n")
         assert processes_with(directory) == []
 
 
@@ -284,8 +290,20 @@ def test_jobs_cannot_read_what_the_agent_keeps(own_agent: Agent) -> None:
 
 def test_what_the_host_does_not_limit_in_full_is_said_at_the_start(own_agent: Agent) -> None:
     limits = json.loads(own_agent.cli("info", "--format", "json", check=True).stdout)["limits"]
-    words = {"BEST_EFFORT": "is limited in part", "UNSUPPORTED": "cannot be limited"}
-    said = {line.strip().partition(":")[0] for line in own_agent.log().splitlines()}
-    for name, limit in limits.items():
-        told = [word for word in words.values() if f"{name} {word}" in said]
-        assert told == [words[limit["enforcement"]]] if limit["enforcement"] in words else told == []
+    words = {"BEST_EFFORT": "  limits in part only: ", "UNSUPPORTED": "  no limits: "}
+    said = own_agent.log().splitlines()
+    for enforcement, word in words.items():
+        lacking = {name for name, limit in limits.items() if limit["enforcement"] == enforcement}
+        told = [line.removeprefix(word).partition(": ") for line in said if line.startswith(word)]
+        assert {name for names, _, _ in told for name in names.split(", ")} == lacking
+        # Each reason once.
+        reasons = [reason for _, _, reason in told]
+        assert sorted(reasons) == sorted({limits[name]["detail"] for name in lacking})
+
+
+def test_a_reason_for_many_things_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = [LimitSupport(name, Enforcement.UNSUPPORTED, "no cgroup", "", "") for name in ("cpu", "memory")]
+    parts = [PartSupport(part, "not as root") for part in (Part.PRIVATE_TMP, Part.OWN_PROCESSES)]
+    dev._explain(replace(HOST, limits=(*limits,), isolation=(*parts, PartSupport(Part.SYSTEM_CALLS, ""))))
+    told = "  no sandbox: private-tmp, own-processes: not as root\n  no limits: cpu, memory: no cgroup\n"
+    assert capsys.readouterr().err == f"cgroups: none; jobs run as you\n{told}"

@@ -125,9 +125,10 @@ def test_a_file_is_not_taken_for_the_journal(tmp_path: str) -> None:
     assert all(line[0] == "{" for line in written(os.path.join(tmp_path, "log"), JOURNAL_STREAM="1:2"))
 
 
-def test_a_person_at_a_terminal_gets_text() -> None:
+def on_a_terminal(**environment: str) -> list[str]:
+    """The same there."""
     ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", _LINES], stderr=theirs, check=True)
+    subprocess.run([sys.executable, "-c", _LINES], stderr=theirs, check=True, env=dict(os.environ) | environment)
     os.close(theirs)
     text = b""
     try:
@@ -137,9 +138,20 @@ def test_a_person_at_a_terminal_gets_text() -> None:
         # Linux says so that the other end is closed.
         pass
     os.close(ours)
-    said = text.decode().splitlines()
+    return text.decode().splitlines()
+
+
+def test_a_person_at_a_terminal_gets_text() -> None:
+    said = on_a_terminal(NO_COLOR="")
     assert len(said) == 5
     assert "[warning  ] root" in said[0]
     assert said[0].endswith("n=1")
     assert "\\u001b[2J" in said[1]
     assert "gateway" in said[2]
+    assert "\x1b[" in said[2]
+
+
+def test_who_wants_no_colours_gets_none() -> None:
+    said = on_a_terminal(NO_COLOR="1")
+    assert len(said) == 5
+    assert "\x1b[" not in "".join(said)

@@ -24,6 +24,7 @@ from jobworker.cli import service
 from jobworker.cli.owner_link import OwnerLink
 from jobworker.cli.service import AgentProblem
 from jobworker.errors import AgentUnavailable, InvalidField, JobWorkerError
+from jobworker.findings import by_reason
 from jobworker.limits import Enforcement
 from jobworker.settings import schema
 from jobworker.settings.schema import IsolationSettings, Settings, TlsSettings
@@ -165,13 +166,18 @@ def _start(
 def _explain(host: HostInfo) -> None:
     """Say what the host gives and what it does not."""
     _say(f"cgroups: {host.cgroup_mode}; jobs run as {'a user each' if host.user_per_job else 'you'}")
-    for limit in host.limits:
-        if limit.enforcement is not Enforcement.ENFORCED:
-            partly = limit.enforcement is Enforcement.BEST_EFFORT
-            _say(f"  {limit.name} {'is limited in part' if partly else 'cannot be limited'}: {limit.detail}")
-    for part in host.isolation:
-        if part.reason:
-            _say(f"  no {part.part.value}: {part.reason}")
+
+    def limits(enforcement: Enforcement) -> list[tuple[str, str]]:
+        return [(limit.detail, limit.name) for limit in host.limits if limit.enforcement is enforcement]
+
+    lacking = {
+        "no sandbox": [(part.reason, part.part.value) for part in host.isolation if part.reason],
+        "no limits": limits(Enforcement.UNSUPPORTED),
+        "limits in part only": limits(Enforcement.BEST_EFFORT),
+    }
+    for what, pairs in lacking.items():
+        for told in by_reason(pairs):
+            _say(f"  {what}: {told}")
 
 
 class _Supervisor:

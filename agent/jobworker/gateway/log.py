@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -62,7 +63,9 @@ def configure(level: str) -> None:
 
 def _final() -> tuple[structlog.typing.Processor, ...]:
     if sys.stderr.isatty():
-        return (structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),)
+        # https://no-color.org: by its presence, whatever its value, but an empty one.
+        plain, colours = structlog.dev.plain_traceback, not os.environ.get("NO_COLOR")
+        return (structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain),)
     render = structlog.processors.JSONRenderer()
     if not service_manager.reads_priorities():
         return structlog.processors.format_exc_info, render

@@ -17,6 +17,7 @@ from jobworker.errors import InvalidField, Unauthenticated
 from jobworker.gateway.credentials import Credentials
 from jobworker.gateway.metrics import AgentMetrics
 from jobworker.gateway.passwords import Passwords
+from jobworker.gateway.server import ELSEWHERE
 from jobworker.gateway.trust import Trust
 from jobworker.settings.schema import Settings, TlsSettings
 
@@ -48,8 +49,8 @@ async def serve(settings: Settings, trust: Trust, metrics: AgentMetrics) -> str:
             ssl_shutdown_timeout=_PATIENCE_SECONDS if tls else None,
         )
     except OSError as error:
-        problem = f"{wanted.listen} cannot be had: {error.strerror}"
-        raise InvalidField("metrics.listen", problem, "127.0.0.1:7444") from None
+        problem = f"{wanted.listen} cannot be had: {error.strerror}; {ELSEWHERE}"
+        raise InvalidField("metrics.listen", problem) from None
     return f"{host}:{server.sockets[0].getsockname()[1]}"
 
 

@@ -44,6 +44,9 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_connection_idle_ms", 3_600_000),
 )
 
+# What to do where an address cannot be had.
+ELSEWHERE = "stop what listens there (ss -ltnp), or give another address"
+
 
 class _Handshakes:
     """What grpc asks at each of them, in threads of its own."""
@@ -92,6 +95,6 @@ def bind(server: aio.Server, listen: str, credentials: Kept[Credentials]) -> str
     try:
         port = server.add_secure_port(listen, tls)
     except RuntimeError:
-        problem = f"{listen} cannot be had: it is in use, or not an address of this host"
-        raise InvalidField("listen", problem, "127.0.0.1:7443") from None
+        problem = f"{listen} cannot be had: it is in use, or not an address of this host; {ELSEWHERE}"
+        raise InvalidField("listen", problem) from None
     return f"{listen.rpartition(':')[0]}:{port}"
