@@ -31,10 +31,10 @@ def main(name: str, command: click.Command) -> NoReturn:
 
 def open_standard_streams() -> None:
     """Put /dev/null where the caller has closed one, lest a file gets its number and then the output."""
-    names = {1: "stdout", 2: "stderr"}
+    names = {0: "stdin", 1: "stdout", 2: "stderr"}
     while (fd := os.open(os.devnull, os.O_RDWR)) <= max(names):
         if fd in names:
-            setattr(sys, names[fd], os.fdopen(fd, "w"))
+            setattr(sys, names[fd], os.fdopen(fd, "w" if fd else "r"))
     os.close(fd)
 
 
