@@ -25,6 +25,7 @@ class Settings:
         role_oid: of the extension with the role.
         domains: hosts are named in or below these; any host name may stand if there are none.
         networks: hosts' addresses lie in these, e.g. `10.0.0.0/8`; any address may stand if there are none.
+            Only what is issued here is held to them.
     """
 
     trust_domain: str
@@ -52,15 +53,18 @@ class Settings:
             _network(network)
 
     def permitted(self) -> tuple[x509.GeneralName, ...]:
-        """The CA's name constraints."""
+        """The CA's name constraints.
+
+        The networks are not among them: BoringSSL, and so gRPC, knows no constraints on addresses, and would
+        refuse every certificate with an address.
+        """
         return (
             x509.UniformResourceIdentifier(self.trust_domain),
             *(x509.DNSName(domain) for domain in self.domains),
-            *(x509.IPAddress(_network(network)) for network in self.networks),
         )
 
     def check_host(self, name: x509.GeneralName) -> None:
-        """Refuse a name that the name constraints do not permit: no peer would accept the certificate.
+        """Refuse a name that is not one of this PKI's hosts.
 
         Raises:
             InvalidField: it is outside all domains, or outside all networks.

@@ -47,9 +47,9 @@ def running(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gate
         yield started
 
 
-def check(running: gateway.Gateway, client: Files) -> str:
+def check(running: gateway.Gateway, client: Files, host: str = HOST) -> str:
     """The answer to a health check; the status's name if it is refused."""
-    options = [("grpc.ssl_target_name_override", HOST)]
+    options = [("grpc.ssl_target_name_override", host)]
     with grpc.secure_channel(running.address, gateway.credentials(client), options) as channel:
         request = health_pb2.HealthCheckRequest()
         try:
@@ -68,6 +68,16 @@ def test_a_user_of_the_intermediate_is_let_in(running: gateway.Gateway, pki: Pki
 def test_the_intermediate_cannot_vouch_for_another_trust_domain(running: gateway.Gateway, pki: Pki) -> None:
     client = files(pki, "users/rogue.pem", user("example.net"))
     assert check(running, client) == "UNAVAILABLE"
+
+
+def test_a_server_with_a_name_and_an_address_is_believed_by_both(pki: Pki, tmp_path: Path) -> None:
+    """The PKI has a network: constraints on addresses would have gRPC refuse the certificate whole."""
+    server = files(pki, "hosts/address.pem", host_profile(HOST, "10.0.0.7"))
+    client = files(pki, "users/carol.pem", user("example.org"))
+    with gateway.gateway(tmp_path, gateway.settings(str(tmp_path), server)) as started:
+        for host in (HOST, "10.0.0.7"):
+            assert check(started, client, host) in ("SERVING", "NOT_SERVING")
+        assert check(started, client, "10.0.0.8") == "UNAVAILABLE"
 
 
 def test_a_server_outside_the_domains_is_not_believed(pki: Pki, tmp_path: Path) -> None:

@@ -71,7 +71,6 @@ def test_a_cas_certificate(pki: Pki) -> None:
     assert [value for name, value in told if name == "permits"] == [
         "URI:example.org",
         "DNS:example.org",
-        "IP:10.0.0.0/8",
     ]
 
 

@@ -14,7 +14,7 @@ Make a PKI in DIR: a root CA for twenty years, and an intermediate that issues, 
 
 The root's key is needed again only to renew or revoke the intermediate: take DIR/root.key offline.
 Both keys are encrypted with a passphrase. The intermediate is held to the trust domain, and to the
-domains and networks if there are any, by name constraints.
+domains if there are any, by name constraints; to the networks only by what worker-pki signs.
 
 Run again it completes what is missing, and leaves the rest alone.
 
