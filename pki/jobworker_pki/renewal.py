@@ -48,12 +48,14 @@ def renew(home: Home, path: str, *, life: timedelta | None, force: bool, new_key
         new_key: make a key too. Between the two renames the key is a moment ahead of its certificate.
 
     Raises:
-        PkiProblem: it is not this PKI's, is revoked, or would gain nothing.
+        PkiProblem: it is not this PKI's, is revoked, would gain nothing, or is to have a key that it cannot have.
     """
     now, file = datetime.now(UTC), os.path.basename(path)
     with _folder(home, path) as store:
         old = store.certificate(file)
         ca = _issuer(home, store.path_of(file), old)
+        if new_key:
+            _check_new_key(store.path_of(file), old)
         if not force and now < due(old):
             return Outcome(old, due(old), made=False)
         profile = _profile(home, store.path_of(file), old, life or _life(old))
@@ -87,6 +89,14 @@ def _issuer(home: Home, path: str, certificate: x509.Certificate) -> str:
     if f"{certificate.serial_number:x}" in index.revocations(index.records(home.store)):
         raise PkiProblem(path, "is revoked", "remove it, or issue a new one, with a new key")
     return ca
+
+
+def _check_new_key(path: str, certificate: x509.Certificate) -> None:
+    if reading.is_ca(certificate):
+        raise PkiProblem(path, "is a CA, whose key stays for the sake of what it has signed", "omit --new-key")
+    if not path.endswith(".pem"):
+        fix = "renew it without --new-key, or rename certificate and key to NAME.pem and NAME.key"
+        raise PkiProblem(path, "is not called NAME.pem, so it is unclear which file is its key", fix)
 
 
 def _profile(home: Home, path: str, old: x509.Certificate, life: timedelta) -> Profile:

@@ -83,6 +83,17 @@ def test_a_new_key_beside_it(pki: Pki) -> None:
     assert os.stat(key).st_mode & 0o777 == 0o600
 
 
+def test_a_ca_gets_no_new_key(pki: Pki) -> None:
+    problem = pki.refused("renew", pki.path("intermediate.pem"), "--force", "--new-key")
+    assert "intermediate.pem: is a CA, whose key stays" in problem
+
+
+def test_without_a_name_for_it_there_is_no_new_key(pki: Pki) -> None:
+    path = pki.leaf("hosts/agent.crt", host_profile("a.example.org"), DAY)
+    problem = pki.refused("renew", path, "--force", "--new-key")
+    assert "agent.crt: is not called NAME.pem, so it is unclear which file is its key; renew it without" in problem
+
+
 def test_several_in_one_call(pki: Pki) -> None:
     first, second = host(pki, 25 * DAY), pki.leaf("hosts/b.pem", host_profile("b.example.org"), DAY)
     out = pki.ok("renew", first, second).splitlines()
