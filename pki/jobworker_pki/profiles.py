@@ -73,7 +73,10 @@ def server(hosts: tuple[str, ...], life: timedelta) -> Profile:
         InvalidField: one of them is neither a host name nor an IP address.
     """
     names = tuple(host_name(host) for host in dict.fromkeys(hosts))
-    return Profile(hosts[0], life, _leaf(ExtendedKeyUsageOID.SERVER_AUTH, names))
+    # OpenSSL takes a common name with a dot for a host's name if the SAN has none, and a CA's name constraints
+    # would then refuse the address.
+    common_name = f"host {hosts[0]}" if isinstance(names[0], x509.IPAddress) else hosts[0]
+    return Profile(common_name, life, _leaf(ExtendedKeyUsageOID.SERVER_AUTH, names))
 
 
 def user(name: str, role: identity.Role, trust_domain: str, role_oid: str, life: timedelta) -> Profile:

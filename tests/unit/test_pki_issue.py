@@ -94,6 +94,12 @@ def test_the_hosts_names_are_verified(issued: Pki) -> None:
     assert "hostname mismatch" in openssl("verify", "-verify_hostname", "build8.example.org", *chain)
 
 
+def test_a_host_that_has_but_an_address_is_verified(pki: Pki) -> None:
+    pki.ok("issue", "host", "10.0.0.7")
+    chain = ("-CAfile", pki.path("ca.pem"), "-untrusted", pki.path("intermediate.pem"))
+    assert openssl("verify", "-verify_ip", "10.0.0.7", *chain, pki.path("hosts", "10.0.0.7.pem")).endswith("OK\n")
+
+
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
