@@ -45,6 +45,7 @@ class RootSide:
     Args:
         directory: where it keeps everything.
         as_user: run it as this user, with the system's Python and a copy of the package that the user can read.
+        python: the interpreter that runs it; by default the tests' own.
         without_call: the number of a system call that it is to do without.
         own_package: run a copy of the package, `package`, that the test may change.
         manager: the service manager that starts it.
@@ -64,6 +65,7 @@ class RootSide:
         directory: str,
         *,
         as_user: int | None = None,
+        python: str = sys.executable,
         own_package: bool = False,
         without_call: int | None = None,
         manager: ServiceManager | None = None,
@@ -78,7 +80,7 @@ class RootSide:
     ) -> None:
         missing = "refuse" if as_user is None else "report"
         self._without_call, self._manager = without_call, manager
-        self._python, self.package = sys.executable if as_user is None else "/usr/bin/python3", _ROOT
+        self._python, self.package = python if as_user is None else "/usr/bin/python3", _ROOT
         if own_package or as_user is not None:
             leave = shutil.ignore_patterns("__pycache__")
             self.package = shutil.copytree(_ROOT, os.path.join(directory, "package", "jobworker"), ignore=leave)

@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,19 @@ def attached(pid: int, *arguments: str) -> Iterator[None]:
         finally:
             strace.terminate()
             strace.communicate()
+
+
+@contextlib.contextmanager
+def without_processes(pid: int) -> Iterator[Callable[[], int]]:
+    """Meanwhile this process can make no other (fork(2), EAGAIN); tells how often it has tried."""
+    with tempfile.NamedTemporaryFile(mode="r", prefix="jobworker-strace-") as file:
+
+        def tries() -> int:
+            return Path(file.name).read_text().count("(INJECTED)")
+
+        calls = "clone,clone3"
+        with attached(pid, "-o", file.name, "-e", f"trace={calls}", "-e", f"inject={calls}:error=EAGAIN"):
+            yield tries
 
 
 class Recorder:

@@ -14,6 +14,7 @@ from jobworker.jobs import JobRecord
 from jobworker.wire.messages import DeleteJob
 from support.link import CALLER, Link
 from support.root_side import RootSide, root_side
+from support.strace import needs_strace, without_processes
 
 pytestmark = pytest.mark.root
 
@@ -65,6 +66,22 @@ def test_closed_segments_are_compressed_while_the_job_runs(tmp_path: Path) -> No
         link.stop(record.job_id)
         assert link.read_log(link.inspect(record.job_id)) == WRITTEN
         assert all(name.split(".")[0] in ("log", "idx") for name in names(side, record)), "nothing is left over"
+
+
+@needs_strace
+def test_it_waits_for_a_process(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), segment_bytes=SEGMENT, compress_logs=True) as side:
+        link = side.link(subscribe=True)
+        record = link.start("/bin/sh", "-c", f"while [ ! -e go ]; do sleep 0.02; done; {SCRIPT}")
+        pid = side.supervisor_pid()
+        with without_processes(pid) as tries:
+            Path(side.state_dir, "jobs", record.job_id, "work", "go").touch()
+            side.wait_for(lambda: tries() > 1)
+        ended = link.wait_ended(record.job_id)
+        side.wait_for(lambda: all_compressed(side, record))
+        assert link.read_log(ended) == WRITTEN
+        assert side.supervisor_pid() == pid
+        assert side.log().count("no compressor could be started") == 1
 
 
 def test_who_has_the_plain_file_open_goes_on(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from jobworker.errors import CapExceeded, JobNotFound
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
-from jobworker.wire.messages import JobRemoved, StartJob
+from jobworker.wire.messages import DeleteJob, JobRemoved, StartJob
 from support.callers import caller
-from support.link import Link
+from support.link import CALLER, Link
 from support.root_side import RootSide, root_side
+from support.strace import attached, needs_strace, without_processes
 
 pytestmark = pytest.mark.root
 
@@ -105,20 +106,54 @@ def test_a_removal_that_was_cut_off_goes_on(tmp_path: Path) -> None:
         wait_until_removed(side)
 
 
+@needs_strace
+def test_a_removal_waits_for_a_process(tmp_path: Path) -> None:
+    with root_side(str(tmp_path)) as side:
+        link = side.link(subscribe=True)
+        records, pid = [run(link, "echo x > file") for _ in range(2)], side.supervisor_pid()
+        with without_processes(pid) as tries:
+            for record in records:
+                link.ask(DeleteJob(CALLER, record.job_id))
+            side.wait_for(lambda: tries() > 1)
+        wait_until_removed(side)
+        assert side.supervisor_pid() == pid
+        assert side.log().count("no remover could be started") == 1
+
+
+@needs_strace
+def test_a_disk_that_does_not_tell_what_is_left(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), uid_count=1) as side:
+        link = side.link(subscribe=True)
+        record, pid = run(link, "echo x > file"), side.supervisor_pid()
+        calls = ("-e", "trace=getdents64", "-e", "inject=getdents64:error=EIO")
+        with attached(pid, "-o", "/dev/null", *calls):
+            link.ask(DeleteJob(CALLER, record.job_id))
+            side.wait_for(lambda: "can't be listed" in side.log())
+            with pytest.raises(CapExceeded):
+                link.start("/bin/true")
+        assert start_when_possible(side, link).uid == record.uid
+        assert side.supervisor_pid() == pid
+        assert side.log().count("can't be listed") == 1
+
+
+def start_when_possible(side: RootSide, link: Link) -> JobRecord:
+    """Start a job when there is a user for it, for which the supervisor has to learn of the helper's end first."""
+    records: list[JobRecord] = []
+
+    def started() -> bool:
+        with suppress(CapExceeded):
+            records.append(link.start("/bin/true"))
+        return bool(records)
+
+    side.wait_for(started)
+    return records[0]
+
+
 def test_users_are_used_again_when_no_file_of_theirs_is_left(tmp_path: Path) -> None:
     with root_side(str(tmp_path), keep_ended=0, uid_count=2) as side:
         link = side.link(subscribe=True)
         first = {run(link, "echo x > file").uid for _ in range(2)}
-        again: list[JobRecord] = []
-
-        def started() -> bool:
-            with suppress(CapExceeded):
-                again.append(link.start("/bin/true"))
-            return bool(again)
-
-        # The supervisor learns of the helper's end, not of the last removal.
-        side.wait_for(started)
-        assert again[0].uid in first
+        assert start_when_possible(side, link).uid in first
 
 
 def test_the_key_of_a_removed_job_is_free(tmp_path: Path) -> None:

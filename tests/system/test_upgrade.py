@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from jobworker.errors import UpgradeRefused
 from jobworker.jobs import EndReason
 from jobworker.sandbox import Applied
 from jobworker.wire import messages
-from support.leftovers import descriptors
+from support.leftovers import cgroups, descriptors
 from support.link import Link
-from support.root_side import RootSide, fresh_root_side
+from support.root_side import RootSide, fresh_root_side, root_side
+from support.strace import attached, needs_strace, without_processes
 
 pytestmark = pytest.mark.root
 
@@ -79,6 +81,18 @@ def test_the_keeper_is_new_as_well(own_side: RootSide) -> None:
     assert own_side.close() == 0
 
 
+def test_told_to_end_while_the_keeper_executes_itself_it_ends(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    job = link.start("/bin/sleep", "1000")
+    program, begun = Path(own_side.package, "keeper", "__main__.py"), Path(own_side.state_dir, "begun")
+    wait = f"if '--resume-fd' in sys.argv: open({str(begun)!r}, 'w').close(); __import__('time').sleep(0.5)\n"
+    program.write_text(program.read_text().replace("import sys\n", f"import sys\n{wait}", 1))
+    upgrade(own_side, link)
+    own_side.wait_for(begun.exists)
+    assert own_side.close() == 0
+    assert cgroups(job.job_id) == []
+
+
 @pytest.mark.parametrize("damage", ["syntax", "crash", "missing"])
 def test_a_version_that_does_not_start_is_refused(own_side: RootSide, damage: str) -> None:
     link = own_side.link(subscribe=True)
@@ -98,6 +112,54 @@ def test_a_version_that_does_not_start_is_refused(own_side: RootSide, damage: st
     path.write_text(good)
     assert link.start("/bin/true").started_ns
     assert link.stop(record.job_id).end_reason is EndReason.STOPPED
+
+
+def test_an_interpreter_that_is_gone_is_waited_for(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.symlink_to(os.path.realpath(sys.executable))
+    with root_side(str(tmp_path), python=str(python)) as side:
+        link = side.link(subscribe=True)
+        record = link.start("/bin/sleep", "1000")
+        pids = side.keeper.pid, side.supervisor_pid()
+        os.rename(python, tmp_path / "gone")
+        with pytest.raises(UpgradeRefused, match=f"No such file or directory: '{python}'"):
+            link.ask(messages.Upgrade())
+        assert (side.keeper.pid, side.supervisor_pid()) == pids
+        # Nor is there one for the next supervisor.
+        os.kill(pids[1], signal.SIGKILL)
+        link.drain()
+        side.wait_for(lambda: "cannot start a supervisor" in side.log())
+        os.rename(tmp_path / "gone", python)
+        link = upgrade(side, side.reconnect())
+        assert link.stop(record.job_id).end_reason is EndReason.STOPPED
+
+
+@needs_strace
+def test_a_keeper_without_a_process_for_its_proof_is_new_later(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/sleep", "1000")
+    with without_processes(own_side.keeper.pid) as tries:
+        link = upgrade(own_side, link)
+        own_side.wait_for(lambda: tries() > 1)
+        assert "--resume-fd" not in own_side.keeper_arguments()
+    own_side.wait_for(lambda: "--resume-fd" in own_side.keeper_arguments())
+    assert own_side.log().count("keeper: cannot be upgraded: [Errno 11]") == 1
+    assert link.stop(record.job_id).end_reason is EndReason.STOPPED
+
+
+@needs_strace
+def test_without_a_process_for_the_stand_in_output_waits(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    script = "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
+    record, pid = link.start("/bin/sh", "-c", script), own_side.supervisor_pid()
+    # The C library makes the proof's process by clone too then; the stand-in's is the second one.
+    faults = ("inject=clone3:error=ENOSYS", "inject=clone:error=EAGAIN:when=2")
+    with attached(pid, "-o", "/dev/null", "-e", "trace=clone,clone3", "-e", faults[0], "-e", faults[1]):
+        link = upgrade(own_side, link)
+    assert own_side.supervisor_pid() == pid
+    ended = link.wait_ended(record.job_id)
+    assert (ended.exit_code, ended.lost_bytes) == (5, 0)
+    assert link.read_log(ended) == "".join(f"{i}\n" for i in range(200)).encode()
 
 
 def test_a_record_from_the_future_refuses_an_upgrade(own_side: RootSide) -> None:

@@ -22,7 +22,7 @@ from jobworker.keeper.parking import PIDFD, STDERR, STDIN_FILE, STDIN_PIPE, STDO
 from jobworker.wire import handover, keeping, service_manager, sockets
 from jobworker.wire.handover import Held
 
-# Between two starts of a supervisor that dies before it serves, in seconds.
+# Between two starts of a supervisor that dies before it serves, or for which there is no process, in seconds.
 _PAUSE = 0.5
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 # Sent by a service manager that starts another keeper right after; jobs are left to that one.
@@ -58,6 +58,9 @@ class Keeper:
         self._supervisor = 0
         self._was_ready = False
         self._upgrade_due = False
+        # Until when nothing is started, since the last try has failed.
+        self._again_at: float | None = None
+        self._complaint = ""
         self._ending: signal.Signals | None = None
         self._link: socket.socket | None = None
         self._wakeup, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -85,20 +88,18 @@ class Keeper:
         self._was_ready = bool(state.supervisor)
         if state.link_fd >= 0:
             self._link = socket.socket(fileno=state.link_fd)
+        # What waited for its handler came to that before a supervisor was known.
+        self._end_supervisor()
 
     def run(self) -> int:
         """Keep until the supervisor has ended for good; returns its exit status."""
-        if not self._supervisor:
-            self._start_supervisor()
-        status = self._reap()
+        status = self._go_on()
         while status is None:
             self._wait()
             self._say_unsent()
             self._parking.flush()
             self._listen()
-            if self._upgrade_due and not self._unsent and not self._parking.pending:
-                self._upgrade()
-            status = self._reap()
+            status = self._go_on()
         self._parking.finish()
         return status
 
@@ -108,14 +109,39 @@ class Keeper:
         self._parking.register(poll)
         if self._link:
             poll.register(self._link, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        poll.poll()
+        # Nothing tells when the host has a process to spare.
+        poll.poll(None if self._again_at is None else max(0.0, self._again_at - time.monotonic()) * 1000)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wakeup, 4096)
 
-    def _start_supervisor(self) -> None:
-        if self._supervisor and not self._was_ready:
-            time.sleep(_PAUSE)
-        self._was_ready = False
+    def _go_on(self) -> int | None:
+        """Reap, and start what is due; the exit status if there is nothing to go on with."""
+        # First of all, while there is no supervisor too: it may lack the process that an unreaped one is.
+        status = self._reap()
+        if self._again_at is not None and time.monotonic() >= self._again_at:
+            self._again_at = None
+        if status is None and self._again_at is None:
+            if not self._supervisor:
+                return self._start_supervisor()
+            if self._upgrade_due and not self._unsent and not self._parking.pending:
+                self._upgrade()
+        return status
+
+    def _start_supervisor(self) -> int | None:
+        """Start one; the exit status if that fails and nothing needs it."""
+        try:
+            self._supervisor, self._link = self._spawn()
+        except OSError as error:
+            self._complain("cannot start a supervisor", error)
+            return self._put_off_start(1)
+        self._complaint = ""
+        self._unsent.clear()
+        if self._ready_fd is not None:
+            os.close(self._ready_fd)
+            self._ready_fd = None
+        return None
+
+    def _spawn(self) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [*self._command, "--link-fd", str(theirs.fileno())]
         if self._parking:
@@ -124,14 +150,30 @@ class Keeper:
         if self._ready_fd is not None:
             command += ["--ready-fd", str(self._ready_fd)]
             os.set_inheritable(self._ready_fd, True)
-        self._supervisor = os.posix_spawn(command[0], command, os.environ, setsigdef=_IGNORED)
-        theirs.close()
-        if self._ready_fd is not None:
-            os.close(self._ready_fd)
-            self._ready_fd = None
+        with theirs:
+            try:
+                pid = os.posix_spawn(command[0], command, os.environ, setsigdef=_IGNORED)
+            except OSError:
+                ours.close()
+                raise
         ours.setblocking(False)
-        self._link = ours
-        self._unsent.clear()
+        return pid, ours
+
+    def _put_off_start(self, status: int) -> int | None:
+        if not self._held:
+            # It can't start, and nothing needs it: whoever started us shall know.
+            return status
+        self._again_at = time.monotonic() + _PAUSE
+        return None
+
+    def _complain(self, what: str, error: OSError) -> None:
+        """Say in the log why something is tried again; once, until there is another reason."""
+        line = f"keeper: {what}: {error}\n"
+        if line != self._complaint:
+            self._complaint = line
+            priority = f"<{service_manager.PRIORITIES['error']}>" if service_manager.reads_priorities() else ""
+            with contextlib.suppress(OSError):
+                os.write(2, f"{priority}{line}".encode())
 
     def _listen(self) -> None:
         """Take in all that the supervisor has said."""
@@ -214,11 +256,10 @@ class Keeper:
         self._listen()
         if code == os.CLD_EXITED and status == 0:
             return 0
-        if not self._was_ready and not self._held:
-            # It can't start, and nothing needs it: whoever started us shall know.
-            return status or 1
-        self._start_supervisor()
-        return None
+        # In this order: a signal that comes in between is not sent to process 0.
+        had_served, self._was_ready = self._was_ready, False
+        self._supervisor = 0
+        return None if had_served else self._put_off_start(status or 1)
 
     def _job_ended(self, pid: int, end: tuple[int, int]) -> None:
         for job_id, held in self._held.items():
@@ -239,11 +280,19 @@ class Keeper:
     def _upgrade(self) -> None:
         """Execute this program anew, same pid, children and descriptors, if the code there now can start."""
         self._upgrade_due = False
-        if self._link is None or not handover.proven(self._own):
-            return
-        state = handover.State(self._supervisor, self._link.fileno(), self._held)
+        try:
+            if self._link and handover.proven(self._own):
+                self._execute(handover.State(self._supervisor, self._link.fileno(), self._held))
+        except OSError as error:
+            # It says nothing of the code there.
+            self._complain("cannot be upgraded", error)
+            self._upgrade_due = True
+            self._again_at = time.monotonic() + _PAUSE
+
+    def _execute(self, state: handover.State) -> None:
         # Their handlers are gone for a moment; what comes then waits until they are back.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
-        with contextlib.suppress(OSError):
+        try:
             handover.execute(self._own, state)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)

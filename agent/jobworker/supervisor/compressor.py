@@ -13,7 +13,7 @@ import select
 from collections.abc import Callable
 
 from jobworker.kernel import beneath
-from jobworker.supervisor import compression, helper
+from jobworker.supervisor import compression, helper, retry
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 
@@ -49,12 +49,16 @@ class Compressor:
     def _go_on(self) -> None:
         if self._waiting and not self._at:
             job_id = next(iter(self._waiting))
-            self._at = job_id, self._waiting.pop(job_id)
-            if self._requests < 0:
-                self._start()
-            # One at a time: there is room. That it has died is told by the other pipe.
-            with contextlib.suppress(BrokenPipeError):
-                os.write(self._requests, "{} {}\n".format(*self._at).encode("ascii"))
+            at = self._at = job_id, self._waiting.pop(job_id)
+            if self._requests >= 0:
+                self._ask(*at)
+            else:
+                self._start(lambda: self._ask(*at))
+
+    def _ask(self, job_id: str, segment_bytes: int) -> None:
+        # One at a time: there is room. That it has died is told by the other pipe.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._requests, f"{job_id} {segment_bytes}\n".encode("ascii"))
 
     def end(self) -> None:
         """Have the helper end, and wait for that some seconds at most; it leaves what it is at as it was."""
@@ -66,13 +70,14 @@ class Compressor:
             poll.register(self._answers, 0)
             poll.poll(_PATIENCE_MS)
 
-    def _start(self) -> None:
-        reading, self._requests = os.pipe2(os.O_CLOEXEC)
-        self._answers, writing = os.pipe2(os.O_CLOEXEC)
-        helper.start("jw-compressor", (self._jobs_fd, reading, writing), _serve)
-        os.close(reading)
-        os.close(writing)
-        self._loop.watch(self._answers, select.EPOLLIN, self._answered)
+    def _start(self, begun: Callable[[], None]) -> None:
+        def started(pipes: tuple[int, int]) -> None:
+            self._requests, self._answers = pipes
+            self._loop.watch(self._answers, select.EPOLLIN, self._answered)
+            begun()
+
+        event = "no output is compressed: no compressor could be started"
+        retry.until_done(self._loop, self._log, event, lambda: _start_helper(self._jobs_fd), started)
 
     def _answered(self) -> None:
         answer = os.read(self._answers, _ANSWER_BYTES).decode("ascii")
@@ -104,6 +109,20 @@ class Compressor:
             self._said = number
             name = errno.errorcode.get(number, "UNKNOWN")
             self._log.warning("output is not compressed", job=job_id, error=name)
+
+
+def _start_helper(jobs_fd: int) -> tuple[int, int]:
+    """Start the helper; the pipes that it is asked by, and that it answers by."""
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as childs:
+        reading, requests = os.pipe2(os.O_CLOEXEC)
+        childs.callback(os.close, reading)
+        undo.callback(os.close, requests)
+        answers, writing = os.pipe2(os.O_CLOEXEC)
+        childs.callback(os.close, writing)
+        undo.callback(os.close, answers)
+        helper.start("jw-compressor", (jobs_fd, reading, writing), _serve)
+        undo.pop_all()
+    return requests, answers
 
 
 def _serve() -> None:

@@ -11,7 +11,8 @@ import contextlib
 import os
 
 from jobworker import chain
-from jobworker.supervisor import helper
+from jobworker.supervisor import helper, retry
+from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.store import FLUSHED
 
@@ -28,11 +29,20 @@ _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 class Flusher:
     """Collects what has changed and tells the helper; starts another helper when there is none any more."""
 
-    def __init__(self, loop: Loop, jobs_fd: int) -> None:
+    def __init__(self, loop: Loop, log: Log, jobs_fd: int) -> None:
         self._loop = loop
+        self._log = log
         self._jobs_fd = jobs_fd
         self._changed: dict[str, None] = {}
-        self._pipe = _start_helper(jobs_fd)
+        self._pipe = -1
+        self._start()
+
+    def _start(self) -> None:
+        event = "nothing is flushed to the disk: no flusher could be started"
+        retry.until_done(self._loop, self._log, event, lambda: _start_helper(self._jobs_fd), self._started)
+
+    def _started(self, pipe: int) -> None:
+        self._pipe = pipe
 
     def changed(self, job_id: str) -> None:
         """Flush what is there of this job, within about a second."""
@@ -46,26 +56,34 @@ class Flusher:
 
     def _tell(self) -> None:
         try:
-            while self._changed:
+            while self._changed and self._pipe >= 0:
                 ids = list(self._changed)[:_IDS_AT_ONCE]
                 os.write(self._pipe, (" ".join(ids) + "\n").encode("ascii"))
                 for job_id in ids:
                     del self._changed[job_id]
         except BlockingIOError:
-            # The disk does not keep up; a job that changes again meanwhile is still one job.
-            self._loop.call_after(_PERIOD, self._tell)
+            # The disk does not keep up.
+            pass
         except BrokenPipeError:
             os.close(self._pipe)
-            self._pipe = _start_helper(self._jobs_fd)
+            self._pipe = -1
+            self._start()
+        if self._changed:
+            # A job that changes again meanwhile is still one job.
             self._loop.call_after(_PERIOD, self._tell)
 
 
 def _start_helper(jobs_fd: int) -> int:
     """Start the helper; the pipe to tell it. It ends when the pipe closes."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(writing, False)
-    helper.start("jw-flusher", (jobs_fd, reading), _flush_until_closed)
-    os.close(reading)
+    try:
+        os.set_blocking(writing, False)
+        helper.start("jw-flusher", (jobs_fd, reading), _flush_until_closed)
+    except OSError:
+        os.close(writing)
+        raise
+    finally:
+        os.close(reading)
     return writing
 
 

@@ -6,6 +6,7 @@ keeper's to reap, also when the supervisor meanwhile executes another program.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -22,6 +23,9 @@ def start(name: str, fds: tuple[int, ...], work: Callable[[], None]) -> None:
         name: what ps calls it.
         fds: all that it holds; they become its descriptors 0 and following.
         work: its life.
+
+    Raises:
+        OSError: there is no process for it.
     """
 
     def alone() -> None:
@@ -34,14 +38,29 @@ def start(name: str, fds: tuple[int, ...], work: Callable[[], None]) -> None:
 
 
 def fork(name: str, work: Callable[[], None]) -> None:
-    """Fork a helper that holds all that the supervisor does."""
+    """Fork a helper that holds all that the supervisor does.
+
+    Raises:
+        OSError: there is no process for it.
+    """
     child = os.fork()
     if child == 0:
-        # Twice, and nobody here has to wait for it.
+        _fork_again(name, work)
+    error = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if error > 0:
+        raise OSError(error, os.strerror(error))
+
+
+def _fork_again(name: str, work: Callable[[], None]) -> None:
+    """Fork the helper, which nobody has to wait for then, and end; with the error's number if there is none."""
+    status = 0
+    try:
         if os.fork() == 0:
             _live(name, work)
-        os._exit(0)
-    os.waitpid(child, 0)
+    except OSError as error:
+        status = error.errno or errno.EAGAIN
+    finally:
+        os._exit(status)
 
 
 def _live(name: str, work: Callable[[], None]) -> None:

@@ -78,12 +78,12 @@ class Registry:
         self._removed = removed
         self._audit = around.audit
         self._users = Users(settings)
-        give_back = self._users.give_back
+        keep, give_back = self._users.keep, self._users.give_back
         # What becomes of a segment beside it, and the segment itself, should it be dropped meanwhile.
         reserved = 2 * settings.segment_bytes if settings.compress_logs else 0
         self._space = Space(settings.keep_logs, reserved)
         self._retention = Retention(
-            around.loop, around.log, self._store, self._space, settings, self._forget, give_back
+            around.loop, around.log, self._store, self._space, settings, self._forget, keep, give_back
         )
         self._compressor: Compressor | None = None
         if settings.compress_logs:
@@ -142,8 +142,7 @@ class Registry:
     def whole(self) -> None:
         """All jobs of earlier lives are known."""
         self.backlog, self.is_whole = None, True
-        for uid in self._retention.begin():
-            self._users.keep(uid)
+        self._retention.begin()
         self.starts.begin()
         self.tell_idle()
 

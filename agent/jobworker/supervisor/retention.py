@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from jobworker.jobs import JobRecord
 from jobworker.settings.schema import JobSettings
-from jobworker.supervisor import helper, removal, segments
+from jobworker.supervisor import helper, removal, retry, segments
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.space import Space
@@ -33,7 +33,8 @@ class Retention:
     Args:
         space: what they share with the running ones.
         forget: called with the id of a job that is gone.
-        removed: called with the user id of a job of which no file is left.
+        left: called with the user id of a job of an earlier life of which files are left.
+        removed: called with that of one of which none is left.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Retention:
         space: Space,
         settings: JobSettings,
         forget: Callable[[str], None],
+        left: Callable[[int], None],
         removed: Callable[[int], None],
     ) -> None:
         self._loop = loop
@@ -59,17 +61,16 @@ class Retention:
         self._bytes: dict[str, int] = {}
         self._leaving: dict[str, int] = {}
         self._removed = removed
-        self._remover = Remover(loop, log, store, self._is_removed)
+        self._remover = Remover(loop, log, store, lambda name: left(store.user_of(name)), self._is_removed)
         space.on_crowded(self.look)
         self._timer: Timer | None = None
         self._begun = False
 
-    def begin(self) -> list[int]:
-        """All jobs of earlier lives are known; the users of those that are still being removed."""
+    def begin(self) -> None:
+        """All jobs of earlier lives are known."""
         self._begun = True
-        left = self._remover.begin()
+        self._remover.begin()
         self._enforce()
-        return [self._store.user_of(name) for name in left]
 
     def add(self, record: JobRecord) -> None:
         """The job has ended, now or long ago."""
@@ -160,23 +161,37 @@ class Remover:
     """Removes the directories of jobs that nobody asks for any more, those that an earlier life left included.
 
     Args:
-        removed: called with the name of a directory that is gone.
+        left: called with the name of a directory that an earlier life has left.
+        removed: called with the name of one that is gone.
     """
 
-    def __init__(self, loop: Loop, log: Log, store: Store, removed: Callable[[str], None]) -> None:
+    def __init__(
+        self, loop: Loop, log: Log, store: Store, left: Callable[[str], None], removed: Callable[[str], None]
+    ) -> None:
         self._loop = loop
         self._log = log
         self._store = store
+        self._left = left
         self._removed = removed
         self._waiting: set[str] = set()
+        # What a helper is at.
+        self._batch: tuple[str, ...] = ()
         self._busy = False
 
-    def begin(self) -> frozenset[str]:
-        """Go on where an earlier life left off; what is to be removed."""
-        left = self._store.set_aside()
-        self._waiting.update(left)
+    def begin(self) -> None:
+        self._look(self._find)
+
+    def _look(self, found: Callable[[frozenset[str]], None]) -> None:
+        """See what there is to be removed."""
+        event = "the directories of removed jobs can't be listed"
+        retry.until_done(self._loop, self._log, event, self._store.set_aside, found)
+
+    def _find(self, names: frozenset[str]) -> None:
+        found = names.difference(self._batch)
+        for name in found:
+            self._left(name)
+        self._waiting |= found
         self._gather()
-        return left
 
     def remove(self, job_id: str, uid: int) -> str:
         """Set the job's directory aside, and remove it soon; what it is called until then.
@@ -193,20 +208,36 @@ class Remover:
         if self._waiting and not self._busy:
             # In the next round: others of this one come with it.
             self._busy = True
-            self._loop.call_after(0, self._start)
+            self._loop.call_after(0, self._begin)
 
-    def _start(self) -> None:
-        batch, self._waiting = tuple(self._waiting), set()
+    def _begin(self) -> None:
+        event = "files of removed jobs stay: no remover could be started"
+        retry.until_done(self._loop, self._log, event, self._start, self._started)
+
+    def _start(self) -> int:
+        """Start a helper for all that wait; what closes when it has ended, however it did."""
+        batch = tuple(self._waiting)
         reading, writing = os.pipe2(os.O_CLOEXEC)
-        helper.start("jw-remover", (self._store.removed_fd, writing), lambda: removal.remove(0, batch))
-        os.close(writing)
-        # It closes when the helper has ended, however it did.
-        self._loop.watch(reading, select.EPOLLIN, lambda: self._done(reading, batch))
+        try:
+            helper.start("jw-remover", (self._store.removed_fd, writing), lambda: removal.remove(0, batch))
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        self._batch, self._waiting = batch, set()
+        return reading
 
-    def _done(self, reading: int, batch: tuple[str, ...]) -> None:
+    def _started(self, reading: int) -> None:
+        self._loop.watch(reading, select.EPOLLIN, lambda: self._ended(reading))
+
+    def _ended(self, reading: int) -> None:
         self._loop.forget(reading)
         os.close(reading)
-        left = self._store.set_aside()
+        self._look(self._done)
+
+    def _done(self, left: frozenset[str]) -> None:
+        batch, self._batch = self._batch, ()
         for name in batch:
             if name in left:
                 # It is tried again when the agent starts; until then its user is not another job's.

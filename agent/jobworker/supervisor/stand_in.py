@@ -6,6 +6,7 @@ lock, so that no supervisor writes as long as it does, and ends when the next on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -28,7 +29,9 @@ def start(streams: Iterable[Stream]) -> int:
         ours.close()
         _pump(theirs, streams)
 
-    helper.fork("jw-stand-in", work)
+    # Without it the output waits in its pipes, as it does after a death.
+    with contextlib.suppress(OSError):
+        helper.fork("jw-stand-in", work)
     theirs.close()
     os.set_inheritable(ours.fileno(), True)
     return ours.detach()

@@ -69,7 +69,7 @@ class Supervisor:
         if stand_in_fd is None:
             self._store.lock()
         self._loop = Loop()
-        self._flusher = Flusher(self._loop, self._store.jobs_fd)
+        self._flusher = Flusher(self._loop, self._log, self._store.jobs_fd)
         self._audit = Audit(
             self._loop,
             self._log,

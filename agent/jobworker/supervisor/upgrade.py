@@ -43,15 +43,25 @@ class Proof:
         self._loop = loop
         self._done = done
         self._said = b""
+        try:
+            self._start([*command(settings_path), "--check", "yes"])
+        except OSError as error:
+            done(str(error))
+
+    def _start(self, arguments: list[str]) -> None:
         self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         redirect = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, writing, 2)]
-        arguments = [*command(settings_path), "--check", "yes"]
-        pid = os.posix_spawn(arguments[0], arguments, os.environ, file_actions=redirect)
-        os.close(writing)
-        self._pidfd = os.pidfd_open(pid)
-        self._timer = loop.call_after(_PATIENCE, self._give_up)
-        loop.watch(self._reading, select.EPOLLIN, self._on_output)
-        loop.watch(self._pidfd, select.EPOLLIN, self._on_end)
+        try:
+            pid = os.posix_spawn(arguments[0], arguments, os.environ, file_actions=redirect)
+            self._pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.close(self._reading)
+            raise
+        finally:
+            os.close(writing)
+        self._timer = self._loop.call_after(_PATIENCE, self._give_up)
+        self._loop.watch(self._reading, select.EPOLLIN, self._on_output)
+        self._loop.watch(self._pidfd, select.EPOLLIN, self._on_end)
 
     def _on_output(self) -> None:
         try:

@@ -53,7 +53,11 @@ class State:
 
 
 def proven(command: Sequence[str]) -> bool:
-    """True if the program, as it is on disk now, starts and knows this format."""
+    """True if the program, as it is on disk now, starts and knows this format.
+
+    Raises:
+        OSError: it could not be tried.
+    """
     pid = os.posix_spawn(command[0], [*command, "--check", str(FORMAT)], os.environ)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
