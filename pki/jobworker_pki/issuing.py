@@ -133,6 +133,10 @@ def _found(home: Home, store: Store, leaf: Leaf, now: datetime) -> x509.Certific
     if f"{certificate.serial_number:x}" in index.revocations(index.records(home.store)):
         return None
     fault = authority.certificate_fault(certificate, leaf.profile, home.certificate(INTERMEDIATE), now)
+    if fault and authority.foreign(certificate, home.certificate(INTERMEDIATE)):
+        # What another CA has signed, one before this say, is known by its serial number alone.
+        fix = f"revoke it (worker-pki revoke {certificate.serial_number:x}) and issue again"
+        raise PkiProblem(path, fault, fix)
     if fault:
         raise PkiProblem(path, fault, _again(path))
     if set(reading.names(certificate)) != set(leaf.profile.names()):

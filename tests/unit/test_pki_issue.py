@@ -158,6 +158,17 @@ def test_a_key_that_is_elsewhere_is_not_made_anew(pki: Pki) -> None:
     assert "alice.smith.key: is not beside alice.smith.pem" in pki.refused(*ISSUE_USER)
 
 
+def test_what_an_earlier_intermediate_issued_is_revoked_by_its_serial_and_issued_again(pki: Pki) -> None:
+    for suffix in ("pem", "key"):
+        os.unlink(pki.path(f"intermediate.{suffix}"))
+    code, _, err = run("init", pki.directory, *support.WANTED, "--passphrase-file", pki.passphrase_file)
+    assert code == 0, err
+    problem = pki.refused(*ISSUE_USER)
+    (serial,) = re.findall(r"was not issued by this CA; revoke it \(worker-pki revoke (\w+)\) and issue", problem)
+    pki.ok("revoke", serial)
+    assert ": made;" in pki.ok(*ISSUE_USER)
+
+
 def test_killed_between_key_and_certificate_it_is_made_anew(pki: Pki) -> None:
     os.unlink(pki.path(*USER))
     assert ": made;" in pki.ok(*ISSUE_USER)
