@@ -113,6 +113,15 @@ def _above(one: x509.Certificate, known: tuple[x509.Certificate, ...]) -> x509.C
     return next((issuer for issuer in known if authority.foreign(one, issuer) is None), None)
 
 
+def _all_above(one: x509.Certificate, known: tuple[x509.Certificate, ...]) -> Iterator[x509.Certificate]:
+    for _ in known:
+        above = _above(one, known)
+        if above is None or above == one:
+            return
+        yield above
+        one = above
+
+
 def _limits(one: x509.Certificate) -> Lines:
     if not reading.is_ca(one):
         return
@@ -144,6 +153,8 @@ def _verdict(one: x509.Certificate, bundle: tuple[x509.Certificate, ...], contex
 def _check_chain(one: x509.Certificate, bundle: tuple[x509.Certificate, ...], context: Context) -> None:
     if f"{one.serial_number:x}" in context.revoked:
         raise Unauthenticated("the certificate is revoked")
+    if any(f"{each.serial_number:x}" in context.revoked for each in _all_above(one, (*bundle, *context.trusted))):
+        raise Unauthenticated("the certificate's issuer is revoked")
     for _ in bundle:
         if not context.trusted or _above(one, context.trusted):
             return

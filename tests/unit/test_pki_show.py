@@ -44,6 +44,12 @@ def test_a_hosts_certificate_in_its_pki(pki: Pki) -> None:
     assert "agent:     refuses it: the certificate is revoked" in pki.ok("show", path)
 
 
+def test_a_revoked_intermediate_counts_for_those_below_it(pki: Pki) -> None:
+    path = pki.leaf(FILE, host_profile("a.example.org"), DAY)
+    pki.ok("revoke", pki.path("intermediate.pem"))
+    assert "agent:     refuses it: the certificate's issuer is revoked" in pki.ok("show", path)
+
+
 def test_a_users_certificate_anywhere() -> None:
     code, out, _ = run("show", certs.dev_pki().files("writer").cert)
     told = dict(fields(out))
