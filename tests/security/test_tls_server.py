@@ -196,6 +196,13 @@ def test_development_certificates_stay_off_the_network(tmp_path: Path, listen: s
     assert "development CA" in said
 
 
+def test_a_ca_with_dev_in_its_name_is_not_thereby_one_for_development(tmp_path: Path) -> None:
+    ca = make(replace(SERVER, common_name="ACME DEVICES Issuing CA", hosts=(), usage=None, ca=True))
+    files = replace(make(SERVER, ca).save(tmp_path, "own"), ca=ca.save(tmp_path, "ca").cert)
+    with gateway.gateway(tmp_path, gateway.settings(str(tmp_path), files, "0.0.0.0:0")) as started:
+        assert started.address.startswith("0.0.0.0:")
+
+
 def test_an_address_that_is_in_use(tmp_path: Path, running: gateway.Gateway) -> None:
     """No second gateway may take half of the connections of the first."""
     said = gateway.refusal(tmp_path, replace(settings(tmp_path), listen=running.address))

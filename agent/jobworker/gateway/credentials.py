@@ -18,7 +18,7 @@ from jobworker.gateway.certificate_rules import CertificateRules
 from jobworker.settings.schema import TlsSettings
 
 _MAX_PEM_BYTES = 1024 * 1024
-_DEV = "DEV"
+_DEV = "jobworker DEV CA "
 _PADDING, _HASH = padding.PKCS1v15(), hashes.SHA256()
 
 
@@ -179,7 +179,7 @@ def _end_ns(certificate: x509.Certificate) -> int:
 
 
 def _is_dev(certificate: x509.Certificate) -> bool:
-    return any(_DEV in str(attribute.value) for attribute in certificate.subject)
+    return any(str(attribute.value).startswith(_DEV) for attribute in certificate.subject)
 
 
 def check_listen(listen: str, credentials: Credentials, tls: TlsSettings) -> None:
