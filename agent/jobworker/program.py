@@ -13,11 +13,17 @@ from typing import NoReturn
 
 import click
 
+import jobworker
+
 FAILED, NOT_UNDERSTOOD = 1, 2
 # A shell's exit codes for what a signal has ended.
 BY_SIGNAL = 128
 INTERRUPTED = BY_SIGNAL + signal.SIGINT
 NOBODY_READS = BY_SIGNAL + signal.SIGPIPE
+
+# Of the group that a program is; those below it have the options' names from it.
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+version = click.version_option(jobworker.__version__, message="%(prog)s %(version)s")
 
 # A group that was called without a command; click 8.1 shows its help by itself.
 _NO_COMMAND = getattr(click.exceptions, "NoArgsIsHelpError", ())

@@ -29,7 +29,7 @@ _SIGNS = {"\\": "\\e", "-": "\\-", "'": "\\(aq", "`": "\\(ga", "^": "\\(ha", "~"
 def pages() -> Iterator[tuple[str, str]]:
     """Each page's name, and its text in the language of man(7)."""
     for name, program in PROGRAMS.items():
-        yield from _pages(click.Context(program, info_name=name))
+        yield from _pages(click.Context(program, info_name=name, **program.context_settings))
 
 
 def _pages(context: click.Context) -> Iterator[tuple[str, str]]:

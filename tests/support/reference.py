@@ -100,9 +100,8 @@ def commands() -> str:
 
 def help_of(name: str, command: click.Command, parent: click.Context | None) -> Iterator[tuple[str, str]]:
     """The help of a command and of those below it, by the words that call them."""
-    context = click.Context(
-        command, info_name=name, parent=parent, terminal_width=_WIDTH, max_content_width=_WIDTH
-    )
+    settings = {**command.context_settings, "terminal_width": _WIDTH, "max_content_width": _WIDTH}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
     yield context.command_path, command.get_help(context)
     if isinstance(command, click.Group):
         for each in command.list_commands(context):

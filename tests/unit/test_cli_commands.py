@@ -44,8 +44,12 @@ def test_start_prints_the_id_alone(agent: scripted.ScriptedAgent) -> None:
 
 
 def test_from_the_command_on_everything_is_the_jobs(agent: scripted.ScriptedAgent) -> None:
-    assert agent.cli("start", "ls", "-l", "--cpu", "--help", "--", "x").returncode == 0
-    assert list(agent.requests[0].args) == ["-l", "--cpu", "--help", "--", "x"]
+    assert agent.cli("start", "ls", "-l", "--cpu", "--help", "-h", "--", "x").returncode == 0
+    assert list(agent.requests[0].args) == ["-l", "--cpu", "--help", "-h", "--", "x"]
+    # Before it, they are ours.
+    for name in ("start", "run"):
+        assert agent.cli(name, "-h", "ls").stdout == agent.cli(name, "--help").stdout
+    assert len(agent.requests) == 1
 
 
 def test_the_environment_is_the_one_asked_for(agent: scripted.ScriptedAgent) -> None:

@@ -67,12 +67,12 @@ _state_dir = click.option(
 )
 
 
-@click.group()
+@click.group(short_help="Check and read the audit trails.")
 def audit() -> None:
     """Check and read the audit trails: who asked for what, and what was done."""
 
 
-@audit.command(help=_VERIFY)
+@audit.command(help=_VERIFY, short_help="Check that nobody has changed the audit trails.")
 @_state_dir
 @click.option(
     "--anchor", "anchors", multiple=True, metavar="TRAIL:SEQ:HASH", help="A head that was seen elsewhere."
@@ -149,7 +149,7 @@ def _tell(report: Report, *, anchored: bool) -> None:
     click.echo(f"{report.name}: head {report.name}:{report.head}")
 
 
-@audit.command(help=_SHOW)
+@audit.command(help=_SHOW, short_help="Print lines of the audit trails.")
 @_state_dir
 @click.option("--trail", type=click.Choice(chain.TRAILS), help="One of them alone.")
 @click.option("--principal", metavar="URI", help="Of or about jobs of this one; * stands for any characters.")

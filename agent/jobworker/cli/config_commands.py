@@ -46,7 +46,7 @@ def config() -> None:
     """Check the agent's configuration, and show what it makes."""
 
 
-@config.command(help=_CHECK, short_help="check a configuration file")
+@config.command(help=_CHECK, short_help="Check a configuration file.")
 @click.argument("file", type=click.File("rb"), default="-")
 def check(file: BinaryIO) -> None:
     settings, lines = _load(file)
@@ -57,7 +57,7 @@ def check(file: BinaryIO) -> None:
     click.echo("the configuration is good")
 
 
-@config.command(help=_SHOW, short_help="show all settings, and where each comes from")
+@config.command(help=_SHOW, short_help="Show all settings, and where each comes from.")
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What to print.")
 def show(file: BinaryIO, form: str) -> None:
@@ -77,7 +77,7 @@ def show(file: BinaryIO, form: str) -> None:
         click.echo(f"{key:<{widths[0]}}  {value or _NONE:<{widths[1]}}  {origin}")
 
 
-@config.command()
+@config.command(hidden=True)
 @click.option("--over", default="", metavar="JSON", help="Canonical settings that the configuration is laid over.")
 def canonical(over: str) -> None:
     """Read a configuration from standard input and print canonical settings, as the agent reads them.

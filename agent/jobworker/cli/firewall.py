@@ -134,7 +134,7 @@ def _trusting(networks: Iterable[IPv4Network | IPv6Network]) -> list[str]:
     return [f"{family} saddr {{ {each} }} return" for family, each in lists.items() if each]
 
 
-@click.command(help=_HELP, short_help="print rules for nftables: connections by address")
+@click.command(help=_HELP, short_help="Print rules for nftables that bound connections by address.")
 @click.option(
     "--config",
     required=True,

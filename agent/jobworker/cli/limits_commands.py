@@ -18,7 +18,7 @@ def limits() -> None:
     """Check profiles and caps of limits."""
 
 
-@limits.command()
+@limits.command(short_help="Check a limits file.")
 @click.argument("file", type=click.File("rb"), default="-")
 def check(file: BinaryIO) -> None:
     """Check a limits file (or standard input): the line and field of each mistake, or what it says.
@@ -35,7 +35,7 @@ def check(file: BinaryIO) -> None:
         click.echo(f"  at most: {_words(made.caps)}")
 
 
-@limits.command()
+@limits.command(hidden=True)
 def canonical() -> None:
     """Read a limits file from standard input and print it as the agent reads it.
 

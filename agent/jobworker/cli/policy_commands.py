@@ -36,7 +36,7 @@ def policy() -> None:
     """Check a policy, and ask it what it decides."""
 
 
-@policy.command()
+@policy.command(short_help="Check a policy file.")
 @click.argument("file", type=click.File("rb"), default="-")
 def check(file: BinaryIO) -> None:
     """Check a policy file (or standard input): the line and field of each mistake, or that there is none."""
@@ -44,7 +44,7 @@ def check(file: BinaryIO) -> None:
     click.echo(f"the policy is good: {len(rules)} rule{'s' if len(rules) != 1 else ''}")
 
 
-@policy.command()
+@policy.command(hidden=True)
 def canonical() -> None:
     """Read a policy from standard input and print it as the agent reads it.
 
@@ -56,7 +56,7 @@ def canonical() -> None:
     sys.stdout.buffer.write(codec.dumps(_load(sys.stdin.buffer)))
 
 
-@policy.command(help=_TEST)
+@policy.command(help=_TEST, short_help="Ask a policy what it decides about a call, and why.")
 @click.argument("file", type=click.File("rb"))
 @click.option("--as", "principal", required=True, metavar="URI", help="The caller's identity.")
 @click.option("--role", type=click.Choice(["READER", "WRITER"]), default="WRITER", show_default=True)

@@ -8,7 +8,6 @@ from typing import NoReturn
 
 import click
 
-import jobworker
 from jobworker import program
 from jobworker.cli import config_commands, limits_commands, policy_commands
 from jobworker.cli.agent_audit import audit
@@ -103,8 +102,8 @@ _SETTINGS = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(jobworker.__version__, prog_name="worker-agent")
+@click.group(context_settings=program.SETTINGS)
+@program.version
 def cli() -> None:
     """Run and check the jobworker agent, which runs commands on this host for remote clients."""
 
@@ -113,7 +112,7 @@ cli.add_command(audit)
 cli.add_command(firewall)
 
 
-@cli.command(help=_DEV)
+@cli.command(help=_DEV, short_help="Run the whole agent in the foreground, to try it out.")
 @click.option(
     "--dir", "directory", required=True, type=click.Path(file_okay=False), metavar="DIR", help="Holds it all."
 )
@@ -132,7 +131,7 @@ def dev(directory: str, listen: str, config: str | None) -> None:
     sys.exit(status)
 
 
-@cli.command(help=_KEEPER, short_help="run the root side, for a service manager")
+@cli.command(help=_KEEPER, short_help="Run the root side, for a service manager.")
 @_CONFIG
 @_GATEWAY_USER
 @_SETTINGS
@@ -142,7 +141,7 @@ def keeper(config: str, gateway_user: str, settings_path: str) -> None:
     service.keeper(config, gateway_user, settings_path)
 
 
-@cli.command(help=_GATEWAY, short_help="run the side that clients reach, for a service manager")
+@cli.command(help=_GATEWAY, short_help="Run the side that clients reach, for a service manager.")
 @_CONFIG
 def gateway(config: str) -> None:
     from jobworker.cli import service  # noqa: PLC0415 - `--help` need not wait for it
@@ -150,7 +149,7 @@ def gateway(config: str) -> None:
     service.gateway(config)
 
 
-@cli.command(help=_UPGRADE, short_help="let the running agent execute the code that is installed now")
+@cli.command(help=_UPGRADE, short_help="Let the running agent execute the code that is installed now.")
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, exists=True),
@@ -177,7 +176,7 @@ def upgrade(config: str | None, state_dir: str | None, gateway_user: str, settin
     click.echo(f"upgraded from {old} to {new}")
 
 
-@cli.command(help=_DOCTOR, short_help="look for what is wrong with this host, or with a configuration")
+@cli.command(help=_DOCTOR, short_help="Look for what is wrong with this host, or a configuration.")
 @click.option(
     "--config",
     type=click.Path(dir_okay=False),

@@ -12,7 +12,6 @@ from typing import NamedTuple, NoReturn, cast
 
 import click
 
-import jobworker
 from jobworker import program
 from jobworker.cli.client_options import fleet_options, shared_options, write_options
 
@@ -91,8 +90,13 @@ done, 1 some failed, 3 some not reached and none failed, 130 interrupted.
 """
 
 
-@click.group(cls=_Commands, params=[*shared_options(), *fleet_options()], no_args_is_help=False, help=_HELP)
-@click.version_option(jobworker.__version__, prog_name=_NAME, message="%(prog)s %(version)s")
+@click.group(
+    cls=_Commands,
+    params=[*shared_options(), *fleet_options()],
+    help=_HELP,
+    context_settings=program.SETTINGS,
+)
+@program.version
 def cli() -> None:
     pass
 

@@ -25,7 +25,8 @@ From nothing to a host and a user:
 """
 
 
-@click.group(help=_MAIN, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(help=_MAIN, context_settings=program.SETTINGS)
+@program.version
 def cli() -> None:
     """All commands."""
 

@@ -27,7 +27,7 @@ Example:
 """
 
 
-@click.command(help=_DEV, short_help="make a development CA, server and client certificates")
+@click.command(help=_DEV, short_help="Make a development CA, server and client certificates.")
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
 @click.option(
     "--host",

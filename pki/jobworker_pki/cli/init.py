@@ -24,7 +24,7 @@ Example:
 """
 
 
-@click.command(help=_INIT, short_help="make a root and an intermediate CA")
+@click.command(help=_INIT, short_help="Make a root and an intermediate CA.")
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
 @click.option("--trust-domain", required=True, help="Of the users' identities, e.g. example.org.")
 @click.option(

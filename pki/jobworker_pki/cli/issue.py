@@ -73,12 +73,12 @@ _bits = click.option(
 )
 
 
-@click.group(help=_ISSUE, short_help="make a key and a certificate for a host or a user")
+@click.group(help=_ISSUE, short_help="Make a key and a certificate for a host or a user.")
 def issue() -> None:
     """Both kinds."""
 
 
-@issue.command("host", help=_ISSUE_HOST, short_help="for an agent")
+@issue.command("host", help=_ISSUE_HOST, short_help="Make a key and a certificate for an agent.")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--san", "more", metavar="NAME_OR_IP", multiple=True, help="A further name or address; may be repeated."
@@ -95,7 +95,7 @@ def issue_host(
     _say(outcome)
 
 
-@issue.command("user", help=_ISSUE_USER, short_help="for a client")
+@issue.command("user", help=_ISSUE_USER, short_help="Make a key and a certificate for a client.")
 @click.argument("name", metavar="NAME")
 @click.option("--role", type=_ROLES, required=True, help="What the user may do.")
 @click.option("--days", type=_DAYS, default=_USER_DAYS, show_default=True, help="Of life.")
@@ -111,7 +111,7 @@ def issue_user(
     _say(outcome)
 
 
-@click.command(help=_SIGN, short_help="sign the request of a host or a user, whose key stays there")
+@click.command(help=_SIGN, short_help="Sign the request of a host or a user, whose key stays there.")
 @click.argument("request_file", metavar="CSR", type=click.Path(dir_okay=False))
 @click.option(
     "--san", "confirmed", metavar="NAME_OR_IP", multiple=True, help="A host name to grant; may be repeated."

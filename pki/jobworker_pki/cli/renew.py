@@ -26,7 +26,7 @@ Example:
 """
 
 
-@click.command(help=_RENEW, short_help="renew a certificate when two thirds of its life have passed")
+@click.command(help=_RENEW, short_help="Renew a certificate when two thirds of its life have passed.")
 @click.argument("certificates", metavar="CERT...", nargs=-1, required=True, type=click.Path(dir_okay=False))
 @click.option("--force", is_flag=True, help="Also before its time.")
 @click.option("--new-key", is_flag=True, help="Make a new key too, NAME.key beside NAME.pem; not for a CA.")

@@ -34,7 +34,7 @@ Example:
 """
 
 
-@click.command(help=_REVOKE, short_help="revoke a certificate")
+@click.command(help=_REVOKE, short_help="Revoke a certificate.")
 @click.argument("certificate", metavar="CERT|SERIAL")
 @click.option(
     "--reason",
@@ -54,7 +54,7 @@ def revoke(certificate: str, reason: str, directory: str) -> None:
         click.echo(f"next: worker-pki crl --dir {directory}{ca}, and hand the list to the agents", err=True)
 
 
-@click.command(help=_CRL, short_help="sign a list of what is revoked")
+@click.command(help=_CRL, short_help="Sign a list of what is revoked.")
 @click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="Until the next is due.")
 @click.option(
     "--ca",

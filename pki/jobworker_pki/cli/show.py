@@ -25,7 +25,7 @@ Example:
 """
 
 
-@click.command(help=_SHOW, short_help="tell what a certificate, request or revocation list says")
+@click.command(help=_SHOW, short_help="Tell what a certificate, request or revocation list says.")
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
 @click.option("--dir", "directory", metavar="DIR", help="The PKI whose CA, role OID and revocations count.")
 @click.option("--ca", metavar="FILE", help="The CAs that the agent trusts.")
