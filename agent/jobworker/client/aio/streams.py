@@ -108,6 +108,7 @@ async def write(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        writer.close()
     return upload.written
 
 
@@ -126,6 +127,14 @@ class _Writer:
         self._changed.set()
         self._changed.clear()
 
+    def _begin_call(self) -> None:
+        self._calls += 1
+        self._wake()
+
+    def close(self) -> None:
+        """End the requests of the last call, which grpc leaves waiting if that has failed."""
+        self._begin_call()
+
     async def add(self, pieces: Iterable[bytes] | AsyncIterable[bytes], *, end: bool) -> None:
         async for data in _each(pieces):
             self._upload.add(data)
@@ -140,7 +149,7 @@ class _Writer:
     async def call(self) -> None:
         while True:
             failure: CallFailed | None = None
-            self._calls += 1
+            self._begin_call()
             first = self._upload.open()
             try:
                 async with aclosing(self._open(self._requests(first, self._calls))) as responses:
@@ -152,7 +161,7 @@ class _Writer:
             if not failure and self._complete and self._upload.is_done:
                 return
             pause = self._upload.pause(failure)
-            if self._upload.is_done:
+            if self._complete and self._upload.is_done:
                 return
             await asyncio.sleep(pause)
 
