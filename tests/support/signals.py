@@ -5,15 +5,23 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from types import FrameType
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Processes started meanwhile get SIGINT by default, though the tests themselves may have been started in
-    the background of a script, where it is ignored. A handler, unlike that, does not outlive exec.
+    """Processes started meanwhile get by default the signals that end a command.
+
+    The tests themselves may have been started in the background of a script, or by nohup, where some are ignored.
+    A handler, unlike that, does not outlive exec.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.default_int_handler(number, frame)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

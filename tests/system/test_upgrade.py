@@ -81,18 +81,6 @@ def test_the_keeper_is_new_as_well(own_side: RootSide) -> None:
     assert own_side.close() == 0
 
 
-def test_told_to_end_while_the_keeper_executes_itself_it_ends(own_side: RootSide) -> None:
-    link = own_side.link(subscribe=True)
-    job = link.start("/bin/sleep", "1000")
-    program, begun = Path(own_side.package, "keeper", "__main__.py"), Path(own_side.state_dir, "begun")
-    wait = f"if '--resume-fd' in sys.argv: open({str(begun)!r}, 'w').close(); __import__('time').sleep(0.5)\n"
-    program.write_text(program.read_text().replace("import sys\n", f"import sys\n{wait}", 1))
-    upgrade(own_side, link)
-    own_side.wait_for(begun.exists)
-    assert own_side.close() == 0
-    assert cgroups(job.job_id) == []
-
-
 @pytest.mark.parametrize("damage", ["syntax", "crash", "missing"])
 def test_a_version_that_does_not_start_is_refused(own_side: RootSide, damage: str) -> None:
     link = own_side.link(subscribe=True)
@@ -145,6 +133,23 @@ def test_a_keeper_without_a_process_for_its_proof_is_new_later(own_side: RootSid
     own_side.wait_for(lambda: "--resume-fd" in own_side.keeper_arguments())
     assert own_side.log().count("keeper: cannot be upgraded: [Errno 11]") == 1
     assert link.stop(record.job_id).end_reason is EndReason.STOPPED
+
+
+@needs_strace
+def test_told_to_end_while_it_executes_itself_the_keeper_ends(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    job = link.start("/bin/sleep", "1000")
+    program, begun = Path(own_side.package, "keeper", "__main__.py"), Path(own_side.state_dir, "begun")
+    wait = f"if '--resume-fd' in sys.argv: open({str(begun)!r}, 'w').close(); __import__('time').sleep(0.5)\n"
+    program.write_text(program.read_text().replace("import sys\n", f"import sys\n{wait}", 1))
+    # So that the one before knows already that the new supervisor serves.
+    with without_processes(own_side.keeper.pid) as tries:
+        upgrade(own_side, link)
+        before = tries()
+        own_side.wait_for(lambda: tries() > before + 1)
+    own_side.wait_for(begun.exists)
+    assert own_side.close() == 0
+    assert cgroups(job.job_id) == []
 
 
 @needs_strace
