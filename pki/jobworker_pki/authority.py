@@ -10,6 +10,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from jobworker.errors import Unauthenticated
+from jobworker.identity import decode_role
 from jobworker_pki import keys
 from jobworker_pki.keys import KEY_BITS
 from jobworker_pki.profiles import Profile
@@ -100,7 +102,7 @@ def certificate_fault(
     try:
         return (
             keys.weakness(certificate.public_key())
-            or _untimely(certificate, now)
+            or untimely(certificate, now)
             or foreign(certificate, issuer)
             or _lacking(certificate, profile)
         )
@@ -115,7 +117,8 @@ def _key_of(certificate: x509.Certificate) -> object:
         return None
 
 
-def _untimely(certificate: x509.Certificate, now: datetime) -> str | None:
+def untimely(certificate: x509.Certificate, now: datetime) -> str | None:
+    """Why a certificate is not valid now; None if it is."""
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now >= end:
         return f"the certificate expired on {end:%Y-%m-%d at %H:%M} UTC"
@@ -145,5 +148,16 @@ def _lacking(certificate: x509.Certificate, profile: Profile) -> str | None:
             if absent:
                 return f"the certificate does not name {', '.join(absent)}"
         elif (found.value, found.critical) != (wanted, extension.critical):
-            return f"the certificate's extension {oid} is not as asked for"
+            return _other_role(found.value, wanted) or f"the certificate's extension {oid} is not as asked for"
     return None
+
+
+def _other_role(found: x509.ExtensionType, wanted: x509.ExtensionType) -> str | None:
+    """What two extensions differ in, if each holds a role; None otherwise."""
+    if not (isinstance(found, x509.UnrecognizedExtension) and isinstance(wanted, x509.UnrecognizedExtension)):
+        return None
+    try:
+        roles = [decode_role(each.value).value for each in (found, wanted)]
+    except Unauthenticated:
+        return None
+    return f"the certificate is a {roles[0]}'s, not a {roles[1]}'s" if roles[0] != roles[1] else None

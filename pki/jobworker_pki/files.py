@@ -40,6 +40,14 @@ class Store:
     def holds(self, file: str) -> bool:
         return file in os.listdir(self.fd)
 
+    def names(self) -> list[str]:
+        """What is in it, but for what was not written to its end."""
+        return sorted(name for name in os.listdir(self.fd) if not (name.startswith(".") and name.endswith(".new")))
+
+    def close_to_others(self) -> None:
+        """Have it as if it had been made here."""
+        os.fchmod(self.fd, _DIRECTORY_MODE)
+
     def read(self, name: str, ask: Ask | None = None) -> Pair | None:
         """A pair; None if one of its files is missing. `ask` is called if the key is encrypted.
 

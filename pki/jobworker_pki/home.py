@@ -112,7 +112,7 @@ def ensure(
     """Make what is missing of a PKI: settings, root, intermediate; return what was made.
 
     Args:
-        path: its directory, made if it is not there.
+        path: its directory, made if it is not there; another one has to be empty.
         wanted: must be what it was made with, if it is there.
         choose: gives the passphrase for new keys; None leaves them unencrypted.
         ask: gives the passphrase of a root key that is there.
@@ -128,6 +128,9 @@ def ensure(
         if all(store.holds(file) for file in (_SETTINGS, "root.pem", "intermediate.pem", _BUNDLE)):
             return ()
         passphrase = choose()
+        if not store.holds(_SETTINGS):
+            # It may have been there, empty and open.
+            store.close_to_others()
         store.put(_SETTINGS, wanted.encode())
         home, made = Home(store, wanted, ask), []
         for name in (ROOT, INTERMEDIATE):
@@ -159,8 +162,9 @@ def _make(home: Home, name: str, passphrase: bytes | None) -> None:
 
 def _check_settings(store: Store, wanted: Settings) -> None:
     if not store.holds(_SETTINGS):
-        if store.holds("ca.pem") or store.holds("root.pem"):
-            raise PkiProblem(store.path, "holds certificates of something else", "take an empty directory")
+        if names := store.names():
+            problem = f"is not empty ({names[0]}), and not a PKI's directory"
+            raise PkiProblem(store.path, problem, "take an empty one, or one that is not there yet")
         return
     found = settings.decode(store.path_of(_SETTINGS), store.content(_SETTINGS))
     if found != wanted:

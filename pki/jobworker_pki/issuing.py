@@ -115,7 +115,7 @@ def sign(home: Home, leaf: Leaf, request: Request) -> Outcome:
         found = _found(home, store, leaf, now)
         if found:
             if found.public_key() != request.key:
-                raise PkiProblem(path, "is for another key", _again(path))
+                raise PkiProblem(path, "is for another key", _anew(path))
             return Outcome(path, found, made=False)
         _check_unrevoked(home, request)
         certificate = authority.sign(home.signer(INTERMEDIATE, now), leaf.profile, request.key, now)
@@ -138,9 +138,12 @@ def _found(home: Home, store: Store, leaf: Leaf, now: datetime) -> x509.Certific
         fix = f"revoke it (worker-pki revoke {certificate.serial_number:x}) and issue again"
         raise PkiProblem(path, fault, fix)
     if fault:
-        raise PkiProblem(path, fault, _again(path))
+        # Renewed, it would say the same until another day.
+        outdated = authority.untimely(certificate, now)
+        renew = f"renew it (worker-pki renew {path}), or " if outdated else ""
+        raise PkiProblem(path, fault, f"{renew}{_anew(path)}")
     if set(reading.names(certificate)) != set(leaf.profile.names()):
-        raise PkiProblem(path, f"names {', '.join(reading.names(certificate))}", _again(path))
+        raise PkiProblem(path, f"names {', '.join(reading.names(certificate))}", _anew(path))
     return certificate
 
 
@@ -155,11 +158,11 @@ def _check_key(store: Store, name: str, certificate: x509.Certificate) -> None:
     if not os.path.lexists(path):
         raise PkiProblem(path, f"is not beside {name}.pem", "leave it where it is, or revoke and issue again")
     if store.key(f"{name}.key").public_key() != certificate.public_key():
-        raise PkiProblem(path, f"is not the key of {name}.pem", _again(store.path_of(f"{name}.pem")))
+        raise PkiProblem(path, f"is not the key of {name}.pem", _anew(store.path_of(f"{name}.pem")))
 
 
-def _again(path: str) -> str:
-    return f"renew it (worker-pki renew {path}), or revoke it (worker-pki revoke {path}) and issue again"
+def _anew(path: str) -> str:
+    return f"revoke it (worker-pki revoke {path}) and issue again"
 
 
 def check_file_name(name: str) -> str:

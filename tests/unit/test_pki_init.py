@@ -185,12 +185,29 @@ def test_other_settings_are_refused(pki: Pki) -> None:
     assert snapshot(pki.directory) == before
 
 
-def test_a_development_set_is_not_taken_over(tmp_path: Path) -> None:
-    (tmp_path / "pki").mkdir(mode=0o700)
-    (tmp_path / "pki" / "ca.pem").touch()
+@pytest.mark.parametrize("name", ["ca.pem", "notes.txt", ".hidden"])
+def test_what_is_something_elses_is_not_taken_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / "pki").mkdir(mode=0o755)
+    (tmp_path / "pki" / name).touch()
     code, _, err = run("init", str(tmp_path / "pki"), *WANTED, "--no-passphrase")
     assert code == 1
-    assert "holds certificates of something else; take an empty directory" in err
+    assert f"pki: is not empty ({name}), and not a PKI's directory; take an empty one" in err
+    assert os.listdir(tmp_path / "pki") == [name]
+    assert stat.S_IMODE(os.stat(tmp_path / "pki").st_mode) == 0o755
+
+
+def test_an_empty_directory_is_closed_to_others(tmp_path: Path) -> None:
+    (tmp_path / "pki").mkdir(mode=0o755)
+    # Of a run that was killed before there was anything.
+    (tmp_path / "pki" / ".pki.json.new").touch()
+    with pytest.raises(KeyboardInterrupt):
+        home.ensure(str(tmp_path / "pki"), SETTINGS, lambda: None, ask, _interrupt)
+    assert stat.S_IMODE(os.stat(tmp_path / "pki").st_mode) == 0o700
+    assert os.listdir(tmp_path / "pki") == ["pki.json"]
+
+
+def _interrupt(_text: str) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

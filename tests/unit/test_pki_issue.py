@@ -137,8 +137,14 @@ def test_run_again_it_changes_nothing(pki: Pki) -> None:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (("issue", "user", "alice.smith", "--role", "READER"), "is not as asked for; renew it (worker-pki renew"),
-        (("issue", "host", "build7.example.org"), "names DNS:build7.example.org, IP:10.0.0.7; renew it"),
+        (
+            ("issue", "user", "alice.smith", "--role", "READER"),
+            "is a WRITER's, not a READER's; revoke it (worker-pki",
+        ),
+        (
+            ("issue", "host", "build7.example.org"),
+            "names DNS:build7.example.org, IP:10.0.0.7; revoke it (worker-pki",
+        ),
         ((*ISSUE_HOST, "--san", "b.example.org"), "does not name b.example.org"),
         (("issue", "host", "www.example.net"), "www.example.net is not in or below example.org"),
         (("issue", "host", "notexample.org"), "notexample.org is not in or below example.org"),
@@ -151,6 +157,16 @@ def test_run_again_it_changes_nothing(pki: Pki) -> None:
 )
 def test_refusals(pki: Pki, command: tuple[str, ...], expected: str) -> None:
     assert expected in pki.refused(*command)
+
+
+def test_what_is_said_to_help_another_role_helps(pki: Pki) -> None:
+    reader = (*ISSUE_USER[:-1], "READER")
+    said = pki.refused(*reader)
+    assert f"revoke it (worker-pki revoke {pki.path(*USER)}) and issue again\n" in said
+    assert "renew" not in said
+    pki.ok("revoke", pki.path(*USER))
+    assert ": made;" in pki.ok(*reader)
+    assert records(pki)[-1]["role"] == "READER"
 
 
 def test_a_key_that_is_elsewhere_is_not_made_anew(pki: Pki) -> None:

@@ -59,7 +59,7 @@ def test_all_names_at_once_and_signed_once(pki: Pki, tmp_path: Path) -> None:
     assert "nothing to do" in pki.ok("sign", csr, "--accept-names", "--name", "web")
     assert snapshot(pki.directory) == before
     other = request(tmp_path / "other", A, B, key="other4096")
-    assert "web.pem: is for another key; renew it" in pki.refused("sign", other, "--accept-names", "--name", "web")
+    assert "web.pem: is for another key; revoke" in pki.refused("sign", other, "--accept-names", "--name", "web")
 
 
 def test_a_user(pki: Pki, tmp_path: Path) -> None:

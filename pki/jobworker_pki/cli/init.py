@@ -16,7 +16,8 @@ The root's key is needed again only to renew or revoke the intermediate: take DI
 Both keys are encrypted with a passphrase. The intermediate is held to the trust domain, and to the
 domains if there are any, by name constraints; to the networks only by what worker-pki signs.
 
-Run again it completes what is missing, and leaves the rest alone.
+DIR is made, or has to be empty, and is closed to others. Run again it completes what is missing, and
+leaves the rest alone.
 
 \b
 Example:
