@@ -222,5 +222,5 @@ def test_what_it_cannot_make_rules_of_it_refuses(
     tls = "tls: {ca: /ca.pem, cert: /cert.pem, key: /key.pem}"
     config.write_text(f"state_dir: /state\nlisten: {listen}\n{tls}\n")
     done = command(f"--config={config}", *words)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert problem in done.stderr

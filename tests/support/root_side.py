@@ -194,7 +194,8 @@ class RootSide:
         links: list[Link] = []
 
         def connected() -> bool:
-            with contextlib.suppress(ConnectionError):
+            # The socket is its owner's alone for a moment, before it is the gateway's.
+            with contextlib.suppress(ConnectionError, PermissionError):
                 links.append(self.link(**options))
             return bool(links)
 

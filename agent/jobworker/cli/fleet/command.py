@@ -38,9 +38,8 @@ def invoke(ctx: click.Context) -> int:
     seconds, named = asked.connect_timeout(ctx), request_id(ctx)
     printer = Printer(as_json=as_json(), environ=os.environ)
     fanout = Fanout(found, asked.budget(ctx))
-    # Only a run has jobs that it looks after.
-    detach = ctx.command.name != "run" or ctx.params["detach_on_interrupt"]
-    with Interrupts(fanout.close, fanout.leave, detach=detach) as interrupts:
+    detach, runs = ctx.params.get("detach_on_interrupt", False), ctx.command.name == "run"
+    with Interrupts(fanout.close, fanout.leave, detach=detach, runs=runs) as interrupts:
 
         def visit(target: Target) -> Outcome:
             connect = partial(connect_to, target.endpoint, named, connect_timeout=seconds)

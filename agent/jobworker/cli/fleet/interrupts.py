@@ -27,17 +27,19 @@ class Interrupts:
         count: how often Ctrl-C was pressed.
     """
 
-    def __init__(self, close: Callable[[], None], leave: Callable[[], None], *, detach: bool) -> None:
+    def __init__(self, close: Callable[[], None], leave: Callable[[], None], *, detach: bool, runs: bool) -> None:
         """Prepare. To be entered before there are other threads, which inherit what is blocked.
 
         Args:
             close: has no other host begun.
             leave: has nothing waited for any more.
             detach: let jobs go on.
+            runs: there are jobs that are followed.
         """
         self.count = 0
         self._close, self._leave = close, leave
         self._detach = detach
+        self._also = ", and jobs are stopped" if runs else ""
         self._lock = threading.Condition()
         self._followed: dict[str, tuple[Client, str]] = {}
         self._starting = 0
@@ -108,7 +110,7 @@ class Interrupts:
         signal.sigwait(self._signals)
         self.count += 1
         if not self._detach:
-            complain("no other host is begun, and jobs are stopped; Ctrl-C again leaves without waiting")
+            complain(f"no other host is begun{self._also}; Ctrl-C again leaves without waiting")
             # Apart, since an agent may take its time to answer.
             threading.Thread(target=self.stop_all, daemon=True).start()
             signal.sigwait(self._signals)
