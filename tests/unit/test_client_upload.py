@@ -71,13 +71,13 @@ def test_it_is_whole_wherever_calls_break(
     if end:
         upload.end()
     cuts += [[1000, 1000], [1000, 1000]]
-    while not upload.is_done:
+    while not upload.nothing_is_due:
         failure = None
         try:
             one_call(upload, job, cuts.pop(0))
         except CallFailed as error:
             failure = error
-        if not upload.is_done:
+        if not upload.nothing_is_due:
             upload.pause(failure)
     assert job.data == begins + b"".join(pieces)
     assert (upload.written.taken, upload.written.ended, job.ended) == (len(job.data), end, end)
@@ -92,14 +92,14 @@ def test_what_is_added_between_calls_and_answers_goes_along() -> None:
     (one,) = upload.due()
     upload.add(b"two")
     (two,) = upload.due()
-    assert not upload.is_done
+    assert not upload.nothing_is_due
     for message in (one, two):
         upload.answer(job.take(message))
     assert job.data == b"onetwo"
     upload.end()
     (last,) = upload.due()
     upload.answer(job.take(last))
-    assert (job.data, upload.is_done, upload.written.ended) == (b"onetwo", True, True)
+    assert (job.data, upload.nothing_is_due, upload.written.ended) == (b"onetwo", True, True)
 
 
 def test_pieces_are_no_larger_than_an_agent_takes() -> None:

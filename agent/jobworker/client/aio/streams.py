@@ -108,7 +108,6 @@ async def write(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        writer.close()
     return upload.written
 
 
@@ -127,14 +126,6 @@ class _Writer:
         self._changed.set()
         self._changed.clear()
 
-    def _begin_call(self) -> None:
-        self._calls += 1
-        self._wake()
-
-    def close(self) -> None:
-        """End the requests of the last call, which grpc leaves waiting if that has failed."""
-        self._begin_call()
-
     async def add(self, pieces: Iterable[bytes] | AsyncIterable[bytes], *, end: bool) -> None:
         async for data in _each(pieces):
             self._upload.add(data)
@@ -149,7 +140,6 @@ class _Writer:
     async def call(self) -> None:
         while True:
             failure: CallFailed | None = None
-            self._begin_call()
             first = self._upload.open()
             try:
                 async with aclosing(self._open(self._requests(first, self._calls))) as responses:
@@ -158,18 +148,26 @@ class _Writer:
                         self._wake()
             except CallFailed as error:
                 failure = error
-            if not failure and self._complete and self._upload.is_done:
+            finally:
+                # Of a call that has failed grpc leaves the requests waiting.
+                self._calls += 1
+                self._wake()
+            if not failure and self._is_done:
                 return
             pause = self._upload.pause(failure)
-            if self._complete and self._upload.is_done:
+            if self._is_done:
                 return
             await asyncio.sleep(pause)
+
+    @property
+    def _is_done(self) -> bool:
+        return self._complete and self._upload.nothing_is_due
 
     async def _requests(
         self, first: pb.WriteStdinRequest, call: int
     ) -> AsyncGenerator[pb.WriteStdinRequest, None]:
         yield first
-        # Of a call that has failed grpc leaves the requests waiting: what is due is for the present one.
+        # What is due is for the present call.
         while call == self._calls:
             for message in self._upload.due():
                 yield message

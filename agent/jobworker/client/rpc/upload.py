@@ -68,8 +68,8 @@ class Upload:
         return self._bytes >= _WINDOW
 
     @property
-    def is_done(self) -> bool:
-        """All that was added has been taken, and the end if it was."""
+    def nothing_is_due(self) -> bool:
+        """All that was added so far has been taken, and the end if it was; more may be added."""
         return self._answered and not self._pieces and self._end == self._end_taken
 
     @property
@@ -145,7 +145,7 @@ class Upload:
     def pause(self, failure: CallFailed | None) -> float:
         """How long to wait before the next call, in seconds; `failure` is how this one ended.
 
-        There is nothing to be called for any more if `is_done` then: the agent had taken all of it before.
+        If `nothing_is_due` then, another call is needed only for what is still to be added.
 
         Raises:
             CallFailed: another call cannot mend it, or there were too many.

@@ -49,7 +49,7 @@ class Writer:
             with self._changed:
                 if end:
                     self._upload.end()
-            self._until(lambda: self._upload.is_done)
+            self._until(lambda: self._upload.nothing_is_due)
         finally:
             with self._changed:
                 self._hang_up()
@@ -63,7 +63,7 @@ class Writer:
         """Keep a call under way, and wait for a state of the upload."""
         while True:
             with self._changed:
-                if self._requests is None and self._failure is None and not self._upload.is_done:
+                if self._requests is None and self._failure is None and not self._upload.nothing_is_due:
                     self._call()
                 self._send()
                 self._changed.wait_for(lambda: self._requests is None or reached())

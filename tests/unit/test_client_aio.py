@@ -1,0 +1,81 @@
+"""What the client for asyncio makes of calls that break, against a real server that breaks them off."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+import pytest
+
+from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.client import aio
+from jobworker.client.failures import CallFailed
+from support import scripted
+
+ID = "k7f3-9m2q-x4tz-b1cd"
+
+
+class Input:
+    """A job's standard input, as an agent takes it whose first call breaks behind so many bytes."""
+
+    def __init__(self, breaks_behind: int) -> None:
+        self.data = b""
+        self.called_again = threading.Event()
+        self._calls = 0
+        self._breaks_behind = breaks_behind
+
+    def take(
+        self, messages: Iterator[pb.WriteStdinRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.WriteStdinResponse]:
+        self._calls += 1
+        breaks = self._calls == 1
+        if not breaks:
+            self.called_again.set()
+        for message in messages:
+            self.data += message.data
+            yield pb.WriteStdinResponse(taken=len(self.data), ended=message.end)
+            if breaks and len(self.data) >= self._breaks_behind:
+                scripted.fail(context, "UNAVAILABLE", "AGENT_UNAVAILABLE", "it broke")
+
+
+async def no_task_is_left() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, left = await asyncio.wait(others, timeout=5)
+        assert not left
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_input_that_is_waited_for_goes_on_behind_a_break(agent: scripted.ScriptedAgent, *, end: bool) -> None:
+    job = Input(breaks_behind=3)
+    agent.handlers["WriteStdin"] = job.take
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"one"
+        # The call is broken, with all of it taken, and made again before there is more.
+        assert await asyncio.to_thread(job.called_again.wait, 10)
+        yield b"two"
+
+    async def write() -> None:
+        async with aio.connect(agent.endpoint()) as client, asyncio.timeout(20):
+            written = await client.write_stdin(ID, pieces(), end=end)
+            assert (written.taken, written.ended, job.data) == (6, end, b"onetwo")
+
+    asyncio.run(write())
+
+
+def test_input_that_is_refused_leaves_no_task(agent: scripted.ScriptedAgent) -> None:
+    def refuse(_messages: Iterator[pb.WriteStdinRequest], context: grpc.ServicerContext) -> None:
+        scripted.fail(context, "FAILED_PRECONDITION", "STDIN_ENDED", "it takes no more", taken="0")
+
+    agent.handlers["WriteStdin"] = refuse
+
+    async def write() -> None:
+        async with aio.connect(agent.endpoint()) as client:
+            with pytest.raises(CallFailed, match="it takes no more"):
+                await client.write_stdin(ID, [b"data"])
+            await no_task_is_left()
+
+    asyncio.run(write())
