@@ -1,16 +1,18 @@
-"""What the client for asyncio makes of calls that break, against a real server that breaks them off."""
+"""What the client for asyncio makes of calls that break or are ended, against a real server."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
 import pytest
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client import aio
+from jobworker.client.aio.client import AsyncClient
 from jobworker.client.failures import CallFailed
 from support import scripted
 
@@ -79,3 +81,64 @@ def test_input_that_is_refused_leaves_no_task(agent: scripted.ScriptedAgent) -> 
             await no_task_is_left()
 
     asyncio.run(write())
+
+
+def test_closing_ends_what_others_wait_for(agent: scripted.ScriptedAgent) -> None:
+    asked, left = threading.Barrier(5), threading.Event()
+
+    def stay(_request: Any, _context: grpc.ServicerContext) -> Iterator[Any]:
+        asked.wait(10)
+        left.wait(10)
+        yield from ()
+
+    def stop(_request: pb.StopRequest, _context: grpc.ServicerContext) -> pb.StopResponse:
+        asked.wait(10)
+        left.wait(10)
+        return pb.StopResponse()
+
+    agent.handlers.update(Stream=stay, Watch=stay, WriteStdin=stay, Stop=stop)
+
+    async def read(client: AsyncClient) -> None:
+        async for _ in client.stream(ID, follow=True):
+            pass
+
+    async def close() -> None:
+        async with aio.connect(agent.endpoint()) as client:
+            calls = (read(client), client.wait([ID]), client.write_stdin(ID, [b"data"]), client.stop(ID))
+            tasks = [asyncio.ensure_future(call) for call in calls]
+            await asyncio.to_thread(asked.wait, 10)
+        ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        for failure in ends:
+            assert isinstance(failure, CallFailed)
+            assert (failure.code, failure.message) == ("CANCELLED", "the connection was closed")
+
+    try:
+        asyncio.run(close())
+    finally:
+        left.set()
+
+
+def test_who_cancels_a_call_finds_it_cancelled(agent: scripted.ScriptedAgent) -> None:
+    left = threading.Event()
+
+    def stop(_request: pb.StopRequest, _context: grpc.ServicerContext) -> pb.StopResponse:
+        left.wait(10)
+        return pb.StopResponse()
+
+    agent.handlers["Stop"] = stop
+
+    async def cancel() -> None:
+        async with aio.connect(agent.endpoint()) as client:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await client.stop(ID)
+            stopping = asyncio.create_task(client.stop(ID))
+            await asyncio.sleep(0.2)
+            stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+
+    try:
+        asyncio.run(cancel())
+    finally:
+        left.set()

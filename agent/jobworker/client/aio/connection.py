@@ -24,8 +24,8 @@ from jobworker.errors import JobWorkerError
 
 Result = TypeVar("Result")
 
-# What grpc raises: the last two when the channel has been closed.
-_ERRORS = (grpc.RpcError, aio.UsageError, asyncio.InvalidStateError)
+# What grpc raises: all but the first when the channel has been closed.
+_ERRORS = (grpc.RpcError, aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError)
 
 
 class Connection:
@@ -39,9 +39,11 @@ class Connection:
         self._channel = aio.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), arguments)
         self._stub = JobWorkerServiceStub(self._channel)
         self._failures = channel.Failures(endpoint)
+        self._closed = False
 
     async def close(self) -> None:
         """End the connection, and with it the calls that are under way."""
+        self._closed = True
         await self._channel.close()
 
     async def reach(self) -> None:
@@ -146,9 +148,16 @@ class Connection:
         except _ERRORS as error:
             raise await self._failure(error, request_id) from None
 
-    async def _failure(self, error: Exception, request_id: str) -> JobWorkerError:
+    async def _failure(self, error: BaseException, request_id: str) -> JobWorkerError:
+        if isinstance(error, asyncio.CancelledError) and not self._ended_by_close():
+            raise error
         failure = self._failures.read(error, request_id)
         if not self._failures.is_unexplained(failure):
             return failure
         # It connects and waits.
         return await asyncio.to_thread(tls.diagnose, self._endpoint) or failure
+
+    def _ended_by_close(self) -> bool:
+        """A call was cancelled with the channel, rather than the task that waits for it."""
+        task = asyncio.current_task()
+        return self._closed and task is not None and not task.cancelling()

@@ -80,10 +80,11 @@ class Failures:
         self._agent = f"the agent at {endpoint.addr}"
         self.answered = False
 
-    def read(self, error: Exception, request_id: str) -> CallFailed:
+    def read(self, error: BaseException, request_id: str) -> CallFailed:
         """What an error of the call of this name means."""
         if not isinstance(error, grpc.RpcError):
-            # A ValueError of threads, a UsageError of asyncio: so grpc says that the channel has been closed.
+            # A ValueError of threads, a UsageError or CancelledError of asyncio: so grpc says that the channel has
+            # been closed.
             return CallFailed(grpc.StatusCode.CANCELLED.name, "the connection was closed")
         failure = failure_of(error, request_id)
         if failure.reason:
