@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -122,6 +123,23 @@ def test_nothing_is_lost_or_comes_twice_whatever_dies(whole: Whole) -> None:
 
 
 # The command line.
+
+
+@pytest.mark.root
+def test_what_a_break_has_cut_off_is_sent_again_while_the_next_piece_is_waited_for(whole: Whole) -> None:
+    with connect(whole.endpoint()) as client:
+        job = client.start(JobSpec("cat", stdin_open=True))
+
+        def pieces() -> Iterator[bytes]:
+            # It takes nothing from now on, and has not told of anything.
+            whole.gateway.process.send_signal(signal.SIGSTOP)
+            yield b"first\n"
+            whole.kill_gateway()
+            until(lambda: client.query(job.id).stdin_bytes == len(b"first\n"), True, DEADLINE)
+            yield b"second\n"
+
+        assert client.write_stdin(job.id, pieces()).ended
+        assert output(client, job.id) == b"first\nsecond\n"
 
 
 def test_run_takes_as_much_as_comes(agent: Agent, tmp_path: Path) -> None:

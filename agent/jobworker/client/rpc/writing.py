@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from functools import partial
@@ -12,7 +11,6 @@ from queue import SimpleQueue
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.failures import CallFailed
 from jobworker.client.rpc.upload import Upload, Written
-from jobworker.errors import JobWorkerError
 
 Requests = Iterator[pb.WriteStdinRequest]
 Open = Callable[[Requests], Iterator[pb.WriteStdinResponse]]
@@ -21,8 +19,8 @@ Open = Callable[[Requests], Iterator[pb.WriteStdinResponse]]
 class Writer:
     """Carries an upload out over one call after the other.
 
-    A thread of each call's own takes in the answers, so that what was added is under way while whoever adds waits
-    for more.
+    A thread of its own makes the calls and takes in the answers, so that what was added is under way, over breaks
+    too, while whoever adds waits for more.
 
     Args:
         open_call: makes a call of these requests; what it raises as UNAVAILABLE is a break.
@@ -33,7 +31,8 @@ class Writer:
         self._upload = upload
         self._changed = threading.Condition()
         self._requests: SimpleQueue[pb.WriteStdinRequest | None] | None = None
-        self._failure: JobWorkerError | None = None
+        self._failure: Exception | None = None
+        self._over = threading.Event()
 
     def write(self, pieces: Iterable[bytes], *, end: bool) -> Written:
         """Write all of it; comes back when it has been taken.
@@ -41,70 +40,69 @@ class Writer:
         Raises:
             JobWorkerError: it has not been, or not all of it.
         """
+        # The calls are made there, and are to be of the span that is current here.
+        threading.Thread(target=partial(copy_context().run, self._carry_out), daemon=True).start()
         try:
-            self._until(lambda: self._upload.is_open)
             for data in pieces:
-                self._add(data)
-                self._until(lambda: not self._upload.is_full)
-            with self._changed:
-                if end:
-                    self._upload.end()
-            self._until(lambda: self._upload.nothing_is_due)
+                self._add(partial(self._upload.add, data), lambda: not self._upload.is_full)
+            self._add(self._upload.end if end else _nothing, lambda: self._upload.nothing_is_due)
         finally:
             with self._changed:
+                self._over.set()
                 self._hang_up()
+                self._changed.notify_all()
         return self._upload.written
 
-    def _add(self, data: bytes) -> None:
+    def _add(self, add: Callable[[], None], reached: Callable[[], bool]) -> None:
+        """Add something, and wait for a state of the upload."""
         with self._changed:
-            self._upload.add(data)
+            add()
+            self._send()
+            self._changed.wait_for(lambda: self._failure is not None or reached())
+            if self._failure is not None:
+                raise self._failure
 
-    def _until(self, reached: Callable[[], bool]) -> None:
-        """Keep a call under way, and wait for a state of the upload."""
-        while True:
-            with self._changed:
-                if self._requests is None and self._failure is None and not self._upload.nothing_is_due:
-                    self._call()
-                self._send()
-                self._changed.wait_for(lambda: self._requests is None or reached())
-                if self._requests is not None or (self._failure is None and reached()):
-                    return
-                failure, self._failure = self._failure, None
-                pause = self._pause(failure)
-            time.sleep(pause)
-
-    def _pause(self, failure: JobWorkerError | None) -> float:
-        if failure is not None and not isinstance(failure, CallFailed):
-            raise failure
-        return self._upload.pause(failure)
-
-    def _call(self) -> None:
-        requests = self._requests = SimpleQueue()
-        requests.put(self._upload.open())
-        responses = self._open(iter(requests.get, None))
-        # The call is made there, and is to be of the span that is current here.
-        listen = partial(copy_context().run, self._listen, requests, responses)
-        threading.Thread(target=listen, daemon=True).start()
-
-    def _listen(
-        self, requests: SimpleQueue[pb.WriteStdinRequest | None], responses: Iterator[pb.WriteStdinResponse]
-    ) -> None:
-        failure: JobWorkerError | None = None
+    def _carry_out(self) -> None:
         try:
-            for response in responses:
-                with self._changed:
-                    if self._requests is not requests:
-                        return
-                    self._upload.answer(response)
-                    self._send()
-                    self._changed.notify()
-        except JobWorkerError as error:
+            while not self._over.wait(self._call()):
+                pass
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits
+            with self._changed:
+                self._failure = error
+                self._hang_up()
+                self._changed.notify_all()
+
+    def _call(self) -> float:
+        """Make a call; how long to wait before the next one, in seconds.
+
+        Raises:
+            JobWorkerError: another one cannot mend it.
+        """
+        requests: SimpleQueue[pb.WriteStdinRequest | None] = SimpleQueue()
+        failure: CallFailed | None = None
+        with self._changed:
+            if self._over.is_set():
+                # Nobody would hang this one up.
+                return 0
+            requests.put(self._upload.open())
+            self._requests = requests
+        try:
+            for response in self._open(iter(requests.get, None)):
+                self._take(response)
+        except CallFailed as error:
             failure = error
         with self._changed:
-            if self._requests is requests:
-                self._failure = failure
-                self._hang_up()
-                self._changed.notify()
+            self._hang_up()
+            pause = self._upload.pause(failure)
+            # Some things are known to have been taken now, though nobody has answered that.
+            self._changed.notify_all()
+        return pause
+
+    def _take(self, response: pb.WriteStdinResponse) -> None:
+        with self._changed:
+            self._upload.answer(response)
+            self._send()
+            self._changed.notify_all()
 
     def _send(self) -> None:
         if self._requests:
@@ -116,3 +114,7 @@ class Writer:
         if self._requests:
             self._requests.put(None)
             self._requests = None
+
+
+def _nothing() -> None:
+    """There is no end to be added."""
