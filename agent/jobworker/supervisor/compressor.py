@@ -113,16 +113,14 @@ class Compressor:
 
 def _start_helper(jobs_fd: int) -> tuple[int, int]:
     """Start the helper; the pipes that it is asked by, and that it answers by."""
-    with contextlib.ExitStack() as undo, contextlib.ExitStack() as childs:
-        reading, requests = os.pipe2(os.O_CLOEXEC)
-        childs.callback(os.close, reading)
-        undo.callback(os.close, requests)
-        answers, writing = os.pipe2(os.O_CLOEXEC)
-        childs.callback(os.close, writing)
-        undo.callback(os.close, answers)
-        helper.start("jw-compressor", (jobs_fd, reading, writing), _serve)
-        undo.pop_all()
-    return requests, answers
+    reading, requests = os.pipe2(os.O_CLOEXEC)
+    try:
+        return requests, helper.start_telling("jw-compressor", (jobs_fd, reading), _serve)
+    except OSError:
+        os.close(requests)
+        raise
+    finally:
+        os.close(reading)
 
 
 def _serve() -> None:

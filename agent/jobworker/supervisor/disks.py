@@ -105,7 +105,7 @@ class Disks:
         if sum(who == principal for who, _ in self._looks) >= _MOST:
             raise CapExceeded("the number of directories of yours that are looked at", _MOST, _RETRY_SECONDS)
         try:
-            reading = _start_helper(directory)
+            reading = helper.start_telling("jw-disk", (), lambda: _find(directory))
         except OSError as error:
             raise HostFault.of(_looking(directory), error) from error
         look = _Look(directory, self._loop.call_after(_WAIT, lambda: self._late(look)))
@@ -136,19 +136,6 @@ class Disks:
 
 def _looking(directory: str) -> str:
     return f"looking for the disk of {directory!r}"
-
-
-def _start_helper(directory: str) -> int:
-    """Start a helper; the pipe in which it says what it finds, and which closes with its end."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    try:
-        helper.start("jw-disk", (writing,), lambda: _find(directory))
-    except OSError:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
-    return reading
 
 
 def _find(directory: str) -> None:

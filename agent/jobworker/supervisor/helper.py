@@ -37,6 +37,23 @@ def start(name: str, fds: tuple[int, ...], work: Callable[[], None]) -> None:
     fork(name, alone)
 
 
+def start_telling(name: str, fds: tuple[int, ...], work: Callable[[], None]) -> int:
+    """Start a helper; the reading end of a pipe whose other end is its last descriptor, and closes with its end.
+
+    Raises:
+        OSError: there is no process for it, or no pipe.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        start(name, (*fds, writing), work)
+    except OSError:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    return reading
+
+
 def fork(name: str, work: Callable[[], None]) -> None:
     """Fork a helper that holds all that the supervisor does.
 

@@ -11,27 +11,22 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from jobworker.errors import JobWorkerError, MainProcessEnded, StdinEnded
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
 from jobworker.kernel import spawn
-from jobworker.kernel.cgroup.base import Group
 from jobworker.limits import Limits, LimitStatus
-from jobworker.supervisor.audit import Audit
-from jobworker.supervisor.keeper_link import End, KeeperLink
-from jobworker.supervisor.log import Log
-from jobworker.supervisor.loop import Loop, Timer
+from jobworker.supervisor.keeper_link import End
+from jobworker.supervisor.loop import Timer
 from jobworker.supervisor.main_process import MainProcess
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.pump import Pump
-from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.stand_in import Stream
-from jobworker.supervisor.stdin import NOT_OPEN, Ends, Stdin
+from jobworker.supervisor.stdin import NOT_OPEN, Stdin
 from jobworker.supervisor.stopping import Stopping
-from jobworker.supervisor.store import Store
-from jobworker.supervisor.tally import Tally
+from jobworker.supervisor.surroundings import Handles, Surroundings
 from jobworker.wire import keeping
 from jobworker.wire.callers import Caller
 from jobworker.wire.handover import Held
@@ -42,54 +37,6 @@ DEFAULT_GRACE = 10.0
 _SAVE_AGAIN = 1.0
 UNSURE = "the agent died while it was starting this job: it is not known whether the command was executed"
 _UNKNOWN_END = "how it ended is not known: the keeper died before, and a kernel older than 6.15 does not tell"
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every job of a supervisor shares.
-
-    Attributes:
-        changed: called with the job after each change of its record.
-        grew: called with the job when it has new output, or the last of it.
-        stdin_room: called with the job when its standard input has room again, or takes nothing more.
-        kill_wait: seconds after a kill until the job is reported as stuck.
-        keep_log: bytes of output that are kept of each job; 0 for all.
-        max_stdin: bytes that may be written to a standard input; 0 for any number.
-    """
-
-    loop: Loop
-    log: Log
-    store: Store
-    keeper: KeeperLink
-    audit: Audit
-    tally: Tally
-    revisions: Revisions
-    changed: Callable[[Job], None]
-    grew: Callable[[Job], None]
-    stdin_room: Callable[[Job], None]
-    kill_wait: float
-    keep_log: int
-    max_stdin: int
-
-
-@dataclass(frozen=True, slots=True)
-class Handles:
-    """What holds a running job.
-
-    Attributes:
-        limits: that the group was given.
-        foreign: its main process is neither our child nor the keeper's, which it outlived.
-        stdin: what its standard input is written by, while that is open.
-    """
-
-    group: Group
-    log: OutputLog
-    pidfd: int
-    stdout: int
-    stderr: int
-    limits: Limits
-    foreign: bool = False
-    stdin: Ends | None = None
 
 
 class Job:

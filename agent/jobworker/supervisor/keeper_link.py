@@ -17,7 +17,7 @@ End = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HandedBack:
     """What an earlier supervisor had of a job: the job's pipes, its pidfd if it had come that far, its end.
 
     Attributes:
@@ -40,13 +40,13 @@ class KeeperLink:
         self._link = socket.socket(fileno=link_fd)
         os.set_inheritable(link_fd, False)
 
-    def take_back(self) -> dict[str, Held]:
+    def take_back(self) -> dict[str, HandedBack]:
         """Ask for what the keeper holds. To be called once, first of all; waits for the keeper.
 
         Raises:
             ConnectionResetError: there is no keeper.
         """
-        held: dict[str, Held] = {}
+        held: dict[str, HandedBack] = {}
         ended: dict[str, End] = {}
         self._say(keeping.HAND_BACK, "", ())
         while True:
@@ -66,7 +66,7 @@ class KeeperLink:
             stdout, stderr, *process = fds.take()
             pidfd = process[0] if process else None
             known = None if end in (keeping.RUNNING, keeping.FOREIGN) else end
-            held[job_id] = Held(stdout, stderr, pidfd, known, end == keeping.FOREIGN)
+            held[job_id] = HandedBack(stdout, stderr, pidfd, known, end == keeping.FOREIGN)
 
     def listen(self, loop: Loop, on_end: Callable[[str, End], None], on_gone: Callable[[], None]) -> None:
         """Go on listening.

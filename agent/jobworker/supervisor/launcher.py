@@ -24,10 +24,11 @@ from jobworker.sandbox import Part
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor import stdin
 from jobworker.supervisor.guard import given
-from jobworker.supervisor.job import Handles, Job, Surroundings
+from jobworker.supervisor.job import Job
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.stdin import Ends
 from jobworker.supervisor.stopping import Stopping
+from jobworker.supervisor.surroundings import Handles, Surroundings
 
 _PIPE_BYTES = 512 * 1024
 # Seconds from the clone to the command. That takes some milliseconds, on the busiest of hosts a second or two, and

@@ -19,12 +19,13 @@ from jobworker.jobs import EndReason, JobRecord, State, check_job_id
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
 from jobworker.supervisor.backlog import Backlog
-from jobworker.supervisor.job import UNSURE, Handles, Job, Surroundings
-from jobworker.supervisor.keeper_link import End, Held
+from jobworker.supervisor.job import UNSURE, Job
+from jobworker.supervisor.keeper_link import End, HandedBack
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.stdin import Ends
 from jobworker.supervisor.store import StoredJob
+from jobworker.supervisor.surroundings import Handles, Surroundings
 from jobworker.wire import sockets
 
 
@@ -42,7 +43,7 @@ class Recovery:
         around: Surroundings,
         registry: Registry,
         hierarchy: Hierarchy,
-        held: dict[str, Held],
+        held: dict[str, HandedBack],
         told: Callable[[str], None],
         whole: Callable[[], None],
     ) -> None:
@@ -165,7 +166,7 @@ class Recovery:
         if end := _end_on_record(record) or held.end:
             job.main_ended(end)
 
-    def _adopt(self, stored: StoredJob, held: Held, pidfd: int) -> Job:
+    def _adopt(self, stored: StoredJob, held: HandedBack, pidfd: int) -> Job:
         # What the earlier life told last of it may not be on the disk.
         record = replace(stored.record, revision=self._around.revisions.next())
         group = self._groups.pop(record.job_id, None) or self._hierarchy.adopt(record.job_id)
@@ -229,7 +230,7 @@ class Recovery:
         except OSError as error:
             self._quarantine(job_id, f"a start that was cut off can't be undone: {error}")
 
-    def _let_go(self, job_id: str, held: Held) -> None:
+    def _let_go(self, job_id: str, held: HandedBack) -> None:
         for fd in (held.stdout, held.stderr, held.pidfd, *held.stdin):
             if fd is not None:
                 os.close(fd)

@@ -24,7 +24,7 @@ from jobworker.supervisor.backlog import Backlog
 from jobworker.supervisor.compressor import Compressor
 from jobworker.supervisor.guard import LimitGuard
 from jobworker.supervisor.isolation import Isolation
-from jobworker.supervisor.job import DEFAULT_GRACE, Job, Surroundings
+from jobworker.supervisor.job import DEFAULT_GRACE, Job
 from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.permits import Permits
@@ -33,6 +33,7 @@ from jobworker.supervisor.segments import Opened, open_segment
 from jobworker.supervisor.space import Space
 from jobworker.supervisor.starts import Starts
 from jobworker.supervisor.stdin import JOB_ENDED
+from jobworker.supervisor.surroundings import Surroundings
 from jobworker.supervisor.updates import Updates
 from jobworker.supervisor.users import Users
 from jobworker.wire.messages import (

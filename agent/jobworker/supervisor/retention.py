@@ -217,14 +217,8 @@ class Remover:
     def _start(self) -> int:
         """Start a helper for all that wait; what closes when it has ended, however it did."""
         batch = tuple(self._waiting)
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        try:
-            helper.start("jw-remover", (self._store.removed_fd, writing), lambda: removal.remove(0, batch))
-        except OSError:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
+        fds = (self._store.removed_fd,)
+        reading = helper.start_telling("jw-remover", fds, lambda: removal.remove(0, batch))
         self._batch, self._waiting = batch, set()
         return reading
 

@@ -16,13 +16,14 @@ from jobworker.limits import Limits
 from jobworker.settings.schema import JobSettings, QuotaSettings
 from jobworker.supervisor.disks import DiskAwaited, Disks
 from jobworker.supervisor.isolation import Isolation
-from jobworker.supervisor.job import Job, Surroundings
+from jobworker.supervisor.job import Job
 from jobworker.supervisor.keys import Keys
 from jobworker.supervisor.launcher import CLOSED, Launcher, Order
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.permits import Permit, Permits
 from jobworker.supervisor.shares import Shares
+from jobworker.supervisor.surroundings import Surroundings
 from jobworker.supervisor.users import Users
 from jobworker.wire.callers import Caller
 from jobworker.wire.host import HostInfo

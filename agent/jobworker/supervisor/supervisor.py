@@ -19,7 +19,7 @@ from jobworker.supervisor import stand_in, upgrade
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.flusher import Flusher
 from jobworker.supervisor.isolation import Isolation
-from jobworker.supervisor.job import Job, Surroundings
+from jobworker.supervisor.job import Job
 from jobworker.supervisor.keeper_link import KeeperLink
 from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.limit_profiles import Profiles
@@ -34,6 +34,7 @@ from jobworker.supervisor.requests import Requests
 from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.server import Server
 from jobworker.supervisor.store import Store
+from jobworker.supervisor.surroundings import Surroundings
 from jobworker.supervisor.tally import Tally
 from jobworker.wire import handover, sockets
 

@@ -1,0 +1,70 @@
+"""What jobs need of their supervisor, and what holds one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobworker.kernel.cgroup.base import Group
+from jobworker.limits import Limits
+from jobworker.supervisor.audit import Audit
+from jobworker.supervisor.keeper_link import KeeperLink
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.output import OutputLog
+from jobworker.supervisor.revisions import Revisions
+from jobworker.supervisor.stdin import Ends
+from jobworker.supervisor.store import Store
+from jobworker.supervisor.tally import Tally
+
+if TYPE_CHECKING:
+    from jobworker.supervisor.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every job of a supervisor shares.
+
+    Attributes:
+        changed: called with the job after each change of its record.
+        grew: called with the job when it has new output, or the last of it.
+        stdin_room: called with the job when its standard input has room again, or takes nothing more.
+        kill_wait: seconds after a kill until the job is reported as stuck.
+        keep_log: bytes of output that are kept of each job; 0 for all.
+        max_stdin: bytes that may be written to a standard input; 0 for any number.
+    """
+
+    loop: Loop
+    log: Log
+    store: Store
+    keeper: KeeperLink
+    audit: Audit
+    tally: Tally
+    revisions: Revisions
+    changed: Callable[[Job], None]
+    grew: Callable[[Job], None]
+    stdin_room: Callable[[Job], None]
+    kill_wait: float
+    keep_log: int
+    max_stdin: int
+
+
+@dataclass(frozen=True, slots=True)
+class Handles:
+    """What holds a running job.
+
+    Attributes:
+        limits: that the group was given.
+        foreign: its main process is neither our child nor the keeper's, which it outlived.
+        stdin: what its standard input is written by, while that is open.
+    """
+
+    group: Group
+    log: OutputLog
+    pidfd: int
+    stdout: int
+    stderr: int
+    limits: Limits
+    foreign: bool = False
+    stdin: Ends | None = None
