@@ -12,20 +12,20 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from jobworker.errors import AgentUnavailable, HostFault, UpgradeRefused
+from jobworker.errors import AgentUnavailable
 from jobworker.jobs import EndReason, JobRecord, State, new_job_id
 from jobworker.limits import Limits
 from jobworker.wire import messages
+from support.gates import gate, open_gate
 from support.leftovers import cgroups, descriptors, processes_of
 from support.link import CALLER, DEADLINE
 from support.root_side import RootSide, root_side, tells_ends
-from support.strace import attached, needs_strace, without_processes
+from support.strace import attached, needs_strace
 
 pytestmark = pytest.mark.root
 
@@ -90,68 +90,6 @@ def test_an_exit_code_is_kept_while_nobody_looks(own_side: RootSide) -> None:
         assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, code)
         assert link.read_log(ended) == b"done\n"
         assert processes_of(record.uid) == []
-
-
-@needs_strace
-def test_no_process_for_the_next_supervisor(own_side: RootSide) -> None:
-    link = own_side.link(subscribe=True)
-    going_on = link.start("/bin/sh", "-c", f"echo begun; read x < {gate(own_side, 1)}; echo done; exit 4")
-    ending = link.start("/bin/sh", "-c", f"read x < {gate(own_side, 2)}; echo done; exit 5")
-    with without_processes(own_side.keeper.pid) as tries:
-        os.kill(own_side.supervisor_pid(), signal.SIGKILL)
-        link.drain()
-        open_gate(own_side, 2)
-        # It is reaped meanwhile, so that its process can be another's.
-        own_side.wait_for(lambda: tries() > 1 and not os.path.exists(f"/proc/{ending.pid}"))
-    link.close()
-    link = own_side.reconnect(subscribe=True)
-    open_gate(own_side, 1)
-    for record, code, output in ((going_on, 4, b"begun\ndone\n"), (ending, 5, b"done\n")):
-        ended = link.wait_ended(record.job_id)
-        assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, code)
-        assert link.read_log(ended) == output
-    assert own_side.log().count("cannot start a supervisor: [Errno 11]") == 1
-
-
-@needs_strace
-def test_no_process_for_anything(own_side: RootSide) -> None:
-    link = own_side.link(subscribe=True)
-    ended, running = link.wait_ended(link.start("/bin/true").job_id), link.start("/bin/sleep", "1000")
-    pid = own_side.supervisor_pid()
-    with without_processes(own_side.keeper.pid), without_processes(pid) as tries:
-        link.ask(messages.DeleteJob(CALLER, ended.job_id))
-        own_side.wait_for(lambda: tries() > 0)
-        with pytest.raises(HostFault, match="EAGAIN"):
-            link.start("/bin/true")
-        with pytest.raises(UpgradeRefused, match="Resource temporarily unavailable"):
-            link.ask(messages.Upgrade())
-        assert link.inspect(running.job_id).state is State.RUNNING
-    own_side.wait_for(lambda: not os.listdir(os.path.join(own_side.state_dir, "removed")))
-    assert own_side.supervisor_pid() == pid
-    assert link.stop(running.job_id).end_reason is EndReason.STOPPED
-
-
-def test_a_keeper_without_jobs_ends_if_it_can_start_no_supervisor(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.symlink_to(os.path.realpath(sys.executable))
-    with root_side(str(tmp_path), python=str(python)) as side:
-        python.unlink()
-        os.kill(side.supervisor_pid(), signal.SIGKILL)
-        assert side.keeper.wait(DEADLINE) == 1
-        why = f"keeper: cannot start a supervisor: [Errno 2] No such file or directory: '{python}'"
-        assert side.log().splitlines()[-1] == why
-
-
-def gate(side: RootSide, number: int) -> str:
-    path = os.path.join(os.path.dirname(side.state_dir), f"gate{number}")
-    os.mkfifo(path)
-    os.chmod(path, 0o666)  # noqa: S103
-    return path
-
-
-def open_gate(side: RootSide, number: int) -> None:
-    """Wait until the job is there to read, and let it go on."""
-    os.close(os.open(os.path.join(os.path.dirname(side.state_dir), f"gate{number}"), os.O_WRONLY))
 
 
 def wait_for_end(pid: int) -> None:
@@ -344,20 +282,6 @@ def test_the_flusher_may_die(own_side: RootSide) -> None:
     wait_for_end(pid)
     record = link.start("/bin/sh", "-c", "while :; do echo x; sleep 0.05; done")
     own_side.wait_for(lambda: own_side.flusher_pid() != pid)
-    assert link.stop(record.job_id).end_reason is EndReason.STOPPED
-
-
-@needs_strace
-def test_no_process_for_the_next_flusher(own_side: RootSide) -> None:
-    link = own_side.link(subscribe=True)
-    record = link.start("/bin/sh", "-c", "while :; do echo x; sleep 0.05; done")
-    supervisor, pid = own_side.supervisor_pid(), own_side.flusher_pid()
-    with without_processes(supervisor) as tries:
-        os.kill(pid, signal.SIGKILL)
-        own_side.wait_for(lambda: tries() > 1)
-    own_side.wait_for(lambda: own_side.flusher_pid() != pid)
-    assert own_side.supervisor_pid() == supervisor
-    assert own_side.log().count("no flusher could be started") == 1
     assert link.stop(record.job_id).end_reason is EndReason.STOPPED
 
 
