@@ -140,6 +140,9 @@ def _flush_record(directory: int) -> None:
         # By its descriptor: a newer record may stand under its name by now.
         os.link(f"/proc/self/fd/{fd}", _LINKED, dst_dir_fd=directory, follow_symlinks=True)
         os.rename(_LINKED, FLUSHED, src_dir_fd=directory, dst_dir_fd=directory)
+        # A rename does nothing where both names are of one file (rename(2)): the record is as it was.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_LINKED, dir_fd=directory)
     finally:
         os.close(fd)
 
