@@ -21,8 +21,6 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import certs
 
 _REACH_MS = 50
-# Two processes, so that they are not what is measured.
-_CLIENTS = 2
 _TICKS = f"/{bare_server.SERVICE}/{bare_server.TICKS}"
 
 
@@ -79,36 +77,32 @@ def measure(scale: Scale) -> Outcome:
                     figures.append(below(what, percentile(reached.latencies, 99), _REACH_MS, " ms"))
     head = ("", "p50 ms", "p99 ms", "longest ms", "server CPU %", "server MiB")
     note = (
-        f"A job writes a line of some 500 bytes each {bare_server.PERIOD:g} s; {scale.fanout} followers in "
-        f"{_CLIENTS} processes, on connections of {STREAMS_EACH} streams, take it over mutual TLS on the same "
-        "machine. Latencies are from before the job's write until the follower has the message. Stalled followers "
-        "have asked for the same and take nothing. The bare server makes the line itself, in memory."
+        f"A job writes a line of some 500 bytes each {bare_server.PERIOD:g} s; {scale.fanout} followers, on "
+        f"connections of {STREAMS_EACH} streams, take it over mutual TLS on the same machine, by a client that "
+        "reads frames and no more. Latencies are from before the job's write until the follower has the message. "
+        "Stalled followers have asked for the same and take nothing. The bare server makes the line itself, in "
+        "memory."
     )
     return Outcome((Table("One job, many followers", head, tuple(rows), (note,)),), tuple(figures))
 
 
 @contextlib.contextmanager
-def _clients(server: Served, files: certs.Files, count: int, stalled: int) -> Iterator[list[Popen[str]]]:
-    """Processes that follow, each of whose followers has had a line."""
+def _client(server: Served, files: certs.Files, count: int, stalled: int) -> Iterator[Popen[str]]:
+    """A process that follows, each of whose followers has had a line."""
     asked = (server.addr, server.method, files.ca, files.cert, files.key, server.request.hex())
-    with contextlib.ExitStack() as stack:
-        counts = (str(count // _CLIENTS), str(stalled // _CLIENTS))
-        made = [stack.enter_context(child("bench.fanout_client", *asked, *counts)) for _ in range(_CLIENTS)]
-        for each in made:
-            _ask(each)
-        yield made
+    with child("bench.fanout_client", *asked, str(count), str(stalled)) as client:
+        _ask(client)
+        yield client
 
 
 def _round(server: Served, files: certs.Files, scale: Scale, stalled: int) -> Reached:
-    with _clients(server, files, scale.fanout, stalled) as clients:
-        for each in clients:
-            _tell(each)
-            _ask(each)
+    with _client(server, files, scale.fanout, stalled) as client:
+        _tell(client)
+        _ask(client)
         cpu, begin = cpu_seconds(server.pid), time.monotonic()
         time.sleep(scale.fanout_seconds)
-        for each in clients:
-            _tell(each)
-        latencies = [int(number) / 1000 for each in clients for number in _ask(each).split()]
+        _tell(client)
+        latencies = [int(number) / 1000 for number in _ask(client).split()]
         share = (cpu_seconds(server.pid) - cpu) / (time.monotonic() - begin) * 100
         return Reached(latencies, share, memory(server.pid).rss / 1024)
 

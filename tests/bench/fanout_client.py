@@ -3,70 +3,130 @@
 The output that is followed is that of `bench.ticks`. Says an empty line when each follower has one; then, for each
 line of standard input, the latencies since the line before, in microseconds. STALLED more have asked for the same
 and never take anything.
+
+It reads frames itself: with a call of grpc's for each follower, on a machine of two processors, the client would
+be what is measured.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import selectors
+import ssl
+import struct
 import sys
 import time
-
-from grpc import aio
+from collections.abc import Iterator
 
 from bench.ticks import times
-from support import certs, gateway
+from support import certs, http2
 
 STREAMS_EACH = 50
-_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+_SECONDS = 60.0
+_READ_BYTES = 64 * 1024
+_HEAD_BYTES = 9
+# The largest window there is, less the one that each stream and connection begins with (RFC 9113, 6.9).
+_WINDOW = struct.pack(">I", 2**31 - 1 - 65_535)
 
 
-class Followers:
-    """Latencies of all of them, in nanoseconds."""
+class Connection:
+    """Streams of one connection. Those that take everything come first; the rest keep to their first window."""
 
-    def __init__(self) -> None:
-        self.latencies: list[int] = []
+    def __init__(self, secure: ssl.SSLSocket, method: str, request: bytes, taking: int, stalled: int) -> None:
+        self._secure = secure
+        self._taking = range(1, 1 + 2 * taking, 2)
+        self._unread = bytearray()
+        message = struct.pack(">BI", 0, len(request)) + request
+        calls = [http2.frame(http2.WINDOW_UPDATE, payload=_WINDOW)]
+        for stream in range(1, 1 + 2 * (taking + stalled), 2):
+            calls.append(http2.frame(http2.HEADERS, http2.END_HEADERS, stream, http2.call(method)))
+            calls.append(http2.frame(http2.DATA, http2.END_STREAM, stream, message))
+            if stream in self._taking:
+                calls.append(http2.frame(http2.WINDOW_UPDATE, 0, stream, _WINDOW))
+        secure.sendall(b"".join(calls))
+        secure.setblocking(False)
 
-    async def follow(self, call: aio.UnaryStreamCall[bytes, bytes], first: asyncio.Event) -> None:
-        async for message in call:
-            now = time.monotonic_ns()
-            ticks = [now - written for written in times(message)]
-            # What was written before anybody followed tells nothing.
-            if first.is_set():
-                self.latencies += ticks
-            elif ticks:
-                first.set()
+    def fileno(self) -> int:
+        return self._secure.fileno()
+
+    def lines(self) -> Iterator[tuple[int, int]]:
+        """Of each line that has come: its stream, and how long it took, in nanoseconds."""
+        for now, kind, stream, payload in self._frames():
+            if kind == http2.DATA and stream in self._taking:
+                for written in times(payload):
+                    yield stream, now - written
+
+    def _frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """When it came, its kind, its stream and what it holds; what asks for an answer has had it."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while data := self._secure.recv(_READ_BYTES):
+                now = time.monotonic_ns()
+                self._unread += data
+                begin = 0
+                while len(self._unread) >= begin + _HEAD_BYTES:
+                    length, kind, flags, stream = _head(self._unread, begin)
+                    end = begin + _HEAD_BYTES + length
+                    if len(self._unread) < end:
+                        break
+                    payload = bytes(self._unread[begin + _HEAD_BYTES : end])
+                    self._answer(kind, flags, payload)
+                    yield now, kind, stream, payload
+                    begin = end
+                del self._unread[:begin]
+            raise ConnectionError("the server has closed a connection")
+
+    def _answer(self, kind: int, flags: int, payload: bytes) -> None:
+        if kind in {http2.SETTINGS, http2.PING} and not flags & http2.ACK:
+            self._secure.sendall(http2.frame(kind, http2.ACK, 0, payload if kind == http2.PING else b""))
+        if kind in {http2.RST_STREAM, http2.GOAWAY} or (kind == http2.HEADERS and flags & http2.END_STREAM):
+            raise ConnectionError(f"the server has ended a stream: {payload!r}")
 
 
-async def main(addr: str, method: str, ca: str, cert: str, key: str, request: str, *counts: str) -> None:
+def _head(data: bytearray, begin: int) -> tuple[int, int, int, int]:
+    """A frame's length, kind, flags and stream (RFC 9113, 4.1)."""
+    high, low, kind, flags, stream = struct.unpack_from(">BHBBI", data, begin)
+    return high << 16 | low, kind, flags, stream & 0x7FFF_FFFF
+
+
+def main(addr: str, method: str, ca: str, cert: str, key: str, request: str, *counts: str) -> None:
     count, stalled = map(int, counts)
-    credentials = gateway.credentials(certs.Files(ca, cert, key))
-    followers, firsts = Followers(), [asyncio.Event() for _ in range(count)]
-    async with contextlib.AsyncExitStack() as stack:
-        calls = []
+    files = certs.Files(ca, cert, key)
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         for begin in range(0, count + stalled, STREAMS_EACH):
-            channel = aio.secure_channel(addr, credentials, _OWN_CONNECTION)
-            await stack.enter_async_context(channel)
-            stream: aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(method)
-            calls += [stream(bytes.fromhex(request)) for _ in range(min(STREAMS_EACH, count + stalled - begin))]
-        following = [
-            asyncio.create_task(followers.follow(call, first)) for call, first in zip(calls, firsts, strict=False)
-        ]
-        for call in calls[count:]:
-            await call.wait_for_connection()
-        for first in firsts:
-            await first.wait()
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            del line
-            sys.stdout.write(" ".join(str(each // 1000) for each in followers.latencies) + "\n")
-            sys.stdout.flush()
-            followers.latencies.clear()
-        for task in following:
-            task.cancel()
-        await asyncio.gather(*following, return_exceptions=True)
+            ours = range(begin, min(begin + STREAMS_EACH, count + stalled))
+            taking = len(range(begin, min(ours.stop, count)))
+            secure = stack.enter_context(http2.connection(addr, files, _SECONDS))
+            selector.register(
+                Connection(secure, method, bytes.fromhex(request), taking, len(ours) - taking),
+                selectors.EVENT_READ,
+            )
+        selector.register(sys.stdin, selectors.EVENT_READ)
+        _follow(selector, count)
+
+
+def _follow(selector: selectors.BaseSelector, count: int) -> None:
+    reached, latencies = set[tuple[Connection, int]](), list[int]()
+    while True:
+        for key, _ in selector.select():
+            if isinstance(key.fileobj, Connection):
+                for stream, took in key.fileobj.lines():
+                    if len(reached) == count:
+                        latencies.append(took)
+                        continue
+                    reached.add((key.fileobj, stream))
+                    if len(reached) == count:
+                        _say("")
+            elif not sys.stdin.readline():
+                return
+            else:
+                _say(" ".join(str(each // 1000) for each in latencies))
+                latencies.clear()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -219,3 +219,14 @@ def test_write_says_what_is_wrong(agent: Agent, tmp_path: Path) -> None:
     reader = agent.cli("write", job_id, role="reader", input=b"x")
     assert (reader.returncode, b"needs the role WRITER" in reader.stderr) == (4, True)
     agent.cli("stop", job_id, "--force", check=True)
+
+
+def test_what_cannot_be_read_here_is_not_taken_for_the_output(agent: Agent) -> None:
+    job_id = agent.start_job("--stdin-open", "--", "cat")
+    for code, words in ((1, ("write", job_id)), (125, ("run", "--stdin", "-", "--", "cat"))):
+        with open(os.devnull, "wb") as unreadable:
+            done = subprocess.run(
+                agent.command(*words), stdin=unreadable, capture_output=True, check=False, timeout=DEADLINE
+            )
+        assert (done.returncode, done.stdout) == (code, b"")
+        assert b"<stdin>: cannot be used: Bad file descriptor" in done.stderr

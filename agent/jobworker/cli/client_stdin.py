@@ -93,16 +93,24 @@ def input_of(options: Mapping[str, Any], *, live: bool) -> Input:
 def _head(file: IO[bytes]) -> bytes:
     """All that a file holds, or more than comes with a start."""
     head = b""
-    while len(head) <= MAX_STDIN_BYTES and (data := os.read(file.fileno(), MAX_STDIN_BYTES)):
+    while len(head) <= MAX_STDIN_BYTES and (data := _read(file)):
         head += data
     return head
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
     """What a file holds, each piece as soon as it is there."""
-    # Not by the file's own buffer: a thread that waits in there keeps the interpreter from ending.
-    while data := os.read(file.fileno(), MAX_STDIN_BYTES):
+    while data := _read(file):
         yield data
+
+
+def _read(file: IO[bytes]) -> bytes:
+    # Not by the file's own buffer: a thread that waits in there keeps the interpreter from ending.
+    try:
+        return os.read(file.fileno(), MAX_STDIN_BYTES)
+    except OSError as error:
+        # Of a descriptor alone: whoever tells of it would take it for the output.
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 @click.command("write", cls=ClientCommand, help=_HELP)

@@ -19,7 +19,7 @@ from jobworker.cli.client_interrupt import stop_unless_ended
 from jobworker.cli.client_jobs import meant_by, stopping
 from jobworker.cli.client_options import ON_MANY_HOSTS
 from jobworker.cli.client_spec import labels_of, spec_of
-from jobworker.cli.fleet.interrupts import Interrupts
+from jobworker.cli.fleet.interrupts import FleetInterrupts
 from jobworker.cli.fleet.outcome import Outcome, Status
 from jobworker.cli.fleet.printer import Lane
 
@@ -34,7 +34,7 @@ class Visit:
 
     client: Client
     lane: Lane
-    interrupts: Interrupts
+    interrupts: FleetInterrupts
 
     def show_job(self, text: str, job: Job) -> None:
         self.lane.show(text, "job", job=client_json.job(job))

@@ -13,7 +13,7 @@ from jobworker.cli.client_command import as_json, complain, connect_to, request_
 from jobworker.cli.fleet import asked, top
 from jobworker.cli.fleet.actions import Action, Visit, prepare
 from jobworker.cli.fleet.fanout import Fanout
-from jobworker.cli.fleet.interrupts import Interrupts
+from jobworker.cli.fleet.interrupts import FleetInterrupts
 from jobworker.cli.fleet.outcome import Outcome, exit_code, of_error, summary
 from jobworker.cli.fleet.printer import Lane, Printer
 from jobworker.cli.fleet.targets import Target
@@ -39,7 +39,7 @@ def invoke(ctx: click.Context) -> int:
     printer = Printer(as_json=as_json(), environ=os.environ)
     fanout = Fanout(found, asked.budget(ctx))
     detach, runs = ctx.params.get("detach_on_interrupt", False), ctx.command.name == "run"
-    with Interrupts(fanout.close, fanout.leave, detach=detach, runs=runs) as interrupts:
+    with FleetInterrupts(fanout.close, fanout.leave, detach=detach, runs=runs) as interrupts:
 
         def visit(target: Target) -> Outcome:
             connect = partial(connect_to, target.endpoint, named, connect_timeout=seconds)
@@ -59,7 +59,7 @@ def invoke(ctx: click.Context) -> int:
 
 
 def _visit(
-    target: Target, action: Action, lane: Lane, interrupts: Interrupts, connect: Callable[[], Client]
+    target: Target, action: Action, lane: Lane, interrupts: FleetInterrupts, connect: Callable[[], Client]
 ) -> Outcome:
     try:
         with connect() as connected:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jobworker.jobs import JobSpec
 
 
-class Interrupts:
+class FleetInterrupts:
     """The first Ctrl-C begins no other host, and stops the jobs that are followed; the second one leaves at once.
 
     With `detach` the first one leaves at once. A thread takes the signal, which is blocked in all others: one of
