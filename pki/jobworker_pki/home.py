@@ -60,7 +60,9 @@ class Home:
             fix = f"bring the {ca}'s key back for this one command"
             raise PkiProblem(self.store.path_of(file), "is not here", fix)
         if now >= certificate.not_valid_after_utc:
-            fix = f"renew it: worker-pki renew {self.store.path_of(INTERMEDIATE)}.pem"
+            renew = f"renew it: worker-pki renew {self.store.path_of(ca)}.pem"
+            # The root is trusted by its file, which nobody has another of.
+            fix = "make a new PKI: worker-pki init DIR" if ca == ROOT else renew
             raise PkiProblem(self.store.path_of(f"{ca}.pem"), "the CA has expired", fix)
         pair = Pair(certificate, self.store.key(file, self.ask))
         if pair.key.public_key() != certificate.public_key():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import ssl
@@ -55,18 +56,24 @@ class Rotating:
     def serial(self) -> int:
         """Of the certificate that a new connection is shown; the handshake is complete on both sides."""
         host, _, port = self.running.address.rpartition(":")
-        files = certs.dev_pki().files("writer")
-        context = ssl.create_default_context(cafile=files.ca)
-        context.load_cert_chain(files.cert, files.key)
-        context.set_alpn_protocols(["h2"])
         with (
             socket.create_connection((host, int(port)), gateway.DEADLINE) as plain,
-            context.wrap_socket(plain, server_hostname=host) as tls,
+            _tls().wrap_socket(plain, server_hostname=host) as tls,
         ):
             assert tls.recv(1), "the server has not accepted the client"
             shown = tls.getpeercert(binary_form=True)
         assert shown
         return x509.load_der_x509_certificate(shown).serial_number
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """What a client begins each handshake with, and no session of an earlier one."""
+    files = certs.dev_pki().files("writer")
+    context = ssl.create_default_context(cafile=files.ca)
+    context.load_cert_chain(files.cert, files.key)
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 @pytest.fixture

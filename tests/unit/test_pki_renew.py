@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from jobworker.errors import PkiProblem
 from jobworker.identity import DEFAULT_ROLE_OID, Role
-from jobworker_pki import profiles, renewal
+from jobworker_pki import home, profiles, renewal
 from support import certs
 from support.pki import Pki, copied, host_profile, openssl, run, snapshot
 
@@ -154,6 +155,18 @@ def test_an_issuer_that_ends_as_soon_is_renewed_first(pki: Pki) -> None:
     problem = pki.refused("renew", path, "--force")
     assert "would not live longer" in problem
     assert f"renew that first: worker-pki renew {pki.path('intermediate.pem')}" in problem
+
+
+@pytest.mark.parametrize(
+    ("ca", "life", "fix"),
+    [
+        (home.INTERMEDIATE, home.INTERMEDIATE_LIFE, "renew it: worker-pki renew "),
+        (home.ROOT, home.ROOT_LIFE, "make a new PKI: worker-pki init DIR"),
+    ],
+)
+def test_a_ca_that_has_expired_signs_nothing(pki: Pki, ca: str, life: timedelta, fix: str) -> None:
+    with pki.opened() as found, pytest.raises(PkiProblem, match=f"{ca}.pem: the CA has expired; {fix}"):
+        found.signer(ca, datetime.now(UTC) + life)
 
 
 def test_due_is_two_thirds_of_the_life(pki: Pki) -> None:
