@@ -191,6 +191,7 @@ def test_ctrl_c_stops_the_job_and_follows_it_to_its_end(
         assert job.following.wait(60)
         process.send_signal(number)
         assert f"worker-client: stopping job {ID}".encode() in line_of(process) + line_of(process)
+        assert job.stopping.wait(60)
         # What the job writes while it is being stopped comes out to its end.
         job.finish()
         out, rest = process.communicate(timeout=60)
