@@ -21,7 +21,7 @@ turn about. Numbers of different machines do not compare; ratios of one run do. 
 TLS 1.3 with RSA-4096 certificates, with an agent as `worker-agent dev` runs it. Unless a table says otherwise,
 figures are medians.
 
-    make bench                                     # all of it, in less than ten minutes; writes this page
+    make bench                                     # all of it, in some twenty minutes; writes this page
     make bench BENCH="--quick"                     # in less than two minutes
     make bench BENCH="--only start,pump"           # some of it
 
