@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from jobworker.wire import messages
 from support.link import CALLER
 from support.root_side import RootSide
+from support.strace import attached, needs_strace
 
 pytestmark = pytest.mark.root
 
@@ -26,6 +28,20 @@ def test_the_record_that_was_flushed_last_is_taken_in_place_of_an_empty_one(own_
     assert link.read_log(link.inspect(record.job_id)) == b"hi\n"
     link.ask(messages.DeleteJob(CALLER, record.job_id))
     own_side.wait_for(lambda: not directory.exists())
+
+
+@needs_strace
+def test_a_record_that_is_flushed_again_has_no_third_name(own_side: RootSide, tmp_path: Path) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/cat", stdin_open=True)
+    directory = Path(own_side.state_dir, "jobs", record.job_id)
+    trace = tmp_path / "trace"
+    with attached(own_side.flusher_pid(), "-y", "-e", "trace=fdatasync", "-o", str(trace)):
+        for times in (1, 2, 3):
+            link.write_stdin(record.job_id, b"x\n")
+            own_side.wait_for(lambda: trace.read_text().count(f"{record.job_id}.log>)") >= times)  # noqa: B023
+    assert sorted(os.listdir(directory)) == ["flushed.json", "job.json", "logs", "work"]
+    assert os.stat(directory / "job.json").st_ino == os.stat(directory / "flushed.json").st_ino
 
 
 def test_an_agent_whose_name_is_lost_takes_another(own_side: RootSide) -> None:
