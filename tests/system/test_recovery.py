@@ -23,7 +23,7 @@ from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.gates import gate, open_gate
 from support.leftovers import cgroups, descriptors, processes_of
-from support.link import CALLER, DEADLINE
+from support.link import CALLER, DEADLINE, Link
 from support.root_side import RootSide, root_side, tells_ends
 from support.strace import attached, needs_strace
 
@@ -264,6 +264,33 @@ def test_an_agent_that_ends_takes_no_more_jobs(own_side: RootSide) -> None:
         link.start("/bin/true")
     link.stop(record.job_id, force=True)
     link.drain()
+
+
+def unread_answers(side: RootSide, link: Link) -> list[int]:
+    """Ask for more than the connection holds, without reading any of it."""
+    record, other = link.start("/bin/true", *["x" * 1000] * 4), side.link()
+    asked = [link.send(messages.InspectJob(record.job_id)) for _ in range(400)]
+    for _ in asked:
+        # A round each, in which one of those is answered.
+        other.ask(messages.Hello(messages.PROTOCOL, subscribe=False))
+    return asked
+
+
+def test_who_reads_late_gets_the_answers_of_an_agent_that_ends(own_side: RootSide) -> None:
+    link = own_side.link()
+    asked = [*unread_answers(own_side, link), link.send(messages.Shutdown())]
+    assert [link.receive().seq for _ in asked] == asked
+    with pytest.raises(ConnectionResetError):
+        link.receive()
+
+
+def test_who_reads_late_gets_the_answers_of_the_version_before(own_side: RootSide) -> None:
+    link = own_side.link()
+    asked = [*unread_answers(own_side, link), link.send(messages.Upgrade())]
+    own_side.wait_for(lambda: '"upgrading"' in own_side.log())
+    assert [link.receive().seq for _ in asked] == asked
+    with pytest.raises(ConnectionResetError):
+        link.receive()
 
 
 def test_the_end_of_the_agent_ends_its_jobs(own_side: RootSide) -> None:

@@ -82,6 +82,14 @@ class Connection:
             self._events = events
             self._server.loop.watch(self._sock.fileno(), events, self._on_ready)
 
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def has_answers(self) -> bool:
+        """The peer has not taken all that it asked for."""
+        return bool(self._answers)
+
     def _has_output(self) -> bool:
         due = self._policy_due or self._sync_due or self._drain_due or self._host_due
         return bool(due or self._answers or self._news or self._grown or self._stdin_room)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -21,6 +22,8 @@ from jobworker.wire import sockets
 _MAX_CONNECTIONS = 32
 _ACCEPT_AGAIN = 1.0
 _BIND_AGAIN = 5.0
+# A gateway that reads at all does so in less; meanwhile output waits in pipes.
+_FINISH = 5.0
 
 Answer: TypeAlias = Callable[[Connection, Any, Reply], None]
 
@@ -161,3 +164,19 @@ class Server:
                 connection.flush()
             except OSError:
                 connection.close()
+
+    def finish(self) -> None:
+        """Have the answers that there are taken while somebody sends them; who does not read loses them."""
+        end = time.monotonic() + _FINISH
+        self._dirty.update(self._connections)
+        self.flush()
+        while waiting := [connection for connection in self._connections if connection.has_answers]:
+            poll = select.poll()
+            for connection in waiting:
+                poll.register(connection.fileno(), select.POLLOUT)
+            left = end - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                self.log.warning("answers are lost: nobody takes them", connections=len(waiting))
+                return
+            self._dirty.update(waiting)
+            self.flush()

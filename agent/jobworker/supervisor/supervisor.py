@@ -203,6 +203,7 @@ class Supervisor:
         if self._registry.is_ending:
             # The next supervisor would not know of that.
             return
+        self._server.finish()
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         self._audit.end("the keeper is gone")
         self._tally.save()
@@ -230,9 +231,8 @@ class Supervisor:
                 decided("the agent is ending")
                 return
             decided(None)
-            # Nobody does it later.
-            self._server.flush()
             self._log.info("upgrading", version=jobworker.__version__)
+            self._server.finish()
             self._keeper.upgrade()
             os.set_inheritable(self._link_fd, True)
             streams = [stream for job in self._registry.running.values() for stream in job.streams()]
@@ -266,6 +266,7 @@ class Supervisor:
         self._tally.serving()
         self._log.info("ready", version=jobworker.__version__, cgroup_mode=self._hierarchy.mode, pid=os.getpid())
         self._loop.run()
+        self._server.finish()
         self._audit.end("stopped")
         if not self._leaving:
             self._registry.end()
