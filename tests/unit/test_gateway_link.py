@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import pytest
 
 from jobworker.errors import AgentUnavailable, InvalidField, JobNotFound, ProtocolError
 from jobworker.gateway import link as link_module
+from jobworker.gateway.connection import Connection, ConnectionLost
 from jobworker.gateway.link import Lost, SupervisorLink
 from jobworker.jobs import JobSpec
+from jobworker.wire import sockets
 from jobworker.wire.messages import (
     PROTOCOL,
     Done,
@@ -28,7 +32,7 @@ from jobworker.wire.messages import (
     Synced,
     Welcome,
 )
-from support.link import CALLER
+from support.link import CALLER, DEADLINE
 from support.scripted_supervisor import HOST, SILENCE, Answer, ScriptedSupervisor, job_id, linked, record
 
 INSPECT = InspectJob(job_id(1))
@@ -57,6 +61,17 @@ class Heard:
         while sum(isinstance(message, kind) for message in self.messages) < times:
             self._news.clear()
             await self._news.wait()
+
+
+@contextlib.contextmanager
+def listening(directory: Path) -> Iterator[socket.socket]:
+    """A socket where a supervisor would listen."""
+    fd = os.open(directory, os.O_PATH)
+    try:
+        with sockets.listen(fd, "socket", 0o600) as listener:
+            yield listener
+    finally:
+        os.close(fd)
 
 
 Scenario = Callable[[SupervisorLink, Heard], Awaitable[Any]]
@@ -159,6 +174,18 @@ def test_other_requests_are_sent_once(supervisor: ScriptedSupervisor) -> None:
     with pytest.raises(AgentUnavailable, match="may have done it or not"):
         run(supervisor.path, lambda link, _: link.ask(request, JobReply, repeatable=False))
     assert supervisor.requests.count(request) == 1
+
+
+def test_a_request_that_finds_the_supervisor_gone_gets_no_answer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with listening(tmp_path) as listener:
+            connection = Connection(str(tmp_path / "socket"), lambda _: None)
+            sockets.accept(listener).close()
+            # Before the event loop has had a turn to see that.
+            with pytest.raises(ConnectionLost, match="Broken pipe"):
+                await asyncio.wait_for(connection.request(INSPECT), DEADLINE)
+
+    asyncio.run(scenario())
 
 
 def test_a_supervisor_that_is_silent_is_not_waited_for_without_end(

@@ -53,10 +53,14 @@ class Connection:
         """
         if self._ended.done():
             raise ConnectionLost(self._ended.result())
+        if self._queued_bytes > _MAX_QUEUED_BYTES:
+            raise AgentUnavailable("the supervisor does not keep up with requests")
         self._seq += 1
-        self._send(frames.encode(message, self._seq))
+        frame = frames.encode(message, self._seq)
         future: asyncio.Future[frames.Frame] = self._loop.create_future()
         self._pending[self._seq] = future
+        # Sending may find that the peer has gone, which whoever is pending is told of.
+        self._send(frame)
         try:
             return await future
         except asyncio.CancelledError:
@@ -82,8 +86,6 @@ class Connection:
                 future.set_exception(ConnectionLost(reason))
 
     def _send(self, frame: bytes) -> None:
-        if self._queued_bytes > _MAX_QUEUED_BYTES:
-            raise AgentUnavailable("the supervisor does not keep up with requests")
         self._queue.append(frame)
         self._queued_bytes += len(frame)
         if len(self._queue) == 1:
