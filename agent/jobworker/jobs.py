@@ -335,7 +335,7 @@ class JobRecord:
         profile: of limits, that it was started with; empty for none.
         request_id: of the request that started it, by the gateway's word.
         stdin_open: its standard input can be written to.
-        stdin_bytes: of a standard input that was started open, taken so far.
+        stdin_bytes: of its standard input, taken so far.
     """
 
     job_id: str

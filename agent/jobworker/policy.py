@@ -37,6 +37,8 @@ RPCS = (
 )
 # These need the role WRITER, the others READER; no rule lets a caller do what the role does not.
 WRITING = frozenset({"Start", "Stop", "Signal", "WriteStdin", "Update", "Delete", "Drain", "Undrain", "Reload"})
+# These are about one job, and conditions of owner and labels about them are about that.
+NAMING_A_JOB = frozenset({"Stop", "Signal", "WriteStdin", "Update", "Delete", "Query", "Stream"})
 # In a rule's `owners`: the caller. In its `users`: the user that a job has for itself alone.
 SELF, OWN_USER = "self", ""
 # As a command's last pattern: any arguments, or none.

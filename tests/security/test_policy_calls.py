@@ -18,7 +18,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.gateway import access
 from jobworker.identity import Role, encode_role
-from jobworker.policy import RPCS, WRITING
+from jobworker.policy import NAMING_A_JOB, RPCS, WRITING
 from support import certs, gateway
 from support.root_side import RootSide, root_side
 from support.waiting import until
@@ -135,6 +135,12 @@ def test_the_policy_has_a_name_for_every_call() -> None:
     assert {access.rpc_of(method) for method in METHODS} == set(RPCS)
     writing = {access.rpc_of(method) for method, role in access.NEEDED.items() if role is Role.WRITER}
     assert writing == WRITING
+
+
+def test_the_policy_knows_which_calls_are_about_one_job() -> None:
+    service = SERVICES[0]
+    naming = {method.name for method in service.methods if "job_id" in method.input_type.fields_by_name}
+    assert naming == NAMING_A_JOB
 
 
 @pytest.mark.parametrize("role", Role)

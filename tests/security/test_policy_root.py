@@ -34,8 +34,8 @@ from support.waiting import until
 
 pytestmark = pytest.mark.root
 
-ANYONE, ROOT, OPERATOR, DEPLOY, HELD, CARE = (
-    f"spiffe://test/user/{name}" for name in ("w", "root", "op", "deploy", "held", "care")
+ANYONE, ROOT, OPERATOR, DEPLOY, HELD, FED, CARE = (
+    f"spiffe://test/user/{name}" for name in ("w", "root", "op", "deploy", "held", "fed", "care")
 )
 WEB, WEB_GROUP, OTHER_GROUP, GATEWAY, OWN = 61_001, 61_002, 61_003, 61_004, 610_000_000
 PASSWD = f"""\
@@ -80,6 +80,19 @@ rules:
     limits:
       memory: 64M
       pids: {{max: 20, required: true}}
+  - name: quiet
+    allow: [Start]
+    principals: [{FED}]
+    commands:
+      - [/bin/sleep, "*"]
+  - name: fed
+    allow: [Start]
+    principals: [{FED}]
+    commands:
+      - [/bin/sleep, "*"]
+    stdin: true
+    limits:
+      memory: 64M
   - name: own-jobs
     allow: [Stop, Signal, WriteStdin, Update, Delete, Query]
     owner: self
@@ -361,6 +374,16 @@ def test_other_changes_are_judged_like_stops(link: Link, rpc: str) -> None:
             ask(ANYONE, role)
     assert link.inspect(record.job_id).job_id == record.job_id
     ask(ANYONE)
+
+
+@pytest.mark.parametrize("spec", [{"stdin": b"fed"}, {"stdin": b"fed", "stdin_open": True}, {"stdin_open": True}])
+def test_an_update_of_what_reads_goes_by_the_rule_for_it(link: Link, spec: dict[str, Any]) -> None:
+    more = Limits(memory_bytes=65 << 20)
+    quiet = start(link, FED, "/bin/sleep", "1000")
+    link.ask(messages.UpdateJob(caller(FED), quiet.job_id, more, force=False))
+    record = start(link, FED, "/bin/sleep", "1000", **spec)
+    with pytest.raises(PolicyDenied, match=r"fed of this agent's policy .* Update: limits\.memory is 65M, more"):
+        link.ask(messages.UpdateJob(caller(FED), record.job_id, more, force=False))
 
 
 def test_an_update_gives_no_more_than_a_start(link: Link) -> None:

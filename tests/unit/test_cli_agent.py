@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jobworker.policy import NAMING_A_JOB
+
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "worker-agent")
 ALICE = "spiffe://example.org/user/alice"
 
@@ -58,6 +60,21 @@ def test_nobody_is_answered_for_who_cannot_be(policy: str, options: tuple[str, .
     assert err.endswith("; for example spiffe://example.org/user/alice\n")
     code, out, _ = run("policy", "test", policy, "--rpc", "Stop", "--as", ALICE, "--job-owner", "self")
     assert (code, out.partition("\n")[0]) == (0, "ALLOW by all")
+
+
+@pytest.mark.parametrize("rpc", sorted(NAMING_A_JOB))
+def test_who_has_started_a_job_decides_what_is_done_to_it(tmp_path: Path, rpc: str) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(f"version: 1\nrules:\n  - {{name: own, allow: [{rpc}], owner: self}}\n")
+    for owner, decision in (("self", "ALLOW by own"), (f"{ALICE}-s-friend", "DENY by ")):
+        code, out, _ = run("policy", "test", str(file), "--rpc", rpc, "--as", ALICE, "--job-owner", owner)
+        assert (code, out.startswith(decision)) == (int(owner != "self"), True)
+
+
+@pytest.mark.parametrize("option", [("--job-owner", "self"), ("--job-label", "team=build")])
+def test_what_is_about_no_job_has_none_with_an_owner(policy: str, option: tuple[str, str]) -> None:
+    code, out, err = run("policy", "test", policy, "--as", ALICE, "--rpc", "List", *option)
+    assert (code, out, err) == (2, "", f"worker-agent: {option[0]}: is about a job, and List names none\n")
 
 
 @pytest.fixture

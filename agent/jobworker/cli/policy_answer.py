@@ -13,12 +13,22 @@ from jobworker.errors import InvalidField
 from jobworker.identity import Role
 from jobworker.jobs import JobSpec
 from jobworker.limits import BY_NAME, KINDS, Limits
-from jobworker.policy import OWN_USER, SELF, WRITING, Decision, Effect, Policy, Request, Rule, of_a_start
+from jobworker.policy import (
+    NAMING_A_JOB,
+    OWN_USER,
+    SELF,
+    WRITING,
+    Decision,
+    Effect,
+    Policy,
+    Request,
+    Rule,
+    of_a_start,
+)
 from jobworker.rulebook import Rulebook
 from jobworker.sandbox import PROFILES
 
 _OWN_DIRECTORY = "the job's own, since it has commands"
-_NAMING_A_JOB = ("Stop", "Signal", "Update", "Delete", "Query", "Stream")
 
 
 def explain(policy: Policy, options: Mapping[str, Any]) -> tuple[bool, str]:
@@ -48,7 +58,10 @@ def _request(options: Mapping[str, Any]) -> Request:
         if not options["command"]:
             raise InvalidField("--command", "is missing: Start is about what is started", "'/usr/bin/make -j4'")
         return of_a_start(principal, role, _spec(options), options["sandbox"], root=_is_root(options["user"]))
-    if rpc not in _NAMING_A_JOB:
+    if rpc not in NAMING_A_JOB:
+        for option in ("job_owner", "job_label"):
+            if options[option]:
+                raise InvalidField(f"--{option.replace('_', '-')}", f"is about a job, and {rpc} names none", "")
         return Request(rpc, principal, role)
     if not options["job_owner"]:
         raise InvalidField("--job-owner", f"is missing: {rpc} names a job, which somebody has started", SELF)

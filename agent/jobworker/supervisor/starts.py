@@ -264,7 +264,7 @@ class Starts:
             log_path=self._store.log_path(job_id),
             segment_bytes=self._settings.segment_bytes,
             stdin_open=spec.stdin_open,
-            stdin_bytes=len(spec.stdin) if spec.stdin_open else 0,
+            stdin_bytes=len(spec.stdin),
         )
 
     # Taking none.

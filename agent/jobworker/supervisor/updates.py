@@ -84,6 +84,8 @@ class Updates:
             labels=record.labels,
             sandbox=record.sandbox.profile,
             user=record.user,
+            # What it has read decides nothing, but that it did.
+            stdin_open=record.stdin_open or record.stdin_bytes > 0,
         )
 
     def _workdir(self, record: JobRecord) -> str:

@@ -428,9 +428,7 @@ class Job(_message.Message):
     stdin_open: _builtins.bool
     """Its standard input is open: WriteStdin can write to it."""
     stdin_bytes: _builtins.int
-    """Bytes of a standard input that was started open which the agent has taken, those of the Start included; fresh in
-    Query.
-    """
+    """Bytes for its standard input that the agent has taken, those of the Start included; fresh in Query."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When Start was accepted."""
