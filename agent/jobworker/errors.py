@@ -281,6 +281,7 @@ _QUOTAS = {
     "urgent_calls": "calls to Stop, Signal or health under way",
     "calls_per_second": "calls in the last second",
     "urgent_calls_per_second": "calls to Stop, Signal or health in the last second",
+    "waiting_calls": "calls to Start, Update and Drain that wait for the host",
     "active_jobs": "jobs that have not ended",
     "jobs_memory": "bytes of memory as the limits of your jobs",
 }

@@ -17,8 +17,8 @@ from support.root_side import RootSide, fresh_root_side
 pytestmark = pytest.mark.root
 
 GATEWAY = 12345
-# Requests of one peer that are answered before it has read, and the descriptors of each answer.
-IN_FLIGHT, FDS = 512, 2
+# Answers to one peer before it has read some, and the descriptors of each; requests without one.
+UNREAD, FDS, UNANSWERED = 512, 2, 8_192
 
 
 @pytest.fixture
@@ -32,18 +32,13 @@ def send_all_that_is_taken(bad: Link, other: Link, request: object, at_most: int
     """Send without reading; how many requests were taken."""
     sent = 0
     while sent < at_most:
-        try:
-            bad.send(request)
-            sent += 1
-        except BlockingIOError:
+        if bad.offer(request) is None:
             # Whatever could be read has been once another one is answered twice.
             for _ in range(2):
                 other.ask(messages.Measure())
-            try:
-                bad.send(request)
-                sent += 1
-            except BlockingIOError:
+            if bad.offer(request) is None:
                 return sent
+        sent += 1
     return sent
 
 
@@ -51,9 +46,9 @@ def test_who_does_not_read_is_not_listened_to(side: RootSide) -> None:
     link, bad = side.link(subscribe=True), side.link()
     record = link.wait_ended(link.start("/bin/echo", "hi").job_id)
     before = side.open_files(link)
-    taken = send_all_that_is_taken(bad, link, messages.OpenLog(record.job_id, 0), 4 * IN_FLIGHT)
-    assert taken < 4 * IN_FLIGHT
-    assert side.open_files(link) <= before + FDS * IN_FLIGHT
+    taken = send_all_that_is_taken(bad, link, messages.OpenLog(record.job_id, 0), 4 * UNREAD)
+    assert taken < 4 * UNREAD
+    assert side.open_files(link) <= before + FDS * UNREAD
     bad.close()
     side.wait_for(lambda: side.open_files(link) < before)
 
@@ -65,14 +60,10 @@ def test_who_goes_with_requests_in_flight_is_gone(side: RootSide) -> None:
     before = side.open_files(link)
     bad = side.link()
     wait = messages.StopJob(CALLER, record.job_id, 15, 3_600_000, force=False, wait=True)
-    sent = 0
-    while sent < IN_FLIGHT:
-        try:
-            bad.send(wait)
-            sent += 1
-        except BlockingIOError:
-            link.ask(messages.Measure())
-    link.ask(messages.Measure())
+    for _ in range(UNANSWERED):
+        bad.send(wait)
+    # All of them have been read.
+    assert send_all_that_is_taken(bad, link, wait, UNANSWERED) < UNANSWERED
     bad.close()
     side.wait_for(lambda: side.open_files(link) <= before)
     link.stop(record.job_id, force=True)

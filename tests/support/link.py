@@ -36,8 +36,19 @@ class Link:
             raise
 
     def send(self, message: Any) -> int:
+        """Send a request without waiting for its answer, which will have this number."""
+        while (seq := self.offer(message)) is None:
+            _, ready, _ = select.select([], [self.sock], [], DEADLINE)
+            assert ready, "the supervisor does not read"
+        return seq
+
+    def offer(self, message: Any) -> int | None:
+        """Send a request if there is room for it at once."""
+        try:
+            sockets.send(self.sock, frames.encode(message, self._seq + 1))
+        except BlockingIOError:
+            return None
         self._seq += 1
-        sockets.send(self.sock, frames.encode(message, self._seq))
         return self._seq
 
     def receive(self) -> frames.Frame:

@@ -23,6 +23,7 @@ from support import certs, gateway
 from support.agent import Agent, running_agent
 from support.link import CALLER, Link
 from support.root_side import RootSide
+from support.strace import attached, needs_strace
 from support.trails import NASTY, audit, events, names, of, report, wait_for_line
 
 pytestmark = pytest.mark.root
@@ -289,3 +290,21 @@ def test_stops_that_change_nothing_are_calls_like_others(side: RootSide, link: L
     link.stop(record.job_id, force=True)
     assert names(of(record.job_id, events(side.state_dir, "jobs"))).count("stop_asked") == 2
     assert names(of(record.job_id, events(side.state_dir, "calls"))).count("stop_asked") == 4
+
+
+@needs_strace
+def test_what_a_job_comes_to_is_on_record_before_anybody_is_told(own_side: RootSide, tmp_path: Path) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/cat", stdin_open=True)
+    supervisor, trace = own_side.supervisor_pid(), tmp_path / "trace"
+    with attached(supervisor, "-s", "10000", "-e", "trace=write,sendmsg", "-o", str(trace)):
+        # Both in one round: the job's end, and what makes this connection ready.
+        os.kill(supervisor, signal.SIGSTOP)
+        os.kill(record.pid, signal.SIGKILL)
+        link.send(messages.InspectJob(record.job_id))
+        os.kill(supervisor, signal.SIGCONT)
+        link.wait_ended(record.job_id)
+    lines = trace.read_text().splitlines()
+    (written,) = (i for i, line in enumerate(lines) if line.startswith("write(") and "job_ended" in line)
+    told = [i for i, line in enumerate(lines) if line.startswith("sendmsg(") and "ENDED" in line]
+    assert written < min(told)

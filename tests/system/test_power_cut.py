@@ -30,6 +30,20 @@ def test_the_record_that_was_flushed_last_is_taken_in_place_of_an_empty_one(own_
     own_side.wait_for(lambda: not directory.exists())
 
 
+def test_what_a_life_has_not_brought_to_the_disk_the_next_one_does(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    running = link.start("/bin/sleep", "1000")
+    ended = link.wait_ended(link.start("/bin/true").job_id)
+    # Before its flusher is told, most likely.
+    link = own_side.kill_supervisor(link)
+    for record in (running, ended):
+        directory = Path(own_side.state_dir, "jobs", record.job_id)
+        own_side.wait_for(
+            lambda: os.stat(directory / "job.json").st_ino == os.stat(directory / "flushed.json").st_ino  # noqa: B023
+        )
+    link.stop(running.job_id, force=True)
+
+
 @needs_strace
 def test_a_record_that_is_flushed_again_has_no_third_name(own_side: RootSide, tmp_path: Path) -> None:
     link = own_side.link(subscribe=True)

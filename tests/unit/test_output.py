@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source, State
+from jobworker.supervisor.index import gaps as lost_bytes
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.segments import open_segment
 from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
@@ -45,6 +48,14 @@ def feed(log: OutputLog, data: bytes, source: Source = Source.STDOUT) -> None:
     while log.pump(reading, source):
         pass
     os.close(reading)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.sampled_from([LOST, *Source])), max_size=50), st.binary())
+def test_what_is_lost_is_counted_record_by_record(records: list[tuple[int, int]], cut_off: bytes) -> None:
+    data = b"".join(RECORD.pack(0, length, source, 0) for length, source in records)
+    lost = sum(length for length, source in records if source == LOST)
+    # The last one may have been cut off.
+    assert lost_bytes(data + cut_off[: RECORD.size - 1]) == lost
 
 
 def record_of(log: OutputLog) -> JobRecord:

@@ -2,8 +2,8 @@
 
 A connection never holds up the supervisor: what a peer does not read waits in bounded form (an answer for each
 request in flight, the newest record of each changed job, the newest size of each followed log, one word of room in
-each standard input that it writes to), and a peer with too many requests in flight is not listened to until it has
-read.
+each standard input that it writes to), and a peer with too many answers to read is not listened to until it has
+read some.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.news import News
 from jobworker.wire import frames, messages, sockets
 
-_MAX_IN_FLIGHT = 512
+_MAX_UNSENT = 512
+# Those that wait for long are bounded by principal as well: this is for a gateway that makes principals up.
+_MAX_IN_FLIGHT = 8_192
 # Who has not read while so many jobs went has to begin anew.
 _MAX_REMOVED = 100_000
 
@@ -45,6 +47,9 @@ class Owner(Protocol):
 
     def handle(self, connection: Connection, seq: int, request: Any) -> None:
         """Answer a request, now or later."""
+
+    def ready(self, connection: Connection) -> None:
+        """The connection may take more of what waits."""
 
     def closed(self, connection: Connection) -> None:
         """The connection is gone."""
@@ -76,7 +81,7 @@ class Connection:
 
     def _listen(self) -> None:
         """Ask epoll for what there is to do now."""
-        reading = select.EPOLLIN if self._in_flight < _MAX_IN_FLIGHT else 0
+        reading = 0 if self._has_enough() else select.EPOLLIN
         events = reading | (select.EPOLLOUT if self._has_output() else 0)
         if events != self._events:
             self._events = events
@@ -95,9 +100,10 @@ class Connection:
         return bool(due or self._answers or self._news or self._grown or self._stdin_room)
 
     def _on_ready(self) -> None:
+        # What waits goes out at the end of the round, behind what is put on record of it.
+        self._server.ready(self)
         try:
-            self.flush()
-            if self._in_flight >= _MAX_IN_FLIGHT:
+            if self._has_enough():
                 if self._gone():
                     self.close()
                 return
@@ -116,6 +122,10 @@ class Connection:
             return
         with frame.fds:
             self._server.handle(self, frame.seq, frame.message)
+
+    def _has_enough(self) -> bool:
+        """What was asked before has to be answered, or read, first."""
+        return len(self._answers) >= _MAX_UNSENT or self._in_flight >= _MAX_IN_FLIGHT
 
     def _gone(self) -> bool:
         """Nobody is at the other end: that makes the socket ready in each round, listened to or not."""

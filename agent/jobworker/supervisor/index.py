@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobworker.wire.output_index import LOST, RECORD
+from jobworker.wire.output_index import LOST, RECORD, SOURCE_AT
 
 # Output of one pipe is one record as long as it comes within this time, so that a job which writes single
 # bytes does not get an index larger than its log.
@@ -196,5 +196,10 @@ def _read(fd: int, number: int) -> Record:
 
 def gaps(data: bytes) -> int:
     """How many bytes an index, as read from its file, says are lost."""
-    whole = len(data) // RECORD.size * RECORD.size
-    return sum(length for _, length, source, _ in RECORD.iter_unpack(data[:whole]) if source == LOST)
+    # The bytes that tell the source alone: of millions of records few are gaps, and most often none.
+    sources = data[SOURCE_AT : len(data) // RECORD.size * RECORD.size : RECORD.size]
+    lost, at = 0, sources.find(LOST)
+    while at >= 0:
+        lost += RECORD.unpack_from(data, at * RECORD.size)[1]
+        at = sources.find(LOST, at + 1)
+    return lost

@@ -85,12 +85,20 @@ class Job:
         self._empty = False
         self._timeout: Timer | None = None
         self._save_again: Timer | None = None
+        self._on_record = True
         self._waiting: list[Callable[[JobRecord], None]] = []
         self.record = record
 
     def announce(self) -> None:
         """A new job is there: write its first record, and tell of it."""
+        self._on_record = False
         self._change()
+
+    def is_on_record(self) -> bool:
+        """Whether another life would know of it; one more attempt to have it so, if it could not be so far."""
+        if not self._on_record:
+            self._save()
+        return self._on_record
 
     def begin(self, stop_reason: EndReason | None = None, kill_at: float | None = None) -> None:
         """Watch over the job, newly started or adopted.
@@ -373,6 +381,7 @@ class Job:
     def _store_record(self) -> None:
         reason, kill_at = (self._stopping.reason, self._stopping.kill_at) if self._stopping else (None, None)
         self._around.store.save(self.record, self._started, reason, self._idempotency, self.limits, kill_at)
+        self._on_record = True
 
     def _save(self) -> None:
         try:

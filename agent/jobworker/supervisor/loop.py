@@ -121,9 +121,13 @@ class Loop:
                 if callback := self._callbacks.get(fd):
                     callback()
             self._fire_timers()
-            for callback in self._after_round:
-                callback()
+            self.end_round()
             self.rounds.add(time.monotonic() - began)
+
+    def end_round(self) -> None:
+        """Do what is done after each round, for who does not come to its end."""
+        for callback in self._after_round:
+            callback()
 
     def _timeout(self) -> float:
         if not self._timers:

@@ -35,6 +35,7 @@ class Recovery:
     Args:
         held: what the keeper holds, by job.
         told: called with the id of a job that was found after `run`.
+        unflushed: called with the id of one that may not be on the disk as it is.
         whole: called when every job is known.
     """
 
@@ -45,6 +46,7 @@ class Recovery:
         hierarchy: Hierarchy,
         held: dict[str, HandedBack],
         told: Callable[[str], None],
+        unflushed: Callable[[str], None],
         whole: Callable[[], None],
     ) -> None:
         self._around = around
@@ -52,6 +54,7 @@ class Recovery:
         self._hierarchy = hierarchy
         self._held = held
         self._told = told
+        self._unflushed = unflushed
         self._whole = whole
         self._names: list[str] = []
         self._read: dict[str, StoredJob | Exception] = {}
@@ -140,6 +143,8 @@ class Recovery:
             # Those of another boot are before all of this one's.
             revision = record.revision if self._around.store.is_of_this_boot(stored) else 0
             self._registry.add_ended(replace(record, revision=revision))
+            if not self._around.store.is_flushed(record.job_id):
+                self._unflushed(record.job_id)
             return
         held = self._held.get(record.job_id)
         if record.state is State.PENDING and held and held.pidfd is None:
@@ -161,6 +166,7 @@ class Recovery:
         self._adopted.add(record.job_id)
         self._around.audit.taken_over(record)
         self._registry.add_running(job, adopted=True)
+        self._unflushed(record.job_id)
         job.begin(stored.stop_reason, stored.kill_at)
         # What is on record comes first: the process was reaped then, and its id may be another one's by now.
         if end := _end_on_record(record) or held.end:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from jobworker.errors import (
     JobWorkerError,
     PermissionDenied,
     ProtocolError,
+    QuotaExceeded,
     UpgradeRefused,
 )
 from jobworker.jobs import MAX_GRACE_MS, MAX_STDIN_BYTES, check_job_id
@@ -33,6 +35,11 @@ from jobworker.wire.callers import Caller
 
 Reply = Callable[[Any, tuple[int, ...]], None]
 Handler = Callable[["Requests", Connection, Any, Reply], None]
+
+# What is not always answered at once: it may take what the host takes, whose file systems answer when they like.
+_MAY_WAIT = (messages.StartJob, messages.UpdateJob, messages.Drain)
+# As many calls as the gateway has under way for a principal, by default.
+_MOST_WAITING, _WAITING_RETRY_MS = 256, 1_000
 
 
 class Requests:
@@ -66,6 +73,7 @@ class Requests:
         self._news = news
         self._upgrade = upgrade
         self._drained = drained
+        self._waiting: Counter[str] = Counter()
 
     def answer(self, connection: Connection, request: Any, reply: Reply) -> None:
         """Answer a request, now or later, or say what is wrong with it."""
@@ -87,6 +95,29 @@ class Requests:
             self._log.error("a request failed", request=name, error=str(error))
             reply(frames.failed(HostFault.of(f"answering {name}", error)), ())
 
+    @contextlib.contextmanager
+    def _waits(self, request: Any, reply: Reply) -> Iterator[Reply]:
+        """Count a request until it is answered.
+
+        The gateway does not know how many there are: a call that its client takes back is none there any more.
+
+        Raises:
+            QuotaExceeded: the principal has too many.
+        """
+        principal = request.caller.principal
+        if (waiting := self._waiting[principal]) >= _MOST_WAITING:
+            raise QuotaExceeded("waiting_calls", _MOST_WAITING, waiting, _WAITING_RETRY_MS)
+        self._waiting[principal] += 1
+
+        def answer(message: Any, fds: tuple[int, ...] = ()) -> None:
+            self._waiting[principal] -= 1
+            if not self._waiting[principal]:
+                del self._waiting[principal]
+            reply(message, fds)
+
+        with self._answering(request, answer):
+            yield answer
+
     def _with_limits(self, request: Any, reply: Reply, do: Callable[[], None]) -> None:
         """Do what depends on the limits file, once that has been read if it has changed."""
 
@@ -103,7 +134,11 @@ class Requests:
             raise PermissionDenied(name, " or ".join(peer.value for peer in permitted), "another user's id")
         if not connection.greeted and not isinstance(request, messages.Hello):
             raise ProtocolError(f"{name} before Hello")
-        handler(self, connection, request, reply)
+        if isinstance(request, _MAY_WAIT):
+            with self._waits(request, reply) as counted:
+                handler(self, connection, request, counted)
+        else:
+            handler(self, connection, request, reply)
 
     def hello(self, connection: Connection, request: messages.Hello, reply: Reply) -> None:
         if request.protocol != messages.PROTOCOL:

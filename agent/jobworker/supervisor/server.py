@@ -98,6 +98,9 @@ class Server:
         self.audit.connected(uid)
         self._connections.append(Connection(self, sock, peers))
 
+    def ready(self, connection: Connection) -> None:
+        self._dirty.add(connection)
+
     def closed(self, connection: Connection) -> None:
         self._connections.remove(connection)
         self._dirty.discard(connection)

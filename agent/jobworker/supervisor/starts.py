@@ -78,6 +78,7 @@ class Starts:
     ) -> None:
         self._books = books
         self._settings = settings
+        self._loop = around.loop
         self._store = around.store
         self._audit = around.audit
         self._tally = around.tally
@@ -109,8 +110,8 @@ class Starts:
 
     @property
     def pending(self) -> int:
-        """Starts that are under way, or wait until they can be."""
-        return len(self._launching) + len(self._early or ())
+        """Starts that are under way, or wait until they can be, and those who wait until there are none."""
+        return len(self._launching) + len(self._early or ()) + len(self._when_settled)
 
     def is_launching(self, job_id: str) -> bool:
         return job_id in self._launching
@@ -278,6 +279,10 @@ class Starts:
         self.close()
         self._launcher.abandon()
 
+    def resume(self) -> None:
+        """Take jobs again after a pause."""
+        self._closed = False
+
     def pause(self, settled: Callable[[], None]) -> None:
         """Take no more jobs, and call back once no job is being launched: each runs or is not there."""
         self.close()
@@ -285,10 +290,16 @@ class Starts:
         self._tell_settled()
 
     def _tell_settled(self) -> None:
+        if self._when_settled and not self._launching:
+            # Not from within: who waits may execute another program, which must find the last job on record.
+            self._loop.call_after(0, self._settled)
+
+    def _settled(self) -> None:
         if not self._launching:
             callbacks, self._when_settled = self._when_settled, []
             for settled in callbacks:
                 settled()
+            self._books.tell_idle()
 
     def drain(self, request: Drain, drained: Callable[[Drained], None]) -> None:
         """Take no new jobs, or take them again; `drained` is called when none is being launched any more.

@@ -277,6 +277,13 @@ class Store:
         """What is stored of a job; see the function `load`."""
         return load(self.jobs_fd, job_id)
 
+    def is_flushed(self, job_id: str) -> bool:
+        """Whether the record that a job has now is the one that was brought to the disk last."""
+        with contextlib.suppress(FileNotFoundError):
+            now, flushed = (os.stat(f"{job_id}/{name}", dir_fd=self.jobs_fd) for name in ("job.json", FLUSHED))
+            return now.st_ino == flushed.st_ino
+        return False
+
     def is_of_this_boot(self, stored: StoredJob) -> bool:
         return stored.boot_id == self._boot_id
 

@@ -139,7 +139,13 @@ class Supervisor:
         self._policies.on_change(self._server.policy_changed)
         self._profiles.on_change(self._server.host_changed)
         recovery = Recovery(
-            around, self._registry, self._hierarchy, held, self._server.job_changed, self._all_known
+            around,
+            self._registry,
+            self._hierarchy,
+            held,
+            self._server.job_changed,
+            self._flusher.changed,
+            self._all_known,
         )
         recovery.read()
         if stand_in_fd is not None:
@@ -203,6 +209,7 @@ class Supervisor:
         if self._registry.is_ending:
             # The next supervisor would not know of that.
             return
+        self._loop.end_round()
         self._server.finish()
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         self._audit.end("the keeper is gone")
@@ -221,17 +228,25 @@ class Supervisor:
     def _upgrade(self, decided: Callable[[str | None], None]) -> None:
         def proven(problem: str | None) -> None:
             if problem:
-                self._log.error("upgrade refused", problem=problem)
-                decided(problem)
+                refuse(problem)
             else:
                 self._registry.starts.pause(execute)
+
+        def refuse(problem: str) -> None:
+            self._log.error("upgrade refused", problem=problem)
+            decided(problem)
 
         def execute() -> None:
             if self._registry.is_ending:
                 decided("the agent is ending")
                 return
+            if unknown := [job_id for job_id, job in self._registry.running.items() if not job.is_on_record()]:
+                self._registry.starts.resume()
+                refuse(f"the next supervisor would not know of job {unknown[0]}, whose record cannot be written")
+                return
             decided(None)
             self._log.info("upgrading", version=jobworker.__version__)
+            self._loop.end_round()
             self._server.finish()
             self._keeper.upgrade()
             os.set_inheritable(self._link_fd, True)
