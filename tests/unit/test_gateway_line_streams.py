@@ -85,7 +85,7 @@ def test_lines_go_over_segments_and_come_whole(supervisor: LogSupervisor) -> Non
         (15, b"second\nthird\nunended\n"),
         (18, b"second\nthird\nunended\n"),
         (25, b"unended\n"),
-        (SIZE, b"unended\n"),
+        (SIZE, b""),
     ],
 )
 def test_a_stream_begins_with_the_first_line_that_ends_behind_the_offset(

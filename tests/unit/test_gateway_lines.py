@@ -32,6 +32,9 @@ DATA = st.lists(st.sampled_from(PARTS), min_size=1).map(b"".join)
 WRITES = st.lists(
     st.builds(Write, st.sampled_from([OUT, ERR]), DATA | st.binary(min_size=1, max_size=40)), max_size=12
 )
+# Open since the span before the one at which a reader who wants the end begins; it ends with a span, too.
+LONG_OPEN = [Write(ERR, b"\n" * (SPAN - 1)), Write(OUT, b"a"), Write(ERR, b"\n"), Write(OUT, b"b")]
+LONG_OPEN.append(Write(ERR, b"\n" * (2 * SPAN - 3) + b"x"))
 LOSSY_WRITES = st.lists(st.builds(Write, st.sampled_from([OUT, OUT, ERR, ERR, LOST]), DATA), max_size=12)
 
 
@@ -130,12 +133,40 @@ def test_who_resumes_where_an_answer_ends_gets_the_same_rest(
 
 
 @given(writes=WRITES)
-def test_who_resumes_at_the_end_of_a_line_gets_those_that_end_later(writes: list[Write]) -> None:
+@pytest.mark.parametrize("source", [None, *Source])
+def test_who_resumes_at_the_end_of_a_line_gets_those_that_end_later(
+    writes: list[Write], source: Source | None
+) -> None:
     made, size = segment(writes), size_of(writes)
-    *chunks, end = told(made, size)
+    *chunks, end = told(made, size, source=source)
     for line in objects(chunks):
         later = [other for other in objects(chunks) if other["end"] > line["end"]]
-        assert objects(told(made, size, line["end"])) == later + objects([end])
+        assert objects(told(made, size, line["end"], source=source)) == later + objects([end])
+
+
+@given(writes=LOSSY_WRITES | WRITES)
+@example(writes=[Write(OUT, b"hello\nwor")])
+@example(writes=[Write(OUT, b"hello\nwor"), Write(ERR, b"x")])
+@example(writes=[Write(OUT, b"wor"), Write(ERR, b"x\n")])
+@example(writes=[Write(OUT, b"wor"), Write(LOST, b"??"), Write(OUT, b"x\n")])
+@example(writes=LONG_OPEN)
+@pytest.mark.parametrize("source", [None, *Source])
+def test_who_resumes_at_the_end_of_the_last_line_that_was_cut_does_not_get_it_again(
+    writes: list[Write], source: Source | None
+) -> None:
+    made, size = segment(writes), size_of(writes)
+    messages = told(made, size, source=source)
+    for number, message in enumerate(messages):
+        cut, rest = objects([message]), events(messages[number:])
+        if isinstance(message, pb.OutputChunk) or not cut:
+            continue
+        for line in cut[:-1]:
+            assert events(told(made, size, line["end"], source=source)) == rest
+        assert cut[-1]["end"] == message.offset
+        # Where a line ends at the same offset it is unclear what was told: again is better than never.
+        shared = any(line["end"] == message.offset for line in objects(messages[:number]))
+        left = rest if shared else rest[len(cut) :]
+        assert events(told(made, size, message.offset, source=source)) == left
 
 
 @given(writes=LOSSY_WRITES | WRITES)

@@ -72,7 +72,7 @@ def ending(log: Log, at: Standing, *, output_ended: bool) -> Piece:
     """The last message. What has no newline comes with it if the output has ended, and else is still to come."""
     if not output_ended:
         return pieces.ending(at.resume, output_ended=False)
-    rest = Lines(at).cut(at.resume, goes_on=False)
+    rest = Lines(at).cut(at.read, goes_on=False)
     return pieces.ending(at.read, output_ended=True, lines=rendered(log, rest))
 
 

@@ -23,9 +23,9 @@ _MAX_UNFINISHED = 3
 
 
 def lookback(offset: int) -> int:
-    """Where to begin to read, so that at this offset it is known what is open."""
+    """Where to begin to read, so that at this offset it is known what is open, and what has ended right there."""
     span = SPAN_CELLS * CELL
-    return max(0, (offset // span - 2) * span)
+    return max(0, ((offset - 1) // span - 2) * span)
 
 
 def cell_end(offset: int) -> int:
@@ -93,11 +93,13 @@ class Standing:
         told: all lines that end up to this offset.
         read: the log was read up to this offset.
         open: what is held for each source, in their order.
+        ended: where the last line ended, whether it was wanted or not.
     """
 
     told: int
     read: int
     open: tuple[tuple[int, _Open], ...] = ()
+    ended: int = 0
 
     @classmethod
     def at(cls, offset: int) -> Standing:
@@ -124,9 +126,10 @@ class Lines:
         self.told, self.read = standing.told, standing.read
         self._wanted_behind = standing.told
         self._open = dict(standing.open)
+        self._ended = standing.ended
 
     def standing(self) -> Standing:
-        return Standing(self.told, self.read, tuple(sorted(self._open.items())))
+        return Standing(self.told, self.read, tuple(sorted(self._open.items())), self._ended)
 
     def feed(self, offset: int, data: bytes, source: int, time_ns: int) -> None:
         """Take in what a source wrote within one cell; what lies before it, from `read` on, is not wanted."""
@@ -183,6 +186,7 @@ class Lines:
 
     def _complete(self, block: Block) -> None:
         """Keep of a block the lines that end where they are wanted."""
+        self._ended = block.end
         if block.end <= self._wanted_behind:
             return
         before = self._wanted_behind - block.offset
@@ -193,10 +197,17 @@ class Lines:
         self.told = block.end
 
     def cut(self, end: int, *, goes_on: bool) -> list[Block]:
-        """What is open, in the order in which it began: at this offset a gap begins, or the output has ended."""
+        """What is open, in the order in which it began: at this offset a gap begins, or the output has ended.
+
+        Who stands there already was told of it, unless a line has brought him there that ended at the same offset.
+        """
         held = sorted((one.offset, source, one) for source, one in self._open.items() if one.data)
         self._open.clear()
-        return [Block(at, end, source, one.time_ns, one.data, goes_on) for at, source, one in held]
+        if self.told >= end > self._ended:
+            return []
+        blocks = [Block(at, self.told, source, one.time_ns, one.data, goes_on) for at, source, one in held]
+        # Only who has the last of them has all.
+        return [*blocks[:-1], *(last._replace(end=end) for last in blocks[-1:])]
 
     def skip(self, offset: int) -> None:
         """Go on behind a gap, which may be of many cells; nothing is open there."""
