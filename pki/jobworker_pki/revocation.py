@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 from jobworker.errors import InvalidField, PkiProblem
 from jobworker_pki import authority, index
-from jobworker_pki.home import Home
+from jobworker_pki.home import ROOT, Home
 from jobworker_pki.index import Record
 
 UNSPECIFIED = "unspecified"
@@ -45,7 +45,7 @@ def revoke(home: Home, target: str, reason: str) -> tuple[tuple[Record, ...], bo
         The revocations' records, the target's first, and whether anything is new.
 
     Raises:
-        PkiProblem: this PKI did not issue it.
+        PkiProblem: this PKI did not issue it, or it is the root.
     """
     named = _of_file(home, target) if os.path.exists(target) else _of_serial(home, target)
     done = index.records(home.store)
@@ -127,7 +127,7 @@ def _of_file(home: Home, path: str) -> Record:
         raise PkiProblem(path, "holds no certificate in PEM form") from None
     ca = home.signer_of(path, certificate, "revoke")
     if certificate.subject == certificate.issuer:
-        raise PkiProblem(path, "is the root, which no list can revoke", "take its ca.pem from every host instead")
+        raise _of_root(path)
     return Record.of(certificate, ca, home.settings.role_oid)
 
 
@@ -142,4 +142,10 @@ def _of_serial(home: Home, text: str) -> Record:
         raise PkiProblem(
             home.store.path_of(index.FILE), f"no certificate with serial {serial} was issued here", fix
         )
+    if found.ca == ROOT and serial == f"{home.certificate(ROOT).serial_number:x}":
+        raise _of_root(home.store.path_of(f"{ROOT}.pem"))
     return found
+
+
+def _of_root(path: str) -> PkiProblem:
+    return PkiProblem(path, "is the root, which no list can revoke", "take its ca.pem from every host instead")

@@ -148,5 +148,7 @@ def test_refusals(pki: Pki, host: str) -> None:
     assert "'no such' is neither a file nor a serial number" in pki.refused("revoke", "no such")
     assert "was not issued by this CA" in pki.refused("revoke", certs.dev_pki().files("writer").cert)
     assert "is the root, which no list can revoke" in pki.refused("revoke", pki.path("root.pem"))
+    serial = f"{pki.certificate('root.pem').serial_number:x}"
+    assert "root.pem: is the root, which no list can revoke" in pki.refused("revoke", serial)
     assert "'certificateHold' is not one of" in pki.refused("revoke", host, "--reason", "certificateHold")
     assert "holds no certificate in PEM form" in pki.refused("revoke", pki.path("pki.json"))
