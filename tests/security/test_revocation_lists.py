@@ -186,6 +186,29 @@ def test_a_plain_list_of_serials(tmp_path: Path) -> None:
     check(known, other)
 
 
+@pytest.mark.parametrize("crl", [b"", certs.crl(CA) + certs.crl(INTERMEDIATE)])
+def test_a_plain_list_takes_all_along_that_a_ca_on_it_has_issued(tmp_path: Path, crl: bytes) -> None:
+    serials = f"{INTERMEDIATE.certificate.serial_number:x}".encode()
+    lists = {"crl": crl} if crl else {}
+    made = tls(tmp_path, revoked=serials, **lists)
+    assert {made.revoked, made.ca, made.cert} <= {*revocation.paths(made)}
+    known = revocation.load(made)
+    with pytest.raises(Unauthenticated, match="the certificate's issuer is revoked"):
+        check(known, make(Recipe(), INTERMEDIATE))
+    check(known, make(Recipe(), CA))
+    root = revocation.load(tls(tmp_path, revoked=f"{CA.certificate.serial_number:x}".encode(), **lists))
+    for issuer in (CA, INTERMEDIATE):
+        with pytest.raises(Unauthenticated, match="the certificate's issuer is revoked"):
+            check(root, make(Recipe(), issuer))
+
+
+def test_a_plain_list_alone_asks_for_no_list_of_the_issuer(tmp_path: Path) -> None:
+    stranger = make(Recipe("stranger", uris=(), usage=None, roles=(), key="rsa4096", ca=True), CA)
+    known = revocation.load(tls(tmp_path, revoked=b"1234"))
+    for issuer in (CA, INTERMEDIATE, stranger):
+        check(known, make(Recipe(), issuer))
+
+
 _PARTIAL = x509.IssuingDistributionPoint(
     full_name=None,
     relative_name=None,

@@ -66,13 +66,15 @@ class Revocations:
     """All that is known of revocations; by default nothing is asked for.
 
     Attributes:
-        authorities: those that are known; empty if lists are not set up.
-        serials: that no certificate may have, whoever issued it.
+        authorities: those that are known; empty if nothing is set up.
+        serials: that no certificate may have, whoever issued it, nor a CA above it.
+        lists_needed: who has issued a certificate must have a list.
         stale_allowed: lists may have ended.
     """
 
     authorities: tuple[Authority, ...] = ()
     serials: frozenset[int] = frozenset()
+    lists_needed: bool = False
     stale_allowed: bool = False
     _issuers: dict[bytes, Authority | None] = field(default_factory=dict)
 
@@ -89,19 +91,16 @@ class Revocations:
         """
         if certificate.serial_number in self.serials:
             raise Unauthenticated("the certificate is revoked")
-        if not self.authorities:
-            return
         issuer = self._issuer(certificate)
-        if issuer is None or issuer.listed is None:
+        if self.lists_needed and (issuer is None or issuer.listed is None):
             raise Unauthenticated("the agent has no revocation list of the certificate's issuer (tls.crl)")
-        self._check_listed(issuer.listed, certificate, now)
         # Those above need no list, but what they have is heeded.
-        while issuer.above:
+        while issuer:
+            if issuer.listed:
+                self._check_listed(issuer.listed, certificate, now)
             if issuer.certificate.serial_number in self.serials:
                 raise Unauthenticated("the certificate's issuer is revoked")
-            if issuer.above.listed:
-                self._check_listed(issuer.above.listed, issuer.certificate, now)
-            issuer = issuer.above
+            certificate, issuer = issuer.certificate, issuer.above
 
     def _check_listed(self, listed: IssuerList, certificate: x509.Certificate, now: float) -> None:
         if (date := listed.dates.get(certificate.serial_number)) is not None:
@@ -124,8 +123,8 @@ class Revocations:
 
 def paths(tls: TlsSettings) -> tuple[str, ...]:
     """The files that `load` depends on."""
-    lists = (tls.crl, tls.ca, tls.cert) if tls.crl else ()
-    return (*lists, tls.revoked) if tls.revoked else lists
+    named = tuple(filter(None, (tls.crl, tls.revoked)))
+    return (*named, tls.ca, tls.cert) if named else ()
 
 
 def load(tls: TlsSettings, before: Revocations | None = None) -> Revocations:
@@ -138,18 +137,18 @@ def load(tls: TlsSettings, before: Revocations | None = None) -> Revocations:
     Raises:
         PkiProblem: one can't be used.
     """
+    if not paths(tls):
+        return Revocations()
     serials = frozenset(_serials(tls.revoked)) if tls.revoked else frozenset()
-    if not tls.crl:
-        return Revocations(serials=serials)
     known = _known(tls)
-    lists = _newest(tls.crl, known)
+    lists = _newest(tls.crl, known) if tls.crl else {}
     authorities: dict[int, Authority] = {}
     for number in range(len(known)):
         _authority(number, known, lists, authorities)
     made = tuple(authorities[number] for number in range(len(known)))
     if before:
         _check_no_older(tls.crl, made, before)
-    return Revocations(made, serials, stale_allowed=tls.stale_crl == "allow")
+    return Revocations(made, serials, lists_needed=bool(tls.crl), stale_allowed=tls.stale_crl == "allow")
 
 
 def _authority(

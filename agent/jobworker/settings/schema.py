@@ -59,7 +59,7 @@ class TlsSettings:
         role_oid: the object identifier of the extension that a client's role stands in.
         crl: revocation lists, signed by the CAs; empty for none. With any, each client's issuer must have one.
         stale_crl: `refuse` clients when their issuer's list has ended, or `allow` those that it did not name.
-        revoked: a text file with a serial number in hexadecimal a line; empty for none.
+        revoked: a text file with a serial number in hexadecimal a line, of clients or CAs; empty for none.
         certificates: what they have to be, see below.
     """
 
