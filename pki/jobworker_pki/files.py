@@ -134,7 +134,7 @@ def opened(path: str) -> Iterator[Store]:
     Raises:
         PkiProblem: the directory or a file in it cannot be used.
     """
-    with _reported(os.path.abspath(path)):
+    with reported(os.path.abspath(path)):
         _make(os.path.abspath(path), _DIRECTORY_MODE)
     with existing(path) as store:
         yield store
@@ -144,7 +144,7 @@ def opened(path: str) -> Iterator[Store]:
 def existing(path: str) -> Iterator[Store]:
     """As `opened`, for a directory that must be there."""
     path = os.path.abspath(path)
-    with _reported(path):
+    with reported(path):
         fd = _directory(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -154,7 +154,8 @@ def existing(path: str) -> Iterator[Store]:
 
 
 @contextlib.contextmanager
-def _reported(path: str) -> Iterator[None]:
+def reported(path: str) -> Iterator[None]:
+    """Have what the system says of a file in the directory at `path` raised as a PkiProblem."""
     try:
         yield
     except OSError as error:

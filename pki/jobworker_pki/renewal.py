@@ -76,7 +76,8 @@ def _life(certificate: x509.Certificate) -> timedelta:
 def _folder(home: Home, path: str) -> Iterator[Store]:
     directory = os.path.dirname(os.path.abspath(path))
     if os.path.realpath(directory) == os.path.realpath(home.store.path):
-        yield home.store  # a second lock on it would wait for the first
+        with files.reported(home.store.path):
+            yield home.store  # a second lock on it would wait for the first
         return
     with files.existing(directory) as store:
         yield store

@@ -112,6 +112,16 @@ def test_one_that_cannot_be_renewed_does_not_stop_the_others(pki: Pki) -> None:
     assert "1 of 2 certificates were not renewed" in err
 
 
+@pytest.mark.parametrize("folder", [(), ("hosts",)])
+def test_nor_does_one_that_is_not_there(pki: Pki, folder: tuple[str, ...]) -> None:
+    missing, good = pki.path(*folder, "none.pem"), host(pki, 25 * DAY)
+    code, out, err = pki.run("renew", missing, good)
+    assert code == 1
+    assert out.startswith(f"{good}: renewed; ")
+    assert f"{missing}: cannot be used: No such file or directory" in err
+    assert "1 of 2 certificates were not renewed" in err
+
+
 def test_the_file_is_old_or_new_and_never_absent(pki: Pki) -> None:
     path = host(pki, DAY)
     before = os.stat(path).st_ino
