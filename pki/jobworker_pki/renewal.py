@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -104,7 +104,7 @@ def _profile(home: Home, path: str, old: x509.Certificate, life: timedelta) -> P
     """What the old certificate says, made anew by the rules of today."""
     if reading.is_ca(old):
         common_name = old.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
-        return ca_profile(INTERMEDIATE, home.settings, str(common_name))
+        return replace(ca_profile(INTERMEDIATE, home.settings, str(common_name)), life=life)
     try:
         bearer = reading.bearer(old, home.settings.role_oid)
     except Unauthenticated as error:
@@ -121,7 +121,8 @@ def _renewed(
     now, public = datetime.now(UTC), old.public_key()
     signer = home.signer(ca, now)
     if min(now + profile.life, signer.certificate.not_valid_after_utc) <= old.not_valid_after_utc:
-        fix = f"renew that first: worker-pki renew {home.store.path_of(INTERMEDIATE)}.pem"
+        renew = f"renew that first: worker-pki renew {home.store.path_of(INTERMEDIATE)}.pem"
+        fix = "give more --days, or make a new PKI: worker-pki init DIR" if ca == ROOT else renew
         raise PkiProblem(
             store.path_of(file), f"would not live longer, for its issuer ({ca}) or --days ends it", fix
         )

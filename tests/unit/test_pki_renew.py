@@ -160,6 +160,16 @@ def test_the_intermediate_keeps_its_key_so_that_leaves_still_verify(pki: Pki) ->
     assert "Name Constraints: critical" in openssl("x509", "-in", pki.path("intermediate.pem"), "-noout", "-text")
 
 
+def test_days_are_the_intermediates_too(pki: Pki) -> None:
+    path = pki.path("intermediate.pem")
+    problem = pki.refused("renew", path, "--force", "--days", "100")
+    assert "would not live longer, for its issuer (root) or --days ends it; give more --days" in problem
+    for days in (("--days", "3000"), ()):
+        pki.ok("renew", path, "--force", *days)
+        left = pki.certificate("intermediate.pem").not_valid_after_utc - datetime.now(UTC)
+        assert 2999 * DAY < left <= 3000 * DAY
+
+
 def test_an_issuer_that_ends_as_soon_is_renewed_first(pki: Pki) -> None:
     path = host(pki, DAY, days=3650)
     problem = pki.refused("renew", path, "--force")
