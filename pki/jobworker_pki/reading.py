@@ -18,6 +18,9 @@ from jobworker_pki import keys, profiles
 from jobworker_pki.authority import UNREADABLE
 
 E = TypeVar("E", bound=x509.ExtensionType)
+Extended = (
+    x509.Certificate | x509.CertificateSigningRequest | x509.CertificateRevocationList | x509.RevokedCertificate
+)
 
 HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
@@ -101,9 +104,9 @@ def role_name(certificate: x509.Certificate, role_oid: str) -> str:
     return ""
 
 
-def extension(certificate: x509.Certificate | x509.CertificateSigningRequest, kind: type[E]) -> E | None:
+def extension(extended: Extended, kind: type[E]) -> E | None:
     try:
-        return certificate.extensions.get_extension_for_class(kind).value
+        return extended.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
 

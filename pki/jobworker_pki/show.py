@@ -179,7 +179,9 @@ def _request(request: x509.CertificateSigningRequest) -> Lines:
 
 def _crl(crl: x509.CertificateRevocationList, context: Context) -> Lines:
     yield "list of", crl.issuer.rfc4514_string()
-    yield "number", str(crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number)
+    number = reading.extension(crl, x509.CRLNumber)
+    if number:
+        yield "number", str(number.crl_number)
     end = crl.next_update_utc
     yield "valid", _validity(crl.last_update_utc, end, context.now) if end else "without end"
     for issuer in context.trusted:
@@ -191,10 +193,8 @@ def _crl(crl: x509.CertificateRevocationList, context: Context) -> Lines:
 
 
 def _reason(entry: x509.RevokedCertificate) -> str:
-    try:
-        return f", {entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value}"
-    except x509.ExtensionNotFound:
-        return ""
+    told = reading.extension(entry, x509.CRLReason)
+    return f", {told.reason.value}" if told else ""
 
 
 def _key(key: object) -> str:

@@ -107,6 +107,18 @@ def test_a_list(pki: Pki) -> None:
     assert told["revoked"].endswith(", superseded")
 
 
+def test_a_list_that_openssl_makes_by_default_has_no_number(tmp_path: Path) -> None:
+    ca, key = (certs.dev_pki().path(f"ca.{kind}") for kind in ("pem", "key"))
+    made, config = tmp_path / "list.pem", tmp_path / "openssl.cnf"
+    (tmp_path / "index.txt").touch()
+    config.write_text(f"[ca]\ndefault_ca=own\n[own]\ndatabase={tmp_path}/index.txt\ndefault_md=sha256\n")
+    lists = ("-gencrl", "-crldays", "7", "-out", str(made))
+    openssl("ca", "-config", str(config), "-cert", ca, "-keyfile", key, *lists)
+    code, out, err = run("show", str(made))
+    assert (code, err) == (0, "")
+    assert [name for name, _ in fields(out)] == ["list of", "valid"]
+
+
 def test_nothing_of_a_key_is_shown(pki: Pki) -> None:
     for key in (pki.path("root.key"), certs.dev_pki().path("writer.key")):
         code, out, err = run("show", key)
