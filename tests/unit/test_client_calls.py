@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -69,6 +70,30 @@ def test_what_no_agent_takes_is_not_sent(
         client.start(spec)
     assert caught.value.field == field
     assert told in str(caught.value)
+    assert not agent.requests
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda client: next(client.list_jobs(principal="\udcff")), "principal"),
+        (lambda client: next(client.list_jobs(labels={"\udcff": ""})), "labels"),
+        (lambda client: next(client.list_jobs(labels={"team": "\udcff"})), "labels[team]"),
+        (lambda client: next(client.list_jobs(id_prefix="\udcff")), "id_prefix"),
+        (lambda client: client.watch(principal="\udcff"), "principal"),
+        (lambda client: client.watch(labels={"team": "\udcff"}), "labels[team]"),
+        (lambda client: client.watch(resume_token="\udcff"), "resume_token"),
+        (lambda client: client.watch(job_ids=[ID, "\udcff"]), "job_ids"),
+        (lambda client: client.query("\udcff"), "job_id"),
+        (lambda client: client.delete("\udcff"), "job_id"),
+    ],
+)
+def test_what_is_no_text_is_not_sent(
+    agent: scripted.ScriptedAgent, client: Client, call: Callable[[Client], object], field: str
+) -> None:
+    with pytest.raises(InvalidField, match="UTF-8") as caught:
+        call(client)
+    assert caught.value.field == field
     assert not agent.requests
 
 

@@ -161,7 +161,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Changes of jobs, resumed by itself after every broken connection. Without an end, but by closing it."""
-        request = requests.watch(job_ids, states, labels, principal)
+        request = requests.watch(job_ids, states, labels, principal, resume_token)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         standing = watch.Standing(resume_token, snapshot)
 

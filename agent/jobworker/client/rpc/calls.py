@@ -79,11 +79,11 @@ def update(job_id: str, limits: Limits, *, force: bool) -> Call[job_pb2.Job]:
 
 
 def delete(job_id: str) -> Call[None]:
-    return Call("Delete", pb.DeleteRequest(job_id=job_id), lambda _: None)
+    return Call("Delete", requests.delete(job_id), lambda _: None)
 
 
 def query(job_id: str) -> Call[job_pb2.Job]:
-    return Call("Query", pb.QueryRequest(job_id=job_id), _job, READ)
+    return Call("Query", requests.query(job_id), _job, READ)
 
 
 def agent_info() -> Call[pb.GetAgentInfoResponse]:
@@ -108,13 +108,7 @@ class Pages:
     def __init__(
         self, states: Iterable[jobs.State], labels: Mapping[str, str] | None, principal: str, id_prefix: str
     ) -> None:
-        self._request = pb.ListRequest(
-            states=requests.state_numbers(states),
-            labels=labels,
-            principal=principal,
-            id_prefix=id_prefix,
-            page_size=_PAGE,
-        )
+        self._request = requests.listing(states, labels, principal, id_prefix, _PAGE)
         self.next: Call[Sequence[job_pb2.Job]] | None = self._call()
 
     def _call(self) -> Call[Sequence[job_pb2.Job]]:

@@ -241,7 +241,7 @@ class Client:
                 says that this cannot be had any more.
             timeout: a CallFailed with the code DEADLINE_EXCEEDED comes after so many seconds.
         """
-        request = requests.watch(job_ids, states, labels, principal)
+        request = requests.watch(job_ids, states, labels, principal, resume_token)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
 
         def open_at(standing: watch.Standing) -> Iterator[pb.WatchResponse]:

@@ -79,14 +79,51 @@ def update(job_id: str, asked: limits.Limits, *, force: bool) -> pb.UpdateReques
     return pb.UpdateRequest(job_id=_text("job_id", job_id), limits=_limits(asked), force=force)
 
 
+def delete(job_id: str) -> pb.DeleteRequest:
+    """Ask for this job to be deleted."""
+    return pb.DeleteRequest(job_id=_text("job_id", job_id))
+
+
+def query(job_id: str) -> pb.QueryRequest:
+    """Ask for this job."""
+    return pb.QueryRequest(job_id=_text("job_id", job_id))
+
+
+def listing(
+    states: Iterable[jobs.State],
+    labels: Mapping[str, str] | None,
+    principal: str,
+    id_prefix: str,
+    page_size: int,
+) -> pb.ListRequest:
+    """Ask for a page of these jobs."""
+    return pb.ListRequest(
+        states=_state_numbers(states),
+        labels=_labels(labels),
+        principal=_text("principal", principal),
+        id_prefix=_text("id_prefix", id_prefix),
+        page_size=page_size,
+    )
+
+
 def watch(
-    job_ids: Iterable[str], states: Iterable[jobs.State], labels: Mapping[str, str] | None, principal: str
+    job_ids: Iterable[str],
+    states: Iterable[jobs.State],
+    labels: Mapping[str, str] | None,
+    principal: str,
+    resume_token: str,
 ) -> pb.WatchRequest:
     """Ask for changes of these jobs."""
-    return pb.WatchRequest(job_ids=job_ids, states=state_numbers(states), labels=labels, principal=principal)
+    return pb.WatchRequest(
+        job_ids=[_text("job_ids", job_id) for job_id in job_ids],
+        states=_state_numbers(states),
+        labels=_labels(labels),
+        principal=_text("principal", principal),
+        resume_token=_text("resume_token", resume_token),
+    )
 
 
-def state_numbers(states: Iterable[jobs.State]) -> list[job_pb2.JobState.ValueType]:
+def _state_numbers(states: Iterable[jobs.State]) -> list[job_pb2.JobState.ValueType]:
     return [job_pb2.JobState.Value(f"JOB_STATE_{state.value}") for state in states]
 
 
@@ -135,6 +172,10 @@ def _timestamp(field: str, time_ns: int | None) -> Timestamp | None:
 def _limits(asked: limits.Limits) -> job_pb2.Limits:
     values: dict[str, Any] = {name: limits.BY_NAME[name].sent(value) for name, value in asked.given()}
     return job_pb2.Limits(**values)
+
+
+def _labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+    return {_text("labels", key): _text(f"labels[{key}]", value) for key, value in (labels or {}).items()}
 
 
 def _duration(millis: int) -> Duration:
