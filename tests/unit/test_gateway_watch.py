@@ -153,6 +153,19 @@ def test_who_does_not_read_while_too_many_go_has_to_begin_anew(monkeypatch: pyte
     run(scenario)
 
 
+def test_what_was_removed_unheard_stays_unknown_when_an_earlier_removal_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(changes_module, "_MAX_GONE", 1)
+    jobs = [record(i, revision=i + 1) for i in range(3)]
+    mirror = filled(*jobs)
+    tell(mirror, JobRemoved(job_id(0), 200), Lost("broken"), WELCOME, *map(JobChanged, jobs[1:]))
+    tell(mirror, Synced(400, 350, 1), JobRemoved(job_id(1), 401))
+    with pytest.raises(WatchExpired, match="jobs were removed"):
+        Watcher(mirror, resume=token(EPOCH, 300))
+    Watcher(mirror, resume=token(EPOCH, 350))
+
+
 @pytest.mark.parametrize(
     ("watched", "told"),
     [

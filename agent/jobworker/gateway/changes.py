@@ -102,7 +102,8 @@ class Changes:
         if len(self._gone) > _MAX_GONE:
             oldest = next(iter(self._gone))
             del self._gone[oldest]
-            self.floor = self._revisions.pop(oldest)
+            # A sync may have set it beyond what went before that.
+            self.floor = max(self.floor, self._revisions.pop(oldest))
 
     def synced(self, revision: int, removed: int, began: int) -> None:
         """All jobs have been told of.
