@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State
 from jobworker.wire import messages
 from support.callers import caller
 from support.leased import Leased, leased
+from support.leftovers import cgroups
 from support.link import CALLER, Link
 from support.root_side import RootSide, root_side
 
@@ -46,6 +50,13 @@ def refuses(link: Link) -> bool:
     except AgentUnavailable:
         return True
     return False
+
+
+def removed(path: str) -> bool:
+    """Remove a cgroup, once it is empty."""
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+    return not os.path.exists(path)
 
 
 def started(link: Link, seq: int) -> JobRecord:
@@ -100,6 +111,25 @@ def test_a_job_that_could_not_be_put_on_record_is_not_left_to_the_next_version(
     link = upgraded(side, link)
     assert link.inspect(job_id).state is State.RUNNING
     link.stop(job_id, force=True)
+
+
+def test_a_job_whose_cgroup_is_removed_before_it_is_known(side: RootSide, tmp_path: Path) -> None:
+    link = side.link(subscribe=True)
+    supervisor = side.supervisor_pid()
+    with leased(str(tmp_path / "true"), "/bin/true") as program:
+        seq = begin(link, program)
+        program.wait_until_asked()
+        os.kill(supervisor, signal.SIGSTOP)
+        (job_id,) = os.listdir(os.path.join(side.state_dir, "jobs"))
+        paths = cgroups(job_id)
+        assert paths
+        program.let_go()
+        for path in paths:
+            side.wait_for(partial(removed, path))
+        os.kill(supervisor, signal.SIGCONT)
+    assert started(link, seq).job_id == job_id
+    assert link.wait_ended(job_id).exit_code == 0
+    assert side.supervisor_pid() == supervisor
 
 
 def test_others_are_answered_beside_any_number_that_wait(side: RootSide, sleep: Leased) -> None:

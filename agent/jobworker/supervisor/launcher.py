@@ -327,7 +327,11 @@ class _Launch:
 
     def _conclude(self, report: spawn.Report) -> None:
         started = time.monotonic()
-        actual = self._handles.group.limits(self._order.limits.io_device)
+        try:
+            actual = self._handles.group.limits(self._order.limits.io_device)
+        except OSError:
+            # Somebody has removed the group of a job that has ended already.
+            actual = self._order.limits
         # Below an init without a cgroup the command's process is another one than was cloned; in a PID namespace
         # it does not know what it is called outside.
         hidden = Part.PID_NAMESPACE in self._order.confinement.parts
