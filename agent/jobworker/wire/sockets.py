@@ -118,16 +118,23 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, Descriptors, bool]:
 
     Raises:
         BlockingIOError: nothing is there.
-        OSError: the peer is gone.
+        OSError: it failed.
     """
-    room = socket.CMSG_SPACE(_MAX_FDS * _INT_SIZE)
-    data, ancillary, flags, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    try:
+        data, ancillary, flags, _ = _received(sock, size)
+    except ConnectionResetError:
+        # A peer that has left something unread is told of once, ahead of what it had said before.
+        data, ancillary, flags, _ = _received(sock, size)
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % _INT_SIZE])
     whole = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
     return data, Descriptors(tuple(fds)), whole
+
+
+def _received(sock: socket.socket, size: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
+    return sock.recvmsg(size, socket.CMSG_SPACE(_MAX_FDS * _INT_SIZE), socket.MSG_CMSG_CLOEXEC)
 
 
 def pid_of(pidfd: int) -> int:
