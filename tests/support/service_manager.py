@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from jobworker.wire import sockets
 
@@ -63,6 +64,12 @@ class ServiceManager:
         """Wait until something is stored or said."""
         with self._news:
             assert self._news.wait_for(lambda: state(self), _PATIENCE), (self.said, self.stored)
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Meanwhile it takes nothing more than what its socket has room for."""
+        with self._news:
+            yield
 
     def _apply(self, lines: list[str], fds: sockets.Descriptors) -> None:
         name = next((line.partition("=")[2] for line in lines if line.startswith("FDNAME=")), "")

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from support.bare_keeper import DEADLINE, JOB, bare_keeper
+from support.service_manager import ServiceManager
+from support.strace import attached, needs_strace
+from support.waiting import until
+
+# More messages than a service manager's socket has room for.
+_ROOM = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text()) + 5
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[ServiceManager]:
+    manager = ServiceManager(str(tmp_path / "notify"))
+    yield manager
+    manager.close()
 
 
 def wait_for_end(pid: int) -> None:
@@ -39,3 +57,69 @@ def test_what_a_supervisor_said_before_it_died_counts_whatever_it_had_not_read(t
         keeper.thaw()
         assert keeper.process.wait(DEADLINE) == 0, keeper.log()
         assert keeper.wait_for("held") == f"['{JOB}']"
+
+
+# It crashes while it serves; the next one ends as it is told to.
+_CRASH = f"""
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+say(keeping.READY)
+if lives == 0:
+    say(keeping.HOLD_PIPES, {JOB!r}, os.pipe())
+    tell("serving")
+    wait_for("go")
+    if os.fork():
+        os._exit(1)
+    # Like a job's process that has not come to its command: the link has no end by itself.
+    wait_for("life1")
+    os._exit(0)
+tell("told", signal.sigwait([signal.SIGTERM]))
+"""
+
+
+@needs_strace
+def test_told_to_end_while_it_buries_a_supervisor_it_ends(tmp_path: Path) -> None:
+    with bare_keeper(tmp_path, _CRASH) as keeper:
+        keeper.wait_for("serving")
+        # Nothing else calls that: the supervisor is reaped, and what it has said is about to be read.
+        call = ("-e", "trace=shutdown", "-e", "inject=shutdown:signal=TERM")
+        with attached(keeper.process.pid, "-o", "/dev/null", *call):
+            keeper.let("go")
+            assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+        assert keeper.wait_for("told") == str(int(signal.SIGTERM))
+
+
+_STORING = f"""
+for number in range({_ROOM}):
+    say(keeping.HOLD_PIPES, "%019d" % number, os.pipe())
+say(keeping.READY)
+tell("serving")
+wait_for("go")
+"""
+
+
+def test_told_to_end_while_it_says_its_last_words_it_ends_well(tmp_path: Path, manager: ServiceManager) -> None:
+    with bare_keeper(tmp_path, _STORING, manager) as keeper:
+        with manager.busy():
+            keeper.wait_for("serving")
+            keeper.let("go")
+            (supervisor,) = keeper.supervisors()
+            until(Path(f"/proc/{supervisor}").exists, False, DEADLINE)
+            keeper.process.send_signal(signal.SIGTERM)
+            assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+        assert keeper.log() == ""
+
+
+_SERVING = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+say(keeping.READY)
+tell("serving")
+signal.sigwait([signal.SIGTERM])
+"""
+
+
+def test_without_a_descriptor_to_say_so_it_ends_as_it_is_told(tmp_path: Path, manager: ServiceManager) -> None:
+    with bare_keeper(tmp_path, _SERVING, manager) as keeper:
+        manager.wait_for(lambda manager: manager.said == ["READY=1"])
+        resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (3, 3))
+        keeper.process.send_signal(signal.SIGTERM)
+        assert keeper.process.wait(DEADLINE) == 0, keeper.log()

@@ -70,16 +70,18 @@ class Keeper:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
 
     def _on_signal(self, signum: int, _: object) -> None:
+        # Comes between any two instructions, and may not raise, which would be the keeper's end.
         # Nobody comes for the jobs where nothing is stored.
         if signum in _ENDING or (signum == _LEAVING and self._parking):
-            service_manager.tell("STOPPING=1")
             self._ending = signal.SIGUSR1 if signum == _LEAVING else signal.SIGTERM
+            service_manager.tell("STOPPING=1")
             self._end_supervisor()
 
     def _end_supervisor(self) -> None:
         # One that is starting would only die of it, and leave the jobs to another that knows of nothing.
-        if self._was_ready and self._ending:
-            os.kill(self._supervisor, self._ending)
+        if self._supervisor and self._was_ready and self._ending:
+            with contextlib.suppress(OSError):
+                os.kill(self._supervisor, self._ending)
 
     def resume(self, state_fd: int) -> None:
         """Go on from where this process was before it executed itself anew."""
@@ -239,13 +241,19 @@ class Keeper:
     def _reap(self) -> int | None:
         """Reap what has ended; the supervisor's status if that is final."""
         with contextlib.suppress(ChildProcessError):
-            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
-                if ended.si_pid == self._supervisor:
-                    status = self._supervisor_ended(ended.si_code, ended.si_status)
-                    if status is not None:
-                        return status
-                elif ended.si_code in _ENDS:
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_code not in _ENDS:
+                    os.waitid(os.P_PID, ended.si_pid, os.WSTOPPED | os.WNOHANG)
+                    continue
+                was_supervisor = ended.si_pid == self._supervisor
+                if was_supervisor:
+                    # Before it is reaped, and its id another process's: a signal that is passed on may come here.
+                    self._supervisor = 0
+                os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
+                if not was_supervisor:
                     self._job_ended(ended.si_pid, (ended.si_code, ended.si_status))
+                elif (status := self._supervisor_ended(ended.si_code, ended.si_status)) is not None:
+                    return status
         return None
 
     def _supervisor_ended(self, code: int, status: int) -> int | None:
@@ -256,9 +264,7 @@ class Keeper:
         self._listen()
         if code == os.CLD_EXITED and status == 0:
             return 0
-        # In this order: a signal that comes in between is not sent to process 0.
         had_served, self._was_ready = self._was_ready, False
-        self._supervisor = 0
         return None if had_served else self._put_off_start(status or 1)
 
     def _job_ended(self, pid: int, end: tuple[int, int]) -> None:

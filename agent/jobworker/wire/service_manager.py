@@ -18,17 +18,19 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
 def connect() -> socket.socket | None:
-    """A non-blocking socket to the service manager; None if there is none that listens."""
+    """A non-blocking socket to the service manager; None if none listens, or there is no descriptor for it."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-    except OSError:
-        sock.close()
-        return None
-    return sock
+    with contextlib.suppress(OSError):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+        except OSError:
+            sock.close()
+        else:
+            return sock
+    return None
 
 
 def send(sock: socket.socket, *lines: str, fd: int | None = None) -> None:
