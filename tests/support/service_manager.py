@@ -45,11 +45,30 @@ class ServiceManager:
         self.address = path
         self.said: list[str] = []
         self.stored: dict[str, int] = {}
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.bind(path)
         self._news = threading.Condition()
+        self._open()
+
+    def _open(self) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(self.address)
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
+
+    def _close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(_END, self.address)
+        self._thread.join()
+        self._sock.close()
+        os.unlink(self.address)
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Meanwhile nobody listens; what is stored stays."""
+        self._close()
+        try:
+            yield
+        finally:
+            self._open()
 
     def _listen(self) -> None:
         while True:
@@ -87,9 +106,6 @@ class ServiceManager:
         return [sys.executable, "-I", "-c", _START, self.address, fds, ":".join(self.stored), *command]
 
     def close(self) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(_END, self.address)
-        self._thread.join()
-        self._sock.close()
+        self._close()
         for fd in self.stored.values():
             os.close(fd)

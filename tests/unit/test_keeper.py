@@ -123,3 +123,46 @@ def test_without_a_descriptor_to_say_so_it_ends_as_it_is_told(tmp_path: Path, ma
         resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (3, 3))
         keeper.process.send_signal(signal.SIGTERM)
         assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+
+
+# It has one job made, and later another one.
+_MAKING = """
+say(keeping.READY)
+tell("serving")
+for number in (1, 2):
+    wait_for("make%d" % number)
+    say(keeping.HOLD_PIPES, "%019d" % number, os.pipe())
+    take_back()
+    tell("made%d" % number)
+wait_for("go")
+"""
+
+
+def test_a_service_manager_that_comes_back_is_told_what_it_has_missed(
+    tmp_path: Path, manager: ServiceManager
+) -> None:
+    with bare_keeper(tmp_path, _MAKING, manager) as keeper:
+        keeper.wait_for("serving")
+        # The first one finds nobody at the socket, the second one a socket that is connected to nobody.
+        with manager.away():
+            for number in (1, 2):
+                keeper.let(f"make{number}")
+                keeper.wait_for(f"made{number}")
+        manager.wait_for(lambda manager: len(manager.stored) == 4)
+        keeper.let("go")
+        assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["ENOBUFS", "ENOMEM", "ETOOMANYREFS"])
+def test_what_cannot_be_stored_is_stored_later(tmp_path: Path, manager: ServiceManager, error: str) -> None:
+    with bare_keeper(tmp_path, _MAKING, manager) as keeper:
+        manager.wait_for(lambda manager: manager.said == ["READY=1"])
+        call = ("-e", "trace=sendmsg", "-e", f"inject=sendmsg:error={error}:when=1..2")
+        with attached(keeper.process.pid, "-o", "/dev/null", *call):
+            keeper.let("make1")
+            manager.wait_for(lambda manager: len(manager.stored) == 2)
+        keeper.let("make2")
+        keeper.wait_for("made2")
+        keeper.let("go")
+        assert keeper.process.wait(DEADLINE) == 0, keeper.log()

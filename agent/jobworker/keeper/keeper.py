@@ -111,8 +111,9 @@ class Keeper:
         self._parking.register(poll)
         if self._link:
             poll.register(self._link, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        # Nothing tells when the host has a process to spare.
-        poll.poll(None if self._again_at is None else max(0.0, self._again_at - time.monotonic()) * 1000)
+        # Nothing tells when the host has a process to spare, or the service manager is back.
+        tries = [at for at in (self._again_at, self._parking.again_at) if at is not None]
+        poll.poll(max(0.0, min(tries) - time.monotonic()) * 1000 if tries else None)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wakeup, 4096)
 

@@ -7,25 +7,37 @@ the service manager from letting go of a pipe whose job has ended before somebod
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import select
+import time
 
 from jobworker.wire import keeping, service_manager
 from jobworker.wire.handover import Held
 
-_PATIENCE_MS = 1000
+# How long it may take nothing before what it has not taken is given up, at the end.
+_PATIENCE = 1.0
+# Between two tries where nothing tells when the next one can succeed.
+_PAUSE = 0.5
+# It has not read enough yet, or the host has no memory for it.
+_PASSING = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 
 STDOUT, STDERR, PIDFD, STDIN_PIPE, STDIN_FILE = "o", "e", "p", "w", "f"
 
 
 class Parking:
-    """Says what is to be stored and what not any more, as fast as the service manager takes it."""
+    """Says what is to be stored and what not any more, as fast as the service manager takes it.
+
+    Attributes:
+        again_at: when to `flush` again, on the monotonic clock; None where the poll tells.
+    """
 
     def __init__(self) -> None:
         self._sock = service_manager.connect()
+        self._managed = self._sock is not None
         # By name: the descriptor to store, or None for one to let go of.
         self._unsaid: dict[str, int | None] = {}
+        self.again_at: float | None = None
 
     @property
     def pending(self) -> bool:
@@ -33,11 +45,11 @@ class Parking:
 
     def __bool__(self) -> bool:
         """True if there is a service manager."""
-        return self._sock is not None
+        return self._managed
 
     def register(self, poll: select.poll) -> None:
         """Have the poll wake up when something that waits can be said."""
-        if self._sock and self._unsaid:
+        if self._sock and self._unsaid and self.again_at is None:
             poll.register(self._sock, select.POLLOUT)
 
     def park(self, job_id: str, kind: str, fd: int) -> None:
@@ -52,28 +64,45 @@ class Parking:
                 self._say(name, None)
 
     def _say(self, name: str, fd: int | None) -> None:
-        if self._sock:
+        if self._managed:
             self._unsaid[name] = fd
             self.flush()
 
     def flush(self) -> None:
-        if self._sock is None:
-            return
-        with contextlib.suppress(BlockingIOError):
+        """Say what waits, as far as that can be done now; nothing of this is worth the agent's life."""
+        self.again_at = None
+        try:
             while self._unsaid:
                 name, fd = next(iter(self._unsaid.items()))
-                # One that the service manager does not want is not worth the agent's life.
-                with contextlib.suppress(ConnectionError):
-                    what = "FDSTOREREMOVE=1" if fd is None else "FDSTORE=1\nFDPOLL=0"
-                    service_manager.send(self._sock, what, f"FDNAME={name}", fd=fd)
+                self._send(name, fd)
                 del self._unsaid[name]
+        except BlockingIOError:
+            # The poll tells when there is room.
+            return
+        except OSError as error:
+            if self._sock and error.errno not in _PASSING:
+                # It is connected to nobody any more, and would stay so.
+                self._sock.close()
+                self._sock = None
+            self.again_at = time.monotonic() + _PAUSE
+
+    def _send(self, name: str, fd: int | None) -> None:
+        self._sock = self._sock or service_manager.connect()
+        if self._sock is None:
+            raise ConnectionRefusedError("the service manager does not listen")
+        what = "FDSTOREREMOVE=1" if fd is None else "FDSTORE=1\nFDPOLL=0"
+        service_manager.send(self._sock, what, f"FDNAME={name}", fd=fd)
 
     def finish(self) -> None:
         """Say what waits, as long as the service manager listens."""
-        poll = select.poll()
-        self.register(poll)
-        while self._unsaid and poll.poll(_PATIENCE_MS):
+        until, left = time.monotonic() + _PATIENCE, len(self._unsaid)
+        while self._unsaid and time.monotonic() < until:
+            poll = select.poll()
+            self.register(poll)
+            poll.poll(_PAUSE * 1000)
             self.flush()
+            if len(self._unsaid) < left:
+                until, left = time.monotonic() + _PATIENCE, len(self._unsaid)
 
     def take_back(self) -> dict[str, Held]:
         """What an earlier keeper, which has died, had stored.
