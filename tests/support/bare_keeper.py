@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jobworker
 from support.service_manager import ServiceManager
@@ -60,9 +61,16 @@ class BareKeeper:
         directory: where it and its supervisors run.
         script: what each of its supervisors does.
         manager: the service manager that starts it.
+        changes: a file of the keeper's program, what stands there, and what is to stand there in place of it.
     """
 
-    def __init__(self, directory: Path, script: str, manager: ServiceManager | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        script: str,
+        manager: ServiceManager | None = None,
+        changes: tuple[tuple[str, str, str], ...] = (),
+    ) -> None:
         self.directory = directory
         self.package = directory / "package" / "jobworker"
         leave = shutil.ignore_patterns("__pycache__", "supervisor", "gateway", "api", "client", "cli")
@@ -70,6 +78,10 @@ class BareKeeper:
         program = self.package / "supervisor" / "__main__.py"
         program.parent.mkdir()
         program.write_text(_BEGIN.format(path=str(self.package.parent), directory=str(directory)) + script)
+        for name, old, new in changes:
+            path = self.package / "keeper" / name
+            assert path.read_text().count(old) == 1
+            path.write_text(path.read_text().replace(old, new))
         self.log_path = directory / "keeper.log"
         own = str(self.package / "keeper" / "__main__.py")
         command = [sys.executable, "-I", "-S", "-E", own, "--settings", "none"]
@@ -114,8 +126,8 @@ class BareKeeper:
 
 
 @contextlib.contextmanager
-def bare_keeper(directory: Path, script: str, manager: ServiceManager | None = None) -> Iterator[BareKeeper]:
-    keeper = BareKeeper(directory, script, manager)
+def bare_keeper(directory: Path, script: str, *args: Any, **options: Any) -> Iterator[BareKeeper]:
+    keeper = BareKeeper(directory, script, *args, **options)
     try:
         yield keeper
     finally:

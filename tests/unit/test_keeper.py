@@ -166,3 +166,49 @@ def test_what_cannot_be_stored_is_stored_later(tmp_path: Path, manager: ServiceM
         keeper.wait_for("made2")
         keeper.let("go")
         assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+
+
+# It has the keeper try the code that is there, and may crash meanwhile.
+_UPGRADING = f"""
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+if lives == 0:
+    say(keeping.HOLD_PIPES, {JOB!r}, os.pipe())
+    say(keeping.READY)
+    say(keeping.UPGRADE)
+    wait_for("crash")
+    sys.exit(1)
+take_back()
+say(keeping.READY)
+tell("serving")
+signal.sigwait([signal.SIGTERM])
+"""
+
+
+def hangs(directory: Path) -> tuple[str, str, str]:
+    """A program that hangs while it is tried, and tells as which process."""
+    told = str(directory / "trying")
+    hang = f"open({told!r} + '.new', 'w').write(str(os.getpid())); os.rename({told!r} + '.new', {told!r}); "
+    hang = f"if '--check' in sys.argv: {hang}__import__('time').sleep(1000)\n"
+    return "__main__.py", "import sys\n", f"import sys\n{hang}"
+
+
+def test_new_code_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
+    with bare_keeper(tmp_path, _UPGRADING, changes=(hangs(tmp_path),)) as keeper:
+        trying = os.pidfd_open(int(keeper.wait_for("trying")))
+        keeper.let("crash")
+        keeper.wait_for("serving")
+        keeper.process.send_signal(signal.SIGTERM)
+        assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+        assert select.select([trying], [], [], DEADLINE)[0]
+        os.close(trying)
+
+
+def test_new_code_that_hangs_is_given_up(tmp_path: Path) -> None:
+    changes = (hangs(tmp_path), ("keeper.py", "_PATIENCE = 100.0", "_PATIENCE = 1.0"))
+    with bare_keeper(tmp_path, _UPGRADING, changes=changes) as keeper:
+        said = "keeper: cannot be upgraded: the new code has not proven itself within 1 s\n"
+        until(keeper.log, said, DEADLINE)
+        keeper.let("crash")
+        keeper.wait_for("serving")
+        keeper.process.send_signal(signal.SIGTERM)
+        assert keeper.process.wait(DEADLINE) == 0, keeper.log()

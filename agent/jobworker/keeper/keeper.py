@@ -24,6 +24,8 @@ from jobworker.wire.handover import Held
 
 # Between two starts of a supervisor that dies before it serves, or for which there is no process, in seconds.
 _PAUSE = 0.5
+# For new code to prove itself, as long as the supervisor's has. What the keeper does otherwise goes on meanwhile.
+_PATIENCE = 100.0
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 # Sent by a service manager that starts another keeper right after; jobs are left to that one.
 _LEAVING = signal.SIGUSR1
@@ -58,6 +60,10 @@ class Keeper:
         self._supervisor = 0
         self._was_ready = False
         self._upgrade_due = False
+        # The process that tries the new code, until when it may, and whether it has been found to be good.
+        self._proof = 0
+        self._proof_until: float | None = None
+        self._proven = False
         # Until when nothing is started, since the last try has failed.
         self._again_at: float | None = None
         self._complaint = ""
@@ -102,6 +108,7 @@ class Keeper:
             self._parking.flush()
             self._listen()
             status = self._go_on()
+        self._end_proof()
         self._parking.finish()
         return status
 
@@ -112,8 +119,8 @@ class Keeper:
         if self._link:
             poll.register(self._link, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         # Nothing tells when the host has a process to spare, or the service manager is back.
-        tries = [at for at in (self._again_at, self._parking.again_at) if at is not None]
-        poll.poll(max(0.0, min(tries) - time.monotonic()) * 1000 if tries else None)
+        due = [at for at in (self._again_at, self._parking.again_at, self._proof_until) if at is not None]
+        poll.poll(max(0.0, min(due) - time.monotonic()) * 1000 if due else None)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wakeup, 4096)
 
@@ -123,10 +130,16 @@ class Keeper:
         status = self._reap()
         if self._again_at is not None and time.monotonic() >= self._again_at:
             self._again_at = None
+        if self._proof_until is not None and time.monotonic() >= self._proof_until:
+            self._complain("cannot be upgraded", f"the new code has not proven itself within {_PATIENCE:.0f} s")
+            self._end_proof()
         if status is None and self._again_at is None:
             if not self._supervisor:
                 return self._start_supervisor()
-            if self._upgrade_due and not self._unsent and not self._parking.pending:
+            if self._upgrade_due and not self._proof:
+                self._prove()
+            # To the next program a supervisor is one that serves.
+            if self._proven and self._was_ready and not self._unsent and not self._parking.pending:
                 self._upgrade()
         return status
 
@@ -169,7 +182,7 @@ class Keeper:
         self._again_at = time.monotonic() + _PAUSE
         return None
 
-    def _complain(self, what: str, error: OSError) -> None:
+    def _complain(self, what: str, error: OSError | str) -> None:
         """Say in the log why something is tried again; once, until there is another reason."""
         line = f"keeper: {what}: {error}\n"
         if line != self._complaint:
@@ -246,12 +259,15 @@ class Keeper:
                 if ended.si_code not in _ENDS:
                     os.waitid(os.P_PID, ended.si_pid, os.WSTOPPED | os.WNOHANG)
                     continue
-                was_supervisor = ended.si_pid == self._supervisor
+                was_supervisor, was_proof = ended.si_pid == self._supervisor, ended.si_pid == self._proof
                 if was_supervisor:
                     # Before it is reaped, and its id another process's: a signal that is passed on may come here.
                     self._supervisor = 0
                 os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
-                if not was_supervisor:
+                if was_proof:
+                    self._proof, self._proof_until = 0, None
+                    self._proven = (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
+                elif not was_supervisor:
                     self._job_ended(ended.si_pid, (ended.si_code, ended.si_status))
                 elif (status := self._supervisor_ended(ended.si_code, ended.si_status)) is not None:
                     return status
@@ -284,17 +300,35 @@ class Keeper:
                 sockets.send(self._link, *self._unsent[0])
                 self._unsent.popleft()
 
-    def _upgrade(self) -> None:
-        """Execute this program anew, same pid, children and descriptors, if the code there now can start."""
-        self._upgrade_due = False
+    def _prove(self) -> None:
+        """Have the code that is there now tried in a process of its own."""
+        self._upgrade_due = self._proven = False
         try:
-            if self._link and handover.proven(self._own):
+            self._proof = handover.prove(self._own)
+            self._proof_until = time.monotonic() + _PATIENCE
+        except OSError as error:
+            self._put_off_upgrade(error)
+
+    def _end_proof(self) -> None:
+        """What is in the hands of a file system that does not answer ends when that lets go of it."""
+        if self._proof:
+            os.kill(self._proof, signal.SIGKILL)
+        self._proof, self._proof_until = 0, None
+
+    def _upgrade(self) -> None:
+        """Execute this program anew, same pid, children and descriptors."""
+        try:
+            if self._link:
+                self._proven = False
                 self._execute(handover.State(self._supervisor, self._link.fileno(), self._held))
         except OSError as error:
-            # It says nothing of the code there.
-            self._complain("cannot be upgraded", error)
-            self._upgrade_due = True
-            self._again_at = time.monotonic() + _PAUSE
+            self._put_off_upgrade(error)
+
+    def _put_off_upgrade(self, error: OSError) -> None:
+        # It says nothing of the code there.
+        self._complain("cannot be upgraded", error)
+        self._upgrade_due = True
+        self._again_at = time.monotonic() + _PAUSE
 
     def _execute(self, state: handover.State) -> None:
         # Their handlers are gone for a moment; what comes then waits until they are back.

@@ -52,14 +52,16 @@ class State:
         return (*link, *(fd for held in self.held.values() for fd in held.descriptors()))
 
 
-def proven(command: Sequence[str]) -> bool:
-    """True if the program, as it is on disk now, starts and knows this format.
+def prove(command: Sequence[str]) -> int:
+    """Try the program as it is on disk now.
+
+    Returns:
+        The pid of a child, which exits with 0 if the program starts and knows this format.
 
     Raises:
         OSError: it could not be tried.
     """
-    pid = os.posix_spawn(command[0], [*command, "--check", str(FORMAT)], os.environ)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return os.posix_spawn(command[0], [*command, "--check", str(FORMAT)], os.environ)
 
 
 def execute(command: Sequence[str], state: State) -> None:
