@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from jobworker.kernel.cgroup import detect
+from jobworker.kernel.cgroup import detect, tree
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.kernel.cgroup.v1 import V1Hierarchy
 from jobworker.kernel.cgroup.v2 import V2Hierarchy
 from jobworker.limits import NO_LIMITS
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -85,3 +89,34 @@ def test_a_group_that_cannot_be_opened(base: Path, made: Callable[[Path], Hierar
             assert descriptors() == before
             return
     pytest.fail("it cannot be made at all")
+
+
+# Its children end as it does, by the signal.
+_CROWD = """
+import os, signal
+for _ in range({count}):
+    if not os.fork():
+        signal.pause()
+print("there", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.usefixtures("one_life")
+def test_more_processes_than_descriptors_are_signalled(base: Path) -> None:
+    (base / NAME).mkdir()
+    group, room = CgroupDir.open(str(base / NAME)), 300
+
+    def join() -> None:
+        (base / NAME / "cgroup.procs").write_text("0")
+
+    command = [sys.executable, "-I", "-S", "-c", _CROWD.format(count=room)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=join) as crowd:
+        assert crowd.stdout
+        assert crowd.stdout.readline() == b"there\n"
+        try:
+            with room_for(room):
+                tree.signal_all(group, signal.SIGTERM)
+            until(group.pids, [])
+        finally:
+            tree.kill(group)

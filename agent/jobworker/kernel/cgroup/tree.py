@@ -15,6 +15,8 @@ from jobworker.kernel.cgroup.files import CgroupDir
 
 # A group that forks while it is being frozen is caught within two or three passes.
 _KILL_PASSES = 100
+# How many processes are signalled at a time, which takes as many descriptors: a job may have more than there are.
+_AT_A_TIME = 256
 
 
 def open_events(group: CgroupDir) -> int:
@@ -58,9 +60,15 @@ def _some_total(group: CgroupDir, name: str) -> int:
 
 def signal_all(group: CgroupDir, signum: int) -> None:
     """Signal the processes in the group, and no process that got one's pid meanwhile."""
+    pids = group.pids()
+    for at in range(0, len(pids), _AT_A_TIME):
+        _signal(group, pids[at : at + _AT_A_TIME], signum)
+
+
+def _signal(group: CgroupDir, pids: list[int], signum: int) -> None:
     pidfds: dict[int, int] = {}
     try:
-        for pid in group.pids():
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 pidfds[pid] = os.pidfd_open(pid)
         # What is still a member after its pidfd was opened is what the pidfd refers to.
