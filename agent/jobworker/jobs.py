@@ -222,7 +222,7 @@ class JobSpec:
             if not name or "=" in name or "\0" in name:
                 raise InvalidField("env", f"{name!r:.60} is not a variable's name", "LANG=C.UTF-8")
             # The value may be a secret: the error names the variable alone.
-            _check_string(f"env[{name[:60]}]", value, extra=len(_encoded(name)) + 1)
+            _check_string(f"env[{name[:60]}]", f"{name}={value}")
 
     def _check_workdir(self) -> None:
         _check_string("workdir", self.workdir)
@@ -240,15 +240,11 @@ class JobSpec:
                 raise InvalidField(f"labels[{key}]", problem, "team=build")
 
 
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _check_string(field: str, text: str, extra: int = 0) -> None:
+def _check_string(field: str, text: str) -> None:
     if "\0" in text:
         raise InvalidField(field, "holds a NUL byte, which no argument of a program can")
     try:
-        size = len(_encoded(text)) + extra
+        size = len(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
         raise InvalidField(field, "is not text that can be encoded") from None
     if size > MAX_STRING_BYTES:

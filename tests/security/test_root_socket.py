@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.errors import InvalidField, PermissionDenied
+from jobworker.errors import InvalidField, JobWorkerError, PermissionDenied
 from jobworker.jobs import MAX_PRINCIPAL, JobSpec
 from jobworker.wire import messages
 from support.link import CALLER, Link
 from support.root_side import RootSide, fresh_root_side
+from support.trails import events
 
 pytestmark = pytest.mark.root
 
@@ -86,6 +87,33 @@ def test_a_principal_that_no_record_has_room_for_starts_nothing(side: RootSide) 
     link = side.kill_supervisor(link)
     assert link.inspect(record.job_id).principal == longest.principal
     link.stop(record.job_id, force=True)
+
+
+# UTF-8 has no such character, and no bytes of a host's stand for it.
+LONE = "\ud800" * 4_000
+UNTOLD = (
+    JobSpec(LONE),
+    JobSpec("/bin/true", (LONE,)),
+    JobSpec("/bin/true", ("\udcff", LONE)),
+    JobSpec("/bin/true", env=((LONE, "x"),)),
+    JobSpec("/bin/true", env=(("X", LONE),)),
+    JobSpec("/bin/true", workdir=f"/{LONE}"),
+    JobSpec("/bin/true", labels=(("x", LONE),)),
+    JobSpec("/bin/true", sandbox=LONE),
+    JobSpec("/bin/true", profile=LONE),
+    JobSpec("/bin/true", user=LONE),
+)
+
+
+def test_text_that_cannot_be_encoded_is_refused(side: RootSide) -> None:
+    link, pid = side.link(), side.supervisor_pid()
+    for spec in UNTOLD:
+        with pytest.raises(JobWorkerError):
+            link.ask(messages.StartJob(CALLER, spec))
+    assert side.supervisor_pid() == pid
+    refused = [line for line in events(side.state_dir, "calls") if line["event"] == "start_refused"]
+    assert len(refused) == len(UNTOLD)
+    assert refused[1]["args_cut"]["of"] == 1
 
 
 def memory_peak(pid: int) -> int:

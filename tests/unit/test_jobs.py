@@ -47,6 +47,7 @@ GOOD = JobSpec("/bin/true")
         (replace(GOOD, env=(("A=B", "x"),)), "env"),
         (replace(GOOD, env=(("", "x"),)), "env"),
         (replace(GOOD, env=(("TOKEN", "a\0b"),)), "env[TOKEN]"),
+        (replace(GOOD, env=(("A\ud800", "x"),)), "env[A\ud800]"),
         (replace(GOOD, env=(("A", "x" * MAX_STRING_BYTES),)), "env[A]"),
         (replace(GOOD, env=tuple((f"A{i}", "") for i in range(2000))), "env"),
         (replace(GOOD, workdir="relative"), "workdir"),

@@ -389,10 +389,18 @@ def _listed(name: str, items: tuple[str, ...]) -> dict[str, Any]:
     for item in items:
         room -= len(json.dumps(item))
         if room < 0:
-            all_items = "\0".join(items).encode("utf-8", "surrogateescape")
-            return {name: kept, f"{name}_cut": {"of": len(items), "sha256": chain.fingerprint(all_items)}}
+            digest = chain.fingerprint(_encoded("\0".join(items)))
+            return {name: kept, f"{name}_cut": {"of": len(items), "sha256": digest}}
         kept.append(item)
     return {name: kept} if kept else {}
+
+
+def _encoded(text: str) -> bytes:
+    """As a program is given it; what none can be given, and a start is refused for, as UTF-8 would have it."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _name(number: int) -> str:
