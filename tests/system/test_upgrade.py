@@ -18,7 +18,7 @@ from jobworker.jobs import EndReason
 from jobworker.sandbox import Applied
 from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors
-from support.link import Link
+from support.link import DEADLINE, Link
 from support.root_side import RootSide, fresh_root_side, root_side
 from support.strace import attached, needs_strace, without_processes
 
@@ -67,6 +67,16 @@ def test_from_one_version_to_the_next_and_back(own_side: RootSide) -> None:
         lines = link.read_log(ended).decode().splitlines()
         assert lines == [str(i) for i in range(len(lines))]
         assert lines
+
+
+def test_told_to_end_in_the_middle_of_it_the_agent_ends(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    link.start("/bin/sleep", "1000")
+    own_side.freeze_keeper()
+    link.ask(messages.Upgrade())
+    own_side.keeper.send_signal(signal.SIGTERM)
+    own_side.thaw_keeper()
+    assert own_side.keeper.wait(DEADLINE) == 0
 
 
 def test_the_keeper_is_new_as_well(own_side: RootSide) -> None:

@@ -334,6 +334,8 @@ class Keeper:
         # Their handlers are gone for a moment; what comes then waits until they are back.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
         try:
-            handover.execute(self._own, state)
+            # What this program was told to do the next one would not know of.
+            if self._ending is None:
+                handover.execute(self._own, state)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
