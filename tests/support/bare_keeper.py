@@ -61,6 +61,7 @@ class BareKeeper:
         directory: where it and its supervisors run.
         script: what each of its supervisors does.
         manager: the service manager that starts it.
+        python: the interpreter that runs it.
         changes: a file of the keeper's program, what stands there, and what is to stand there in place of it.
     """
 
@@ -69,6 +70,7 @@ class BareKeeper:
         directory: Path,
         script: str,
         manager: ServiceManager | None = None,
+        python: str = sys.executable,
         changes: tuple[tuple[str, str, str], ...] = (),
     ) -> None:
         self.directory = directory
@@ -84,7 +86,7 @@ class BareKeeper:
             path.write_text(path.read_text().replace(old, new))
         self.log_path = directory / "keeper.log"
         own = str(self.package / "keeper" / "__main__.py")
-        command = [sys.executable, "-I", "-S", "-E", own, "--settings", "none"]
+        command = [python, "-I", "-S", "-E", own, "--settings", "none"]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(manager.command(command) if manager else command, stderr=log)
 

@@ -6,12 +6,13 @@ import os
 import resource
 import select
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.bare_keeper import DEADLINE, JOB, bare_keeper
+from support.bare_keeper import DEADLINE, JOB, BareKeeper, bare_keeper
 from support.service_manager import ServiceManager
 from support.strace import attached, needs_strace
 from support.waiting import until
@@ -212,3 +213,44 @@ def test_new_code_that_hangs_is_given_up(tmp_path: Path) -> None:
         keeper.wait_for("serving")
         keeper.process.send_signal(signal.SIGTERM)
         assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """An interpreter that can be taken away, so that nothing can be started."""
+    link = tmp_path / "python"
+    link.symlink_to(os.path.realpath(sys.executable))
+    return link
+
+
+def crash_without(python: Path, keeper: BareKeeper) -> None:
+    keeper.wait_for("serving")
+    python.rename(f"{python}.gone")
+    keeper.let("go")
+    until(lambda: "keeper: cannot start a supervisor: " in keeper.log(), True, DEADLINE)
+
+
+def test_told_to_leave_while_it_can_start_no_supervisor_it_leaves(
+    tmp_path: Path, manager: ServiceManager, python: Path
+) -> None:
+    with bare_keeper(tmp_path, _CRASH, manager, str(python)) as keeper:
+        crash_without(python, keeper)
+        keeper.process.send_signal(signal.SIGUSR1)
+        assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+        keeper.let("life1")
+        manager.wait_for(lambda manager: manager.said == ["READY=1", "STOPPING=1"])
+        assert len(manager.stored) == 2
+
+
+def test_told_to_end_while_it_can_start_no_supervisor_it_has_the_next_one_end_the_jobs(
+    tmp_path: Path, python: Path
+) -> None:
+    with bare_keeper(tmp_path, _CRASH, python=str(python)) as keeper:
+        crash_without(python, keeper)
+        keeper.process.send_signal(signal.SIGTERM)
+        said = "keeper: cannot start a supervisor, and only that can end the jobs: "
+        until(lambda: said in keeper.log(), True, DEADLINE)
+        Path(f"{python}.gone").rename(python)
+        assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+        assert keeper.wait_for("told") == str(int(signal.SIGTERM))
+        assert keeper.log().count("\n") == 2

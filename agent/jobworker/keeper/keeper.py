@@ -133,6 +133,9 @@ class Keeper:
         if self._proof_until is not None and time.monotonic() >= self._proof_until:
             self._complain("cannot be upgraded", f"the new code has not proven itself within {_PATIENCE:.0f} s")
             self._end_proof()
+        if status is None and not self._supervisor and self._again_at is not None and self._ending == _LEAVING:
+            # The next keeper finds everything in the store, and may have more luck.
+            return 0
         if status is None and self._again_at is None:
             if not self._supervisor:
                 return self._start_supervisor()
@@ -148,7 +151,9 @@ class Keeper:
         try:
             self._supervisor, self._link = self._spawn()
         except OSError as error:
-            self._complain("cannot start a supervisor", error)
+            # Told to stop, this one stays: who goes now leaves jobs behind that nobody reads, ends, or waits for.
+            without = ", and only that can end the jobs" if self._ending else ""
+            self._complain(f"cannot start a supervisor{without}", error)
             return self._put_off_start(1)
         self._complaint = ""
         self._unsent.clear()
