@@ -306,7 +306,6 @@ def test_the_flusher_may_die(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     pid = own_side.flusher_pid()
     os.kill(pid, signal.SIGKILL)
-    wait_for_end(pid)
     record = link.start("/bin/sh", "-c", "while :; do echo x; sleep 0.05; done")
     own_side.wait_for(lambda: own_side.flusher_pid() != pid)
     assert link.stop(record.job_id).end_reason is EndReason.STOPPED
