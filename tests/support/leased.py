@@ -7,9 +7,13 @@ import fcntl
 import os
 import shutil
 import signal
+import struct
+import threading
 from collections.abc import Iterator
 
 _ASKED = signal.SIGURG
+# asm-generic/fcntl.h
+_F_SETOWN_EX, _F_OWNER_TID = 15, 0
 _DEADLINE = 60
 
 
@@ -24,6 +28,8 @@ class Leased:
         self.path = path
         shutil.copy(program, path)
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # To this thread: another one, which does not block it, would take it away.
+        fcntl.fcntl(self._fd, _F_SETOWN_EX, struct.pack("ii", _F_OWNER_TID, threading.get_native_id()))
         fcntl.fcntl(self._fd, fcntl.F_SETSIG, _ASKED)
         fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 

@@ -98,7 +98,7 @@ def test_by_the_command_line(agent: Agent) -> None:
 _MOMENTS = {
     "before the clone": "            pid, pidfd = spawn.start(",
     "after the clone": "            last.callback(os.close, pidfd)\n            if isinstance",
-    "when the command has been executed": "        started = time.monotonic()\n        actual = self._",
+    "when the command has been executed": "        started = time.monotonic()\n        try:\n",
     "before anybody is told": "        self._answer(job)\n        job.announce()",
 }
 # The new process has hardly begun then, and goes on by itself.
