@@ -15,6 +15,7 @@ from bench.stats import median
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from support.agent import DEADLINE, Agent
+from support.waiting import wait_for_end
 
 _AWK = """
 function r() { return rand() * 1e6 }
@@ -72,7 +73,7 @@ def _flood(agent: Agent, service: JobWorkerServiceStub, size: int, *, compressed
     started = service.Start(agents.start_request(command)).job
     before = _compressor_seconds(agent)
     begun = _begun(agent, started)
-    processes.wait_for_end(started.pid)
+    wait_for_end(started.pid)
     ended = agents.wait_ended(service, started.id)
     logs = Path(agent.state_dir, "jobs", ended.id, "logs")
     if compressed:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bench import agents
-from bench.processes import wait_for_end
 from bench.report import Outcome, Table, below
 from bench.scale import MIB, Scale
 from bench.stats import median, p99
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
+from support.waiting import wait_for_end
 
 _SMALL = 2 * MIB
 _REACH = 2.0

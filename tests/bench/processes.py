@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import time
 from dataclasses import dataclass
 
-from support.agent import DEADLINE, Agent
+from support.agent import Agent
 
 _CPUCLOCK_SCHED = 2
 
@@ -78,16 +76,3 @@ def peak_kib(pid: int) -> int:
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process so far, to the nanosecond: clock_getcpuclockid(3)."""
     return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
-
-
-def wait_for_end(pid: int) -> None:
-    """Wait until a process that need not be a child of ours has ended."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        if not select.select([pidfd], [], [], DEADLINE)[0]:
-            raise TimeoutError(f"process {pid} does not end")
-    finally:
-        os.close(pidfd)

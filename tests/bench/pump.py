@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench import agents
-from bench.processes import parts, wait_for_end
+from bench.processes import parts
 from bench.report import Outcome, Table, above
 from bench.scale import MIB, Scale
 from bench.stats import median
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from support.agent import Agent
+from support.waiting import wait_for_end
 
 _REACH = 0.55
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import agents
-from bench.processes import memory, supervisor_of, wait_for_end
+from bench.processes import memory, supervisor_of
 from bench.report import Figure, Outcome, Table, below
 from bench.scale import Scale
 from bench.stats import median
@@ -20,6 +20,7 @@ from support import gateway
 from support.agent import DEADLINE
 from support.leftovers import descriptors
 from support.root_side import RootSide, root_side
+from support.waiting import wait_for_end
 
 _WRITERS = 20
 _EXIT_CODE = 7

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 from bench import agents
 from bench.followers import Served, followers, take
-from bench.processes import parts, wait_for_end
+from bench.processes import parts
 from bench.report import Outcome, Table
 from bench.scale import MIB, Scale
 from bench.stats import median
 from bench.stream_rate import STREAM
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
+from support.waiting import wait_for_end
 
 _FOLLOWERS = (1, 4)
 # Lines of 70 bytes, as logs have them; and what gzip can do nothing about.

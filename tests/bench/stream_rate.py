@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bench import agents, bare_server
 from bench.followers import Follower, Served, child, followers, take
-from bench.processes import parts, wait_for_end
+from bench.processes import parts
 from bench.report import Outcome, Table, above
 from bench.scale import Scale
 from bench.stats import median
@@ -16,6 +16,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.gateway.output import CHUNK_BYTES
 from support import certs
+from support.waiting import wait_for_end
 
 _FOLLOWERS = (1, 4, 16)
 _REACH = 0.9

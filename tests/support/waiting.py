@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 import time
 from collections.abc import Callable
 
 _SECONDS = 6.0
+_DEADLINE = 60
 
 
 def until(found: Callable[[], object], wanted: object, seconds: float = _SECONDS) -> None:
@@ -18,3 +21,20 @@ def until(found: Callable[[], object], wanted: object, seconds: float = _SECONDS
     while (last := found()) != wanted:
         assert time.monotonic() < deadline, last
         time.sleep(0.002)
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process has ended, which need not be a child of ours, nor have been reaped.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not select.select([pidfd], [], [], _DEADLINE)[0]:
+            raise TimeoutError(f"process {pid} does not end")
+    finally:
+        os.close(pidfd)

@@ -24,7 +24,7 @@ from jobworker.wire.host import LimitSupport, PartSupport
 from support.agent import DEADLINE, Agent, running_agent
 from support.leftovers import cgroups, processes_of, processes_with
 from support.scripted_supervisor import HOST
-from support.waiting import until
+from support.waiting import until, wait_for_end
 
 BIN = os.path.dirname(sys.executable)
 
@@ -264,15 +264,11 @@ def gateway_of(agent: Agent) -> int:
     return pid
 
 
-def wait_for_end(pid: int) -> None:
-    kill(pid, 0)
-
-
-def kill(pid: int, signum: int = signal.SIGKILL) -> None:
-    """Send a signal, 0 for none, and wait until the process has ended."""
+def kill(pid: int) -> None:
+    """Kill a process, and wait until it has ended."""
     pidfd = os.pidfd_open(pid)
     try:
-        signal.pidfd_send_signal(pidfd, signum)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         assert select.select([pidfd], [], [], DEADLINE)[0]
     finally:
         os.close(pidfd)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import resource
-import select
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from support.leftovers import cgroups, descriptors, processes_of
 from support.link import CALLER, DEADLINE, Link
 from support.root_side import RootSide, root_side, tells_ends
 from support.strace import attached, needs_strace
+from support.waiting import wait_for_end
 
 pytestmark = pytest.mark.root
 
@@ -90,14 +90,6 @@ def test_an_exit_code_is_kept_while_nobody_looks(own_side: RootSide) -> None:
         assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, code)
         assert link.read_log(ended) == b"done\n"
         assert processes_of(record.uid) == []
-
-
-def wait_for_end(pid: int) -> None:
-    """Wait until the process has ended, though nobody has reaped it."""
-    pidfd = os.pidfd_open(pid)
-    ready, _, _ = select.select([pidfd], [], [], DEADLINE)
-    os.close(pidfd)
-    assert ready
 
 
 def test_a_stop_under_way_is_brought_to_its_end(own_side: RootSide) -> None:

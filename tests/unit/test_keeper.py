@@ -15,7 +15,7 @@ import pytest
 from support.bare_keeper import DEADLINE, JOB, BareKeeper, bare_keeper
 from support.service_manager import ServiceManager
 from support.strace import attached, needs_strace
-from support.waiting import until
+from support.waiting import until, wait_for_end
 
 # More messages than a service manager's socket has room for.
 _ROOM = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text()) + 5
@@ -26,14 +26,6 @@ def manager(tmp_path: Path) -> Iterator[ServiceManager]:
     manager = ServiceManager(str(tmp_path / "notify"))
     yield manager
     manager.close()
-
-
-def wait_for_end(pid: int) -> None:
-    """Wait until the process has ended, though nobody has reaped it."""
-    pidfd = os.pidfd_open(pid)
-    ready, _, _ = select.select([pidfd], [], [], DEADLINE)
-    os.close(pidfd)
-    assert ready
 
 
 # It leaves the answer unread, and says the rest while the keeper can't read.
