@@ -202,6 +202,33 @@ def test_a_plain_list_takes_all_along_that_a_ca_on_it_has_issued(tmp_path: Path,
             check(root, make(Recipe(), issuer))
 
 
+def crossed() -> tuple[certs.Pair, certs.Pair, certs.Pair, certs.Pair]:
+    """Two roots, and certificates of theirs by which each vouches for the other."""
+    one, two = (
+        Recipe(name, uris=(), usage=None, roles=(), key=key, ca=True)
+        for name, key in (("one", "other4096"), ("two", "foreign4096"))
+    )
+    first, second = make(one), make(two)
+    return first, second, make(one, second), make(two, first)
+
+
+def test_cas_that_have_signed_each_other_are_known_by_their_roots(tmp_path: Path) -> None:
+    first, second, first_by_second, second_by_first = crossed()
+    bundle = b"".join(pair.cert_pem for pair in (first_by_second, second_by_first, first, second))
+    known = revocation.load(tls(tmp_path, revoked=b"1234", ca=bundle))
+    above = {authority.certificate.serial_number: authority.above for authority in known.authorities}
+    for own, root in ((first_by_second, second), (second_by_first, first)):
+        issuer = above[own.certificate.serial_number]
+        assert issuer
+        assert issuer.certificate == root.certificate
+
+
+def test_without_their_roots_such_are_refused(tmp_path: Path) -> None:
+    bundle = b"".join(pair.cert_pem for pair in crossed()[2:])
+    with pytest.raises(PkiProblem, match="ca: holds CAs that have signed each other, and no root; add the root"):
+        revocation.load(tls(tmp_path, revoked=b"1234", ca=bundle))
+
+
 def test_a_plain_list_alone_asks_for_no_list_of_the_issuer(tmp_path: Path) -> None:
     stranger = make(Recipe("stranger", uris=(), usage=None, roles=(), key="rsa4096", ca=True), CA)
     known = revocation.load(tls(tmp_path, revoked=b"1234"))

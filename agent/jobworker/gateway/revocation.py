@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -142,31 +143,36 @@ def load(tls: TlsSettings, before: Revocations | None = None) -> Revocations:
     serials = frozenset(_serials(tls.revoked)) if tls.revoked else frozenset()
     known = _known(tls)
     lists = _newest(tls.crl, known) if tls.crl else {}
-    authorities: dict[int, Authority] = {}
-    for number in range(len(known)):
-        _authority(number, known, lists, authorities)
-    made = tuple(authorities[number] for number in range(len(known)))
+    try:
+        made = _authorities(known, lists)
+    except CycleError:
+        fix = "add the root above them, or leave one of them out"
+        raise PkiProblem(tls.ca, "holds CAs that have signed each other, and no root", fix) from None
     if before:
         _check_no_older(tls.crl, made, before)
     return Revocations(made, serials, lists_needed=bool(tls.crl), stale_allowed=tls.stale_crl == "allow")
 
 
-def _authority(
-    number: int,
-    known: Sequence[x509.Certificate],
-    lists: Mapping[int, IssuerList],
-    done: dict[int, Authority],
-) -> Authority:
-    """One of those that are known, made after those above it."""
-    if number not in done:
-        own = known[number]
-        above = next(
-            (n for n, each in enumerate(known) if own.subject != own.issuer and credentials.issued(each, own)),
-            None,
-        )
-        made = None if above is None else _authority(above, known, lists, done)
-        done[number] = Authority(own, made, lists.get(number))
-    return done[number]
+def _authorities(known: Sequence[x509.Certificate], lists: Mapping[int, IssuerList]) -> tuple[Authority, ...]:
+    """All that are known, each with the one above it.
+
+    Raises:
+        CycleError: some are above themselves.
+    """
+    above = {number: _above(own, known) for number, own in enumerate(known)}
+    made: dict[int, Authority] = {}
+    for number in TopologicalSorter(above).static_order():
+        issuer = next((made[each] for each in above[number]), None)
+        made[number] = Authority(known[number], issuer, lists.get(number))
+    return tuple(made[number] for number in above)
+
+
+def _above(own: x509.Certificate, known: Sequence[x509.Certificate]) -> list[int]:
+    """The place of the CA that has issued a certificate, if any: of its root's, where it has others as well."""
+    if own.subject == own.issuer:
+        return []
+    issuers = (number for number, each in enumerate(known) if credentials.issued(each, own))
+    return sorted(issuers, key=lambda number: known[number].subject != known[number].issuer)[:1]
 
 
 def _known(tls: TlsSettings) -> list[x509.Certificate]:
