@@ -10,7 +10,7 @@ import signal
 from collections import deque
 from typing import Any
 
-from jobworker.errors import JobWorkerError
+from jobworker.errors import AgentUnavailable, JobWorkerError
 from jobworker.jobs import MAX_STDIN_BYTES, JobRecord, JobSpec
 from jobworker.limits import Limits
 from jobworker.wire import frames, messages, sockets
@@ -153,6 +153,14 @@ class Link:
             with open(log, "rb") as file:
                 data += gzip.decompress(file.read()) if answer.message.length else file.read()
         return data
+
+    def takes_jobs(self) -> bool:
+        """Whether a job would be taken now."""
+        try:
+            self.ask(messages.StartJob(CALLER, JobSpec("/bin/true"), dry_run=True))
+        except AgentUnavailable:
+            return False
+        return True
 
     def close(self) -> None:
         self.sock.close()

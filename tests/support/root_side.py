@@ -254,7 +254,7 @@ class RootSide:
             pids = [int(text) for text in file.read().split()]
         for pid in pids:
             # One that has just ended is not it.
-            with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/comm") as file:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/comm") as file:
                 if file.read() == f"{name}\n":
                     return pid
         raise LookupError(name)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.errors import AgentUnavailable, QuotaExceeded, UpgradeRefused
+from jobworker.errors import QuotaExceeded, UpgradeRefused
 from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State
 from jobworker.wire import messages
 from support.callers import caller
@@ -43,15 +43,6 @@ def begin(link: Link, program: Leased, *, principal: str = CALLER.principal, key
     return link.send(messages.StartJob(caller(principal), JobSpec(program.path, ("1000",)), key))
 
 
-def refuses(link: Link) -> bool:
-    """True once no job is taken."""
-    try:
-        link.ask(messages.StartJob(CALLER, JobSpec("/bin/true"), dry_run=True))
-    except AgentUnavailable:
-        return True
-    return False
-
-
 def removed(path: str) -> bool:
     """Remove a cgroup, once it is empty."""
     with contextlib.suppress(OSError):
@@ -64,7 +55,7 @@ def started(link: Link, seq: int) -> JobRecord:
     return record
 
 
-def upgraded(side: RootSide, link: Link) -> Link:
+def next_link(side: RootSide, link: Link) -> Link:
     link.drain()
     return side.reconnect(subscribe=True)
 
@@ -78,15 +69,28 @@ def test_the_next_version_knows_the_job_that_it_was_waited_for(
     sleep.wait_until_asked()
     upgrade = owner.send(messages.Upgrade())
     other = side.link()
-    side.wait_for(lambda: refuses(other))
+    side.wait_for(lambda: not other.takes_jobs())
     sleep.let_go()
     record = started(link, seq)
     owner.answer(upgrade)
-    link = upgraded(side, link)
+    link = next_link(side, link)
     assert link.inspect(record.job_id).state is State.RUNNING
     assert link.stop(record.job_id, force=True).end_reason is EndReason.STOPPED
     told = link.ask(messages.Measure()).totals
     assert (told.started, sum(each.jobs for each in told.ended)) == (1, 1)
+
+
+def test_the_next_supervisor_knows_the_job_that_a_dead_keeper_s_waited_for(side: RootSide, sleep: Leased) -> None:
+    link, other = side.link(), side.link()
+    seq = begin(link, sleep)
+    sleep.wait_until_asked()
+    side.kill_keeper()
+    side.wait_for(lambda: not other.takes_jobs())
+    sleep.let_go()
+    record = started(link, seq)
+    link = next_link(side, link)
+    assert link.inspect(record.job_id).state is State.RUNNING
+    link.stop(record.job_id, force=True)
 
 
 def test_a_job_that_could_not_be_put_on_record_is_not_left_to_the_next_version(
@@ -108,7 +112,7 @@ def test_a_job_that_could_not_be_put_on_record_is_not_left_to_the_next_version(
     obstacle.rmdir()
     obstacle.parent.rmdir()
     link.ask(messages.Upgrade())
-    link = upgraded(side, link)
+    link = next_link(side, link)
     assert link.inspect(job_id).state is State.RUNNING
     link.stop(job_id, force=True)
 

@@ -94,8 +94,8 @@ class Job:
         self._on_record = False
         self._change()
 
-    def is_on_record(self) -> bool:
-        """Whether another life would know of it; one more attempt to have it so, if it could not be so far."""
+    def put_on_record(self) -> bool:
+        """Have another life know of it, if its record could not be written so far; False if it still can't."""
         if not self._on_record:
             self._save()
         return self._on_record

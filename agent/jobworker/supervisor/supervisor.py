@@ -240,7 +240,7 @@ class Supervisor:
             if self._registry.is_ending:
                 decided("the agent is ending")
                 return
-            if unknown := [job_id for job_id, job in self._registry.running.items() if not job.is_on_record()]:
+            if unknown := [job_id for job_id, job in self._registry.running.items() if not job.put_on_record()]:
                 self._registry.starts.resume()
                 refuse(f"the next supervisor would not know of job {unknown[0]}, whose record cannot be written")
                 return

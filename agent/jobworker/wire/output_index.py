@@ -7,7 +7,7 @@ import struct
 # Absolute offset, length, source, time in nanoseconds of Unix time.
 RECORD = struct.Struct("<QIB3xQ")
 # Where a record has its source.
-SOURCE_AT = 12
+SOURCE_AT = struct.calcsize("<QI")
 # In place of a job's source: the agent could not write these bytes.
 LOST = 0
 
