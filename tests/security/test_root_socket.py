@@ -19,7 +19,7 @@ pytestmark = pytest.mark.root
 
 GATEWAY = 12345
 # Answers to one peer before it has read some, and the descriptors of each; requests without one.
-UNREAD, FDS, UNANSWERED = 512, 2, 8_192
+UNREAD, FDS, UNANSWERED = 512, 2, 2_048
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from jobworker.supervisor.news import News
 from jobworker.wire import frames, messages, sockets
 
 _MAX_UNSENT = 512
-# Those that wait for long are bounded by principal as well: this is for a gateway that makes principals up.
-_MAX_IN_FLIGHT = 8_192
+# Of each principal only some wait for long: this is for a gateway that makes principals up, and each has a size.
+_MAX_IN_FLIGHT = 2_048
 # Who has not read while so many jobs went has to begin anew.
 _MAX_REMOVED = 100_000
 
