@@ -84,9 +84,16 @@ def test_the_environment_is_the_one_asked_for(agent: scripted.ScriptedAgent) -> 
         (("start", "--timeout", "soon", "ls"), b"--timeout: 'soon' is not a duration"),
         (("start", "--env", "NOT_SET", "ls"), b"--env: 'NOT_SET' is not set here"),
         (("start", "--label", "x", "ls"), b"--label: 'x' is not KEY=VALUE"),
-        (("start", "ls", b"a", b"\xff"), b"args[1]: argument 2 holds bytes that are not UTF-8"),
+        (
+            ("start", "ls", b"a", b"\xff"),
+            b"argument 2 holds bytes that are not UTF-8, and a request carries text; put them into a file\n",
+        ),
         (("start", b"\xff"), b"command: holds bytes that are not UTF-8"),
-        (("list", "--principal", b"\xff"), b"principal: holds bytes that are not UTF-8"),
+        (
+            ("list", "--principal", b"\xff"),
+            b"principal: holds bytes that are not UTF-8, and a request carries text\n",
+        ),
+        (("start", "--user", b"\xff", "true"), b"user: "),
         (("list", "--label", b"team=\xff"), b"labels[team]: holds bytes that are not UTF-8"),
         (("watch", "--label", b"team=\xff"), b"labels[team]: holds bytes that are not UTF-8"),
         (("watch", "--resume", b"\xff"), b"resume_token: holds bytes that are not UTF-8"),

@@ -13,7 +13,8 @@ from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField
 
-_NOT_TEXT = "holds bytes that are not UTF-8, and a request carries text; put them into a file"
+_NOT_TEXT = "holds bytes that are not UTF-8, and a request carries text"
+_IN_A_FILE = "; put them into a file"
 
 
 def start(spec: jobs.JobSpec, idempotency_key: str = "") -> pb.StartRequest:
@@ -25,8 +26,8 @@ def start(spec: jobs.JobSpec, idempotency_key: str = "") -> pb.StartRequest:
     spec.check()
     return pb.StartRequest(
         command=_text("command", spec.command),
-        args=[_text(f"args[{i}]", arg, f"argument {i + 1} ") for i, arg in enumerate(spec.args)],
-        env={_text("env", name): _text(f"env[{name}]", value) for name, value in spec.env},
+        args=[_text(f"args[{i}]", arg, f"argument {i + 1} ", _IN_A_FILE) for i, arg in enumerate(spec.args)],
+        env={_text("env", name): _text(f"env[{name}]", value, fix=_IN_A_FILE) for name, value in spec.env},
         workdir=_text("workdir", spec.workdir),
         limits=_limits(spec.limits),
         best_effort=spec.best_effort,
@@ -184,9 +185,9 @@ def _duration(millis: int) -> Duration:
     return duration
 
 
-def _text(field: str, text: str, what: str = "") -> str:
+def _text(field: str, text: str, what: str = "", fix: str = "") -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidField(field, what + _NOT_TEXT) from None
+        raise InvalidField(field, what + _NOT_TEXT + fix) from None
     return text
