@@ -24,7 +24,7 @@ from jobworker.client import Endpoint, connect
 from jobworker.client.failures import CallFailed
 from jobworker.client.output import Chunk
 from jobworker.client.rpc.client import Client
-from jobworker.errors import TlsProblem
+from jobworker.errors import AgentUnavailable, TlsProblem
 from jobworker.jobs import JobSpec
 from jobworker.supervisor.job import UNSURE
 from support.agent import Agent
@@ -272,7 +272,8 @@ def patiently(call: Callable[[], T]) -> T:
     while True:
         try:
             return call()
-        except (OSError, CallFailed, TlsProblem) as error:  # TlsProblem: nobody listens
+        # Nobody listens, or who did has gone.
+        except (OSError, CallFailed, TlsProblem, AgentUnavailable) as error:
             if (isinstance(error, CallFailed) and error.code != "UNAVAILABLE") or time.monotonic() > end:
                 raise
             time.sleep(0.005)
