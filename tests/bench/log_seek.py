@@ -30,7 +30,9 @@ def measure(scale: Scale) -> Outcome:
         agent = stack.enter_context(agents.running(more="jobs: {keep_log: 0}\n"))
         service = stack.enter_context(agents.stub(agent))
         requests = {
-            (name, size): request for size in sizes for name, request in _views(_job_with_log(service, size))
+            (name, size): request
+            for size in sizes
+            for name, request in _views(service, _job_with_log(service, size))
         }
         samples: Samples = {key: [] for key in requests}
         for _ in range(scale.looks):
@@ -48,12 +50,21 @@ def _job_with_log(service: JobWorkerServiceStub, size: int) -> job_pb2.Job:
     return job
 
 
-def _views(job: job_pb2.Job) -> Iterator[tuple[str, pb.StreamRequest]]:
-    half = Timestamp()
-    half.FromNanoseconds((job.started_at.ToNanoseconds() + job.ended_at.ToNanoseconds()) // 2)
+def _views(service: JobWorkerServiceStub, job: job_pb2.Job) -> Iterator[tuple[str, pb.StreamRequest]]:
+    half = pb.StreamRequest(job_id=job.id, offset=job.log_bytes // 2)
     yield "the last 10 lines", pb.StreamRequest(job_id=job.id, tail_lines=10)
-    yield "from half of its time on", pb.StreamRequest(job_id=job.id, since=half)
-    yield "from half of its bytes on", pb.StreamRequest(job_id=job.id, offset=job.log_bytes // 2)
+    # By when that was written: a small log may be whole long before half of its job's time is over.
+    yield "from when half of it was there", pb.StreamRequest(job_id=job.id, since=_written_at(service, half))
+    yield "from half of its bytes on", half
+
+
+def _written_at(service: JobWorkerServiceStub, request: pb.StreamRequest) -> Timestamp:
+    timed = pb.StreamRequest(timestamps=True)
+    timed.MergeFrom(request)
+    answers = service.Stream(timed)
+    time = next(answer.chunk.time for answer in answers if answer.chunk.data)
+    answers.cancel()
+    return time
 
 
 def _until_first(
