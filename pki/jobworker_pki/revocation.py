@@ -29,6 +29,7 @@ REASONS = (
 
 _SERIAL = re.compile(r"(?:0x)?([0-9a-fA-F]{1,40})")
 _MAX_BYTES = 256 * 1024
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 def revoke(home: Home, target: str, reason: str) -> tuple[tuple[Record, ...], bool]:
@@ -95,6 +96,24 @@ def crl(home: Home, ca: str, life: timedelta) -> tuple[str, x509.CertificateRevo
     index.append(home.store, Record(time=now.isoformat(), action="crl", ca=ca, number=number))
     home.store.put(f"{ca}.crl", made.public_bytes(serialization.Encoding.PEM))
     return home.store.path_of(f"{ca}.crl"), made
+
+
+def due(home: Home, ca: str) -> datetime:
+    """When the next list is to be signed: two thirds into the life of the one that there is.
+
+    In the past where that one will not do: there is none, it cannot be read, or it lacks a revocation.
+    """
+    try:
+        last = x509.load_pem_x509_crl(home.store.content(f"{ca}.crl"))
+        number = last.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except (OSError, PkiProblem, x509.ExtensionNotFound, *authority.UNREADABLE):
+        return _LONG_AGO
+    done = [
+        record for record in index.records(home.store) if record.ca == ca and record.action in {"crl", "revoke"}
+    ]
+    if not done or done[-1].action != "crl" or done[-1].number != number or last.next_update_utc is None:
+        return _LONG_AGO
+    return last.last_update_utc + (last.next_update_utc - last.last_update_utc) * 2 / 3
 
 
 def _to_be_listed(done: tuple[Record, ...], ca: str) -> Iterator[Record]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from support import certs
 from support.pki import Pki, copied, host_profile, openssl, snapshot, worker_pki
@@ -66,6 +69,51 @@ def test_numbers_increase_and_the_next_is_due_in_time(pki: Pki) -> None:
         assert number(made) == expected
         assert made.next_update_utc == made.last_update_utc + 7 * DAY
         assert abs(made.last_update_utc - datetime.now(UTC)) < HOUR
+
+
+def aged(made: x509.CertificateRevocationList, days: int) -> bytes:
+    """The same list, as if it had been signed so many days ago; by another key, which is nothing to its dates."""
+    assert made.next_update_utc
+    builder = x509.CertificateRevocationListBuilder(
+        issuer_name=made.issuer,
+        last_update=made.last_update_utc - days * DAY,
+        next_update=made.next_update_utc - days * DAY,
+        extensions=list(made.extensions),
+    )
+    return builder.sign(ed25519.Ed25519PrivateKey.generate(), None).public_bytes(serialization.Encoding.PEM)
+
+
+def test_a_list_that_will_do_is_kept_until_two_thirds_of_its_life(pki: Pki) -> None:
+    path = Path(pki.path("intermediate.crl"))
+    if_due = ("crl", "--days", "30", "--if-due")
+    pki.ok(*if_due)
+    made = crl(pki)
+    # What the file system says of its age is nothing to it: a copy or a restored backup is as old as it is.
+    os.utime(path, (0, 0))
+    assert pki.ok(*if_due).startswith(f"{path}: due from ")
+    path.write_bytes(aged(made, 19))
+    assert "due from" in pki.ok(*if_due)
+    path.write_bytes(aged(made, 21))
+    assert "due from" not in pki.ok(*if_due)
+    assert number(crl(pki)) == 2
+    assert "due from" in pki.ok("crl", "--days", "365", "--if-due")
+
+
+@pytest.mark.parametrize("what", ["a revocation", "no file", "no list", "an older one"])
+def test_a_list_that_will_not_do_is_replaced(pki: Pki, host: str, what: str) -> None:
+    path = Path(pki.path("intermediate.crl"))
+    pki.ok("crl")
+    older = path.read_bytes()
+    pki.ok("crl")
+    if what == "a revocation":
+        pki.ok("revoke", host)
+    elif what == "no file":
+        path.unlink()
+    else:
+        path.write_bytes(older if what == "an older one" else b"no list")
+    pki.ok("crl", "--if-due")
+    assert number(crl(pki)) == 3
+    assert "due from" in pki.ok("crl", "--if-due")
 
 
 def test_two_at_once_take_turns(pki: Pki) -> None:

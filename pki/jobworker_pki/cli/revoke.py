@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import click
 
@@ -26,11 +26,14 @@ Example:
 _CRL = """\
 Sign a revocation list (X.509 CRL) and put it into intermediate.crl or root.crl.
 
-Agents refuse everybody once the list they have is past its date: sign and hand out the next in time.
+Agents refuse everybody once the list they have is past its date: sign and hand out the next in time. With --if-due
+that is left to a timer: a list is signed once two thirds of the life of the last one have passed, or it lacks
+a revocation.
 
 \b
-Example:
+Examples:
   worker-pki crl --days 30 --dir pki
+  worker-pki crl --days 30 --if-due --dir pki
 """
 
 
@@ -63,10 +66,20 @@ def revoke(certificate: str, reason: str, directory: str) -> None:
     show_default=True,
     help="Whose; the root's list is about the intermediate.",
 )
+@click.option("--if-due", is_flag=True, help="Only if the list that there is will not do.")
 @directory
 @passphrase_file
-def crl(days: int, ca: str, directory: str, passphrase_file: str | None) -> None:
+def crl(
+    days: int,
+    ca: str,
+    if_due: bool,  # noqa: FBT001 (click passes it by name)
+    directory: str,
+    passphrase_file: str | None,
+) -> None:
     with opened(directory, passphrase_file) as home:
+        if if_due and (due := revocation.due(home, ca)) > datetime.now(UTC):
+            click.echo(f"{home.store.path_of(f'{ca}.crl')}: due from {moment(due)}")
+            return
         path, made = revocation.crl(home, ca, timedelta(days=days))
     end = made.next_update_utc
     click.echo(f"{path}: {len(list(made))} revoked; the next is due by {moment(end) if end else 'no date'}")
