@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from support.counting import UNTIL_TOLD, check_count, check_end, tell
@@ -27,6 +29,16 @@ def test_a_renewal_is_taken_without_a_restart_or_a_cut_stream(fleet: Fleet) -> N
         assert (follower.returncode, said) == (0, "")
         assert check_count(output) > 0
         check_end(member, job_id)
+
+
+def test_a_fleet_that_has_an_authority_gets_no_other(fleet: Fleet, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "pki"
+    for name in ("rotate_certs", "site"):
+        play = fleet.play(name, pki_dir=str(elsewhere))
+        assert play.status != 0
+        assert "has no authority, and hosts have certificates of one" in play.output
+    assert not elsewhere.exists()
+    assert all(member.answers() for member in fleet)
 
 
 def test_a_revoked_client_is_refused_and_its_streams_are_ended(fleet: Fleet) -> None:

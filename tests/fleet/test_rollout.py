@@ -101,6 +101,26 @@ def test_an_upgrade_of_drained_hosts_waits_for_jobs_and_takes_new_ones(fleet: Fl
     assert play.status == 0, play.tail()
 
 
+def test_a_drain_that_takes_too_long_leaves_jobs_and_takes_new_ones(fleet: Fleet, tmp_path: Path) -> None:
+    wheelhouse = make(fleet, "0.1.5", tmp_path)
+    running = Running(fleet)
+    drain = {"agent_drain": True, "agent_drain_timeout": "5s"}
+    play = fleet.play("upgrade", agent_version="0.1.5", agent_wheelhouse=wheelhouse, **drain)
+    assert play.status != 0
+    assert "jobs are active after agent_drain_timeout (5s)" in play.output
+    assert versions(fleet) == {"0.1.0"}
+    assert not any(member.asked("info")["draining"] for member in fleet)
+    running.check()
+
+
+def test_a_host_that_somebody_has_drained_stays_so(fleet: Fleet) -> None:
+    assert fleet.client("drain").returncode == 0
+    play = fleet.play("rollback", rollback_version="0.1.0")
+    assert play.status == 0, play.tail()
+    assert all(member.asked("info")["draining"] for member in fleet)
+    assert fleet.client("undrain").returncode == 0
+
+
 def test_a_wheel_that_was_changed_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     for python in {member.guest.kind.python for member in fleet}:
         name = f"jobworker-0.1.0-py{python}-x86_64.tar"
