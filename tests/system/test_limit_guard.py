@@ -122,7 +122,8 @@ def test_what_cannot_be_set_again_is_told(link: Link, side: RootSide) -> None:
         os.mkfifo(path)
         os.chmod(path, 0o666)  # noqa: S103
     script = f"read x < {go}; python3 -c 'b = bytearray(200 << 20); open(\"{free}\").read()'; sleep 1000"
-    job = link.start("/bin/sh", "-c", script, limits=Limits(memory_bytes=64 << 20))
+    # The one that can be set again is written first, of which the kernel tells too.
+    job = link.start("/bin/sh", "-c", script, limits=Limits(memory_bytes=64 << 20, cpu_millis=900))
     memory = limit_file(job, "memory")
     if memory.name == "memory.max":
         pytest.skip("cgroup v2 takes any limit, and ends the job for it")
@@ -136,6 +137,10 @@ def test_what_cannot_be_set_again_is_told(link: Link, side: RootSide) -> None:
     assert told.value == "1G"
     assert "changed by others, and not to be set again" in told.detail
     assert link.inspect(job.job_id).limits_restored == 0
+    other = link.start("/bin/sleep", "1000", limits=Limits(cpu_millis=500))
+    limit_file(other, "cpu").write_text("25000")
+    until(lambda: link.inspect(other.job_id).limits_restored, 1)
+    assert warnings(side) == [["memory"], ["cpu"]]
     # Once it can be, it is as it was; the next change is what leads to that.
     Path(free).write_text("")
     until(lambda: int(usage.read_text()) < 60 << 20, True)

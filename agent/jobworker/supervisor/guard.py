@@ -6,6 +6,7 @@ counted; so is what has been changed while no supervisor was there.
 
 from __future__ import annotations
 
+import contextlib
 import select
 from dataclasses import replace
 
@@ -36,7 +37,7 @@ class LimitGuard:
         except OSError as error:
             self._say_unguarded(error)
         else:
-            loop.watch(inotify.fd, select.EPOLLIN, lambda: self._on_written(inotify))
+            loop.watch(inotify.fd, select.EPOLLIN, self._heed)
 
     def _say_unguarded(self, error: OSError, **told: str) -> None:
         if not self._said_unguarded:
@@ -68,13 +69,15 @@ class LimitGuard:
                 self._inotify.forget(watch)
         self._suspects.pop(job_id, None)
 
-    def _on_written(self, inotify: Inotify) -> None:
-        try:
-            watches, lost = inotify.read()
-        except BlockingIOError:
-            return
-        for watch in self._jobs if lost else watches & self._jobs.keys():
-            self._suspect(self._jobs[watch])
+    def _heed(self, ours: Job | None = None) -> None:
+        """Suspect the jobs whose files have been written to, but not the one that we have written to ourselves."""
+        if self._inotify:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    watches, lost = self._inotify.read()
+                    for watch in self._jobs if lost else watches & self._jobs.keys():
+                        if self._jobs[watch] is not ours:
+                            self._suspect(self._jobs[watch])
 
     def _suspect(self, job: Job) -> None:
         if not self._suspects:
@@ -93,6 +96,8 @@ class LimitGuard:
             if not changed:
                 return
             problem = _restore(job)
+            # Else what cannot be set again would be tried again for ever, for others of its limits can be.
+            self._heed(job)
             actual = job.group.limits(job.limits.io_device)
         except OSError:
             # Its cgroup is being removed.
