@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobworker.gateway import index as index_module
 from jobworker.gateway.link import SupervisorLink
-from jobworker.gateway.segments import Segment, Segments
+from jobworker.gateway.segments import OF_ONE_JOB, Segment, Segments
 from jobworker.wire.messages import LogSegment, OpenLog
 from jobworker.wire.output_index import LOST, RECORD
 from support.scripted_supervisor import SILENCE, Answer, ScriptedSupervisor, job_id, linked
@@ -173,6 +173,29 @@ def test_a_broken_index_is_got_through(index: bytes) -> None:
         patch.setattr(index_module, "_BLOCK", 3)
         found = ranges(Segment(START, a_file(b""), a_file(index)), 1, START, START + 50)
     assert all(one < other for one, other in pairwise(found))
+
+
+def test_of_one_job_few_are_open_which_may_be_removed_meanwhile(tmp_path: Path) -> None:
+    supervisor = ScriptedSupervisor(str(tmp_path))
+    supervisor.handlers[OpenLog] = lambda request: Answer(
+        LogSegment(request.job_id, request.segment, request.segment, 0), (a_file(b"x"), a_file(b""))
+    )
+
+    async def scenario(link: SupervisorLink) -> list[int]:
+        segments, opened = Segments(link, 1000), []
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(3 * OF_ONE_JOB):
+            await segments.get(job_id(1), number)
+            # One that is read all the time stays.
+            assert (await segments.get(job_id(1), 0)).read(0, 1) == b"x"
+            opened.append(len(os.listdir("/proc/self/fd")) - before)
+        await segments.get(job_id(2), 0)
+        opened.append(len(os.listdir("/proc/self/fd")) - before)
+        return opened
+
+    # Two files each; what was opened last is a moment longer in going.
+    assert max(linked(supervisor.path, scenario)) <= 2 * (OF_ONE_JOB + 3)
+    supervisor.close()
 
 
 def test_who_wants_what_another_one_gives_up_gets_it(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from jobworker.gateway.index import Index
 from jobworker.gateway.link import SupervisorLink
 from jobworker.wire.messages import LogSegment, OpenLog
 
+# Followers of a job are mostly at the same place, and halving a log looks at no more.
+OF_ONE_JOB = 16
+
 Key = tuple[str, int]
 
 
@@ -53,7 +56,10 @@ class Segment:
 
 
 class Segments:
-    """Open segments, those that were used last, up to a maximum."""
+    """Open segments, those that were used last: so many in all, and so many of one job.
+
+    What is open takes its room on the disk, though the supervisor has removed it.
+    """
 
     def __init__(self, link: SupervisorLink, maximum: int) -> None:
         self._link = link
@@ -95,7 +101,10 @@ class Segments:
                 raise ProtocolError(f"{len(descriptors)} descriptors with a log segment")
             segment = self._segment(answer, *descriptors.take())
         self._open[key] = segment
-        if len(self._open) > self._maximum:
+        ours = [other for other in self._open if other[0] == key[0]]
+        if len(ours) > OF_ONE_JOB:
+            del self._open[ours[0]]
+        elif len(self._open) > self._maximum:
             self._open.popitem(last=False)
         return segment
 
