@@ -150,6 +150,21 @@ def test_a_cut_off_rotation_is_finished(tmp_path: Path, log: OutputLog, renamed:
     assert [entry for suffix in (".0", "") for entry in index(tmp_path, suffix)][-1] == (SEGMENT, 1, 1)
 
 
+def test_an_index_that_somebody_has_emptied_takes_no_other_s_place(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"a" * SEGMENT)
+    feed(log, b"b" * 10)
+    feed(log, b"b" * 10, Source.STDERR)
+    os.truncate(tmp_path / f"job_{ID}.idx", 0)
+    # Its first record is a hole now.
+    feed(log, b"c" * 10)
+    before = index(tmp_path, ".0"), index(tmp_path)
+    assert before[1][0] == (0, 0, 0)
+    again = open_log(tmp_path)
+    assert (index(tmp_path, ".0"), index(tmp_path)) == before
+    assert again.size == log.size
+    again.close()
+
+
 @contextlib.contextmanager
 def no_room_beyond(size: int) -> Iterator[None]:
     """Files can't grow over this size, as if the disk were full."""

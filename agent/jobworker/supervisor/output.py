@@ -82,10 +82,12 @@ class OutputLog:
     def _take_over_index(self) -> None:
         """Go on behind all that the index knows: gaps at the end of the log are in no file."""
         known = self._index_ends()
-        if known is None or known[0].offset % self._segment_bytes:
+        if known is None or known[0].offset % self._segment_bytes or not known[1].length:
             return
         first, last = known
-        number = first.offset // self._segment_bytes
+        # A first record that could not be written is zeros, and tells nothing.
+        number = (first if first.length else last).offset // self._segment_bytes
+        start = number * self._segment_bytes
         if number < self._segment:
             # A rotation was cut off after the log's own rename.
             self._rename("idx", number)
@@ -93,12 +95,12 @@ class OutputLog:
             return
         if number > self._segment:
             # Segments that are gaps as a whole have no file.
-            self._segment, self.size = number, first.offset + self._written
+            self._segment, self.size = number, start + self._written
         if last.offset // self._segment_bytes == number and last.end <= self._end_of_segment():
             self.size = max(self.size, last.end)
             if last.source != LOST:
                 # Else it was cut while nobody was there.
-                self._written = max(self._written, last.end - first.offset)
+                self._written = max(self._written, last.end - start)
         if self.lost or last.source == LOST:
             # Of segments that were dropped, what was known of them is all there is.
             self.lost = max(self.lost, self._count_lost())
