@@ -118,6 +118,7 @@ def test_a_full_file_sets_every_field() -> None:
         ("jobs: {max_cpu: 50}", "jobs.max_cpu: must be text"),
         ("jobs: {max_cpu: '50'}", "jobs.max_cpu: '50' is not a percentage of one CPU; for example 50%"),
         ("jobs: {segment_size: 1e9G}", "jobs.segment_size: '1e9G' is not a size; for example 256M"),
+        ("jobs: {segment_size: 2G}", "jobs.segment_size: '2G' is larger than 1G"),
         ("jobs: {keep_log: 100}", "jobs.keep_log: must be text; for example 256M"),
         ("jobs: {segment: 1M}", "jobs.segment: is not known here; for example segment_size"),
         ("lisen: 127.0.0.1:1", "lisen: is not known here; for example listen"),

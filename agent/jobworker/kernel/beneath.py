@@ -8,6 +8,7 @@ import stat
 
 from jobworker.kernel import syscalls
 
+_PIECE = 1024 * 1024
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 
@@ -40,7 +41,8 @@ def read_regular(directory_fd: int, path: str, limit: int) -> bytes:
     """
     data, fd = bytearray(), open_regular(directory_fd, path, os.O_RDONLY)
     try:
-        while chunk := os.read(fd, limit - len(data)):
+        # In pieces, since a read has room made for all that it may give.
+        while chunk := os.read(fd, min(limit - len(data), _PIECE)):
             data += chunk
     finally:
         os.close(fd)

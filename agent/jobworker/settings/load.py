@@ -37,6 +37,7 @@ from jobworker.settings.yaml_reader import Reader
 _SPECIAL = ("/tmp", "/var/tmp", "/dev/shm", "/proc")  # noqa: S108 - the names that are replaced
 
 # Many times the longest line; and what can still be looked at.
+_MAX_SEGMENT_BYTES = 1024**3
 _MIN_AUDIT_FILE, _MAX_AUDIT_FILE = 256 * 1024, 64 * 1024**3
 
 # Usages that have a name (RFC 5280, 4.2.1.12).
@@ -205,6 +206,15 @@ def _ratio(field: str, value: Any) -> int:
     return ratio
 
 
+def _segment_size(field: str, value: Any) -> int:
+    size: int = _limit("memory")(field, value)
+    if size > _MAX_SEGMENT_BYTES:
+        raise InvalidField(
+            field, f"{value!r:.80} is larger than 1G, the most that a segment of a log may have", "5M"
+        )
+    return size
+
+
 def _oid(field: str, value: Any) -> str:
     try:
         return identity.check_role_oid(_text(field, value, identity.DEFAULT_ROLE_OID))
@@ -259,7 +269,7 @@ _TLS: Table = {
     "certificates": ("certificates", sections.Nested(CERTIFICATES, CertificateSettings)),
 }
 _JOBS: dict[str, tuple[str, Parse]] = {
-    "segment_size": ("segment_bytes", _limit("memory")),
+    "segment_size": ("segment_bytes", _segment_size),
     "default_pids": ("default_pids", _number(*PIDS_RANGE)),
     "max_cpu": ("max_cpu_millis", _limit("cpu")),
     "max_memory": ("max_memory_bytes", _limit("memory")),
