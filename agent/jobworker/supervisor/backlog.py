@@ -9,10 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from jobworker.supervisor.loop import Loop
-
-# What a callback may take: jobs and clients get their turn in between.
-_SLICE = 0.005
+from jobworker.supervisor.loop import SLICE, Loop
 
 
 class Backlog:
@@ -39,7 +36,7 @@ class Backlog:
             self._take_in(name)
 
     def _go_on(self) -> None:
-        end = time.monotonic() + _SLICE
+        end = time.monotonic() + SLICE
         while self._names and time.monotonic() < end:
             name, _ = self._names.popitem()
             self._take_in(name)

@@ -20,6 +20,8 @@ from jobworker.wire.measures import ROUND_BOUNDS
 
 Callback = Callable[[], None]
 
+# Seconds that a callback may take at the most: jobs and clients get their turn in between.
+SLICE = 0.005
 _PURGE_MARGIN = 1024
 # epoll_wait(2) counts milliseconds in 31 bits; a timer may be further away.
 _LONGEST_WAIT = 86_400.0

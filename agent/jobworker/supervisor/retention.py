@@ -17,7 +17,7 @@ from jobworker.jobs import JobRecord
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor import helper, removal, retry, segments
 from jobworker.supervisor.log import Log
-from jobworker.supervisor.loop import Loop, Timer
+from jobworker.supervisor.loop import SLICE, Loop, Timer
 from jobworker.supervisor.space import Space
 from jobworker.supervisor.store import Store
 
@@ -125,7 +125,12 @@ class Retention:
         self._removed(self._store.user_of(name))
 
     def _enforce(self) -> None:
+        end = time.monotonic() + SLICE
         while self._ended and self._left() <= 0:
+            if time.monotonic() > end:
+                # Thousands may come to their end together.
+                self._wait(0)
+                return
             _, job_id, uid = self._ended[0]
             if not self._remove(job_id, uid):
                 self._wait(_TRY_AGAIN)
