@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,8 +105,8 @@ def test_an_upgrade_of_drained_hosts_waits_for_jobs_and_takes_new_ones(fleet: Fl
 def test_a_drain_that_takes_too_long_leaves_jobs_and_takes_new_ones(fleet: Fleet, tmp_path: Path) -> None:
     wheelhouse = make(fleet, "0.1.5", tmp_path)
     running = Running(fleet)
-    drain = {"agent_drain": True, "agent_drain_timeout": "5s"}
-    play = fleet.play("upgrade", agent_version="0.1.5", agent_wheelhouse=wheelhouse, **drain)
+    version: dict[str, Any] = {"agent_version": "0.1.5", "agent_wheelhouse": wheelhouse}
+    play = fleet.play("upgrade", **version, agent_drain=True, agent_drain_timeout="5s")
     assert play.status != 0
     assert "jobs are active after agent_drain_timeout (5s)" in play.output
     assert versions(fleet) == {"0.1.0"}

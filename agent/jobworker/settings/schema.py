@@ -78,7 +78,7 @@ class JobSettings:
     """How jobs are run.
 
     Attributes:
-        segment_bytes: a log segment is closed at exactly this size.
+        segment_bytes: a log segment is closed at exactly this size, 1G at most.
         default_pids: for a job that asks for no limit of its own.
         max_cpu_millis: the most that one job may ask for; 0 for all CPUs of the host.
         max_memory_bytes: likewise; 0 for all memory of the host.
