@@ -96,7 +96,10 @@ def append(store: Store, record: Record) -> None:
         os.fchmod(stream.fileno(), KEY_MODE)
         # What stands behind the last newline is of an act that never completed.
         stream.truncate(stream.read().rfind(b"\n") + 1)
-        stream.write(record.encode())
+        data = record.encode()
+        while data:
+            # A disk with little room takes a part of it before it refuses the rest.
+            data = data[stream.write(data) :]
         os.fsync(stream.fileno())
     os.fsync(store.fd)
 
@@ -117,6 +120,12 @@ def records(store: Store) -> tuple[Record, ...]:
 def revocations(done: tuple[Record, ...]) -> dict[str, Record]:
     """Who has been revoked, by serial."""
     return {record.serial: record for record in done if record.action == "revoke"}
+
+
+def is_revoked(done: tuple[Record, ...], key: PublicKeyTypes) -> bool:
+    """Whether a certificate of this key has been revoked: who had it may have it still."""
+    found = fingerprint(key)
+    return any(record.key == found for record in revocations(done).values())
 
 
 def issued(done: tuple[Record, ...], serial: str) -> Record | None:

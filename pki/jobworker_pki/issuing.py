@@ -148,8 +148,7 @@ def _found(home: Home, store: Store, leaf: Leaf, now: datetime) -> x509.Certific
 
 
 def _check_unrevoked(home: Home, request: Request) -> None:
-    key = index.fingerprint(request.key)
-    if any(one.key == key for one in index.revocations(index.records(home.store)).values()):
+    if index.is_revoked(index.records(home.store), request.key):
         raise PkiProblem(request.path, "its key has been revoked", "make a new key, and a request with it")
 
 

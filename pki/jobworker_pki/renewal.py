@@ -87,8 +87,11 @@ def _issuer(home: Home, path: str, certificate: x509.Certificate) -> str:
     ca = home.signer_of(path, certificate, "renew")
     if certificate.subject == certificate.issuer:
         raise PkiProblem(path, "is the root, which everybody trusts by its file", "make a new PKI in good time")
-    if f"{certificate.serial_number:x}" in index.revocations(index.records(home.store)):
+    done = index.records(home.store)
+    if f"{certificate.serial_number:x}" in index.revocations(done):
         raise PkiProblem(path, "is revoked", "remove it, or issue a new one, with a new key")
+    if index.is_revoked(done, certificate.public_key()):
+        raise PkiProblem(path, "its key has been revoked", "revoke it too, and issue a new one, with a new key")
     return ca
 
 

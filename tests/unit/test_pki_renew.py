@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -193,3 +194,30 @@ def test_due_is_two_thirds_of_the_life(pki: Pki) -> None:
     host(pki, timedelta(0))
     certificate = pki.certificate(*A)
     assert certificate.not_valid_after_utc - renewal.due(certificate) == 10 * DAY
+
+
+def test_a_key_that_was_revoked_gets_no_other_certificate(pki: Pki) -> None:
+    ended = pki.leaf("hosts/old.pem", host_profile("old.example.org", days=1), 2 * DAY)
+    revoked = pki.leaf("hosts/b.pem", host_profile("b.example.org"), 25 * DAY)
+    # That one counts no more, so that it is not revoked with the other.
+    pki.ok("revoke", revoked, "--reason", "keyCompromise")
+    for path in (ended, revoked):
+        assert "revoked" in pki.refused("renew", path)
+    assert "its key has been revoked; revoke it too, and issue a new one" in pki.refused("renew", ended)
+
+
+def test_a_disk_with_room_for_half_a_record_hands_out_nothing(pki: Pki) -> None:
+    path = host(pki, 25 * DAY)
+    index = Path(pki.path("index.jsonl"))
+    before = index.read_bytes(), Path(path).read_bytes()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[0]) + 40, old[1]))
+    try:
+        code, _, err = pki.run("renew", path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert code == 1
+    assert "File too large" in err
+    assert Path(path).read_bytes() == before[1]
+    pki.ok("renew", path)
+    assert len(index.read_bytes().splitlines()) == len(before[0].splitlines()) + 1

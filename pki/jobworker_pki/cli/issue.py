@@ -8,6 +8,7 @@ import click
 
 from jobworker.errors import InvalidField
 from jobworker.identity import Role
+from jobworker.printable import inline
 from jobworker_pki import issuing, keys, requests
 from jobworker_pki.cli.common import directory, opened, passphrase_file
 from jobworker_pki.issuing import Outcome
@@ -147,7 +148,7 @@ def sign(
         outcome = issuing.sign(home, leaf, request)
     left_out = [each for each in request.names if each not in leaf.profile.names()]
     if left_out:
-        click.echo(f"left out, though asked for: {', '.join(left_out)}", err=True)
+        click.echo(f"left out, though asked for: {inline(', '.join(left_out))}", err=True)
     _say(outcome)
 
 
