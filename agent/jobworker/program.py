@@ -1,10 +1,12 @@
 """How `worker-client`, `worker-agent` and `worker-pki` begin and end, and what all three do alike.
 
-Imports click and nothing else, because `worker-client --help` does.
+Imports click and little else, because `worker-client --help` does.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -14,6 +16,7 @@ from typing import NoReturn
 import click
 
 import jobworker
+from jobworker.printable import inline
 
 FAILED, NOT_UNDERSTOOD = 1, 2
 # A shell's exit codes for what a signal has ended.
@@ -36,12 +39,17 @@ def main(name: str, command: click.Command) -> NoReturn:
 
 
 def open_standard_streams() -> None:
-    """Put /dev/null where the caller has closed one, lest a file gets its number and then the output."""
+    """Put /dev/null where the caller has closed one, lest a file gets its number and then the output.
+
+    What the locale has no characters for is written out.
+    """
     names = {0: "stdin", 1: "stdout", 2: "stderr"}
     while (fd := os.open(os.devnull, os.O_RDWR)) <= max(names):
         if fd in names:
             setattr(sys, names[fd], os.fdopen(fd, "w" if fd else "r"))
     os.close(fd)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run(name: str, command: click.Command, words: Sequence[str]) -> int:
@@ -104,4 +112,8 @@ def leave_output() -> None:
 
 
 def complain(name: str, sentence: str) -> None:
-    click.echo(f"{name}: {sentence}", err=True)
+    """Say what is wrong. It may quote others, whose control sequences are not for this terminal."""
+    shown = "\n".join(map(inline, sentence.split("\n")))
+    # Where nobody takes it, the exit code has to do.
+    with contextlib.suppress(OSError):
+        click.echo(f"{name}: {shown}", err=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobworker.cli.terminal import TerminalFilter, inline
+from jobworker.cli.terminal import TerminalFilter
+from jobworker.printable import inline
+from jobworker.program import complain
 
 # A busy machine is no failure.
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -87,3 +91,17 @@ def test_text_within_a_line_stays_on_its_line_and_prints(text: str) -> None:
 
 def test_text_within_a_line_is_written_out_readably() -> None:
     assert inline("a\nb\x1b[0m\u202e\udcff€") == r"a\nb\x1b[0m\u202e\udcff€"
+
+
+def test_a_complaint_quotes_others_without_their_control_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("worker-pki", "asks for DNS:\x1b[2K\x1b]0;pwned\x07ok.example.org\nb: wrong")
+    shown = "worker-pki: asks for DNS:\\x1b[2K\\x1b]0;pwned\\x07ok.example.org\nb: wrong\n"
+    assert capsys.readouterr().err == shown
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["list", "--nonsense"]])
+def test_the_exit_code_stands_where_nobody_takes_the_complaint(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        program = "from jobworker.cli.worker_client import main; main()"
+        done = subprocess.run([sys.executable, "-c", program, *words], stderr=full, check=False)
+    assert done.returncode == 2

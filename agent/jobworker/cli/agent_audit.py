@@ -19,6 +19,7 @@ from jobworker.chain import Head
 from jobworker.cli import audit_verify
 from jobworker.cli.audit_verify import Report
 from jobworker.errors import InvalidField
+from jobworker.printable import inline
 
 _BROKEN, _TOLD, _NOT_CHECKED = 1, 3, 4
 _ANCHOR = re.compile(rf"({'|'.join(chain.TRAILS)}):(.*)")
@@ -129,7 +130,7 @@ def _not_checked(problem: str) -> NoReturn:
 def _tell(report: Report, *, anchored: bool) -> None:
     for finding in report.findings:
         place = f"{finding.file}, line {finding.line}: " if finding.file else ""
-        click.echo(f"{report.name}: {'note: ' if finding.told else ''}{place}{finding.problem}")
+        click.echo(inline(f"{report.name}: {'note: ' if finding.told else ''}{place}{finding.problem}"))
     if report.more:
         click.echo(f"{report.name}: {report.more} more; --all prints them")
     if not report.lines:
@@ -137,7 +138,7 @@ def _tell(report: Report, *, anchored: bool) -> None:
         return
     verdict = "BROKEN" if report.broken else "whole, but it tells of missing lines" if report.told else "whole"
     span = f"lines {report.first} to {report.head.seq}, in {report.files} files, since {report.since}"
-    click.echo(f"{report.name}: {verdict}: {span}")
+    click.echo(inline(f"{report.name}: {verdict}: {span}"))
     if report.first > 1:
         click.echo(f"{report.name}: lines 1 to {report.first - 1} are not here to be checked")
     for seq in report.stale:
@@ -198,6 +199,9 @@ def _when(text: str) -> str:
     except ValueError:
         problem = f"{text!r:.60} is neither a time nor a duration; for example 2026-01-31T08:00:00Z, or 2h"
         raise click.BadParameter(problem, param_hint="--since") from None
+    if moment.tzinfo is None:
+        # The lines are in UTC, and who looks at them may be anywhere.
+        raise click.BadParameter(f"{text!r:.60} has no time zone; for example {text:.60}Z", param_hint="--since")
     return _stamp(moment)
 
 

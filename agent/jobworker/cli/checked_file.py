@@ -8,6 +8,8 @@ from typing import BinaryIO, NoReturn, TypeVar
 
 import click
 
+from jobworker.printable import inline
+
 T = TypeVar("T")
 
 WRONG = 2
@@ -36,5 +38,5 @@ def load(file: BinaryIO, what: str, read: Callable[[str], T]) -> T:
 
 def fail(*problems: str) -> NoReturn:
     for problem in problems:
-        click.echo(problem, err=True)
+        click.echo(inline(problem), err=True)
     sys.exit(WRONG)

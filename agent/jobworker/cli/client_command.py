@@ -11,11 +11,11 @@ import click
 
 from jobworker import client, program
 from jobworker.cli import client_options
-from jobworker.cli.terminal import inline
 from jobworker.client import context
 from jobworker.client.failures import AmbiguousId, CallFailed, SettingsMissing
 from jobworker.errors import InvalidField, JobWorkerError
 from jobworker.jobs import check_request_id
+from jobworker.printable import inline
 from jobworker.program import FAILED, NOT_UNDERSTOOD
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from jobworker.cli import client_json
-from jobworker.cli.terminal import inline
 from jobworker.findings import by_reason
+from jobworker.printable import inline
 
 if TYPE_CHECKING:
     from jobworker.api.v1.job_pb2 import Job, LimitStatus, Usage

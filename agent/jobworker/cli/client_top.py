@@ -13,10 +13,10 @@ import click
 from jobworker import units
 from jobworker.cli import client_json, top_table
 from jobworker.cli.client_command import ClientCommand, as_json, connect
-from jobworker.cli.terminal import inline
 from jobworker.cli.top_sample import Looks, Picture, Sampler
 from jobworker.cli.wakeups import Wakeups
 from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.printable import inline
 from jobworker.program import BY_SIGNAL
 
 if TYPE_CHECKING:

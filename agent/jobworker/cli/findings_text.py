@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import click
 
-from jobworker.cli.terminal import inline
 from jobworker.findings import Finding, Level
+from jobworker.printable import inline
 
 # As wide as the longest.
 _CHECK_WIDTH = 11

@@ -10,6 +10,8 @@ from __future__ import annotations
 import codecs
 import re
 
+from jobworker.printable import written_out
+
 _SGR = r"\x1b\[[0-9;:]{0,64}m"
 # C0 but \t \n \r, DEL, and C1, of which terminals take U+009B for ESC [.
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
@@ -49,13 +51,4 @@ class TerminalFilter:
         if match.lastgroup == "colour":
             self._coloured = True
             return match[0]
-        return _written_out(match[0])
-
-
-def inline(text: str) -> str:
-    """Text of others as part of a line: whatever does not print is written out, line breaks included."""
-    return "".join(char if char.isprintable() else _written_out(char) for char in text)
-
-
-def _written_out(char: str) -> str:
-    return char.encode("unicode_escape").decode()
+        return written_out(match[0])

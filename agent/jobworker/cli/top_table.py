@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jobworker.cli import client_text
-from jobworker.cli.terminal import inline
 from jobworker.cli.top_sample import Picture, Use
+from jobworker.printable import inline
 
 SORTS: dict[str, Callable[[Use], float]] = {
     "cpu": lambda use: use.cpu,

@@ -16,9 +16,10 @@ from typing import Any
 from jobworker.cli import client_json
 from jobworker.cli.client_output import Gaps, json_lines
 from jobworker.cli.fleet.outcome import Outcome, Status
-from jobworker.cli.terminal import TerminalFilter, inline
+from jobworker.cli.terminal import TerminalFilter
 from jobworker.client.output import Chunk, Gap, Item
 from jobworker.jobs import OutputFormat, Source
+from jobworker.printable import inline
 
 # A line that is longer comes in pieces.
 _LONGEST = 65_536
