@@ -256,6 +256,13 @@ def test_mistakes_are_told_before_any_host_is_called(web: Web, args: tuple[str, 
     assert not any(host.agent.requests for host in web.each.values())
 
 
+def test_what_is_not_understood_is_no_exit_code_of_a_job(web: Web) -> None:
+    for words in (("--addr", "127.0.0.1:1"), ("--limit", ","), ("--limit", "")):
+        done = web.cli("--group", "web", *words, "run", "true")
+        assert (done.returncode, done.stdout) == (125, ""), words
+    assert not any(host.agent.requests for host in web.each.values())
+
+
 def test_a_bad_certificate_of_one_s_own_is_told_once(web: Web, tmp_path: Path) -> None:
     (tmp_path / "me.key").write_text("no key")
     done = web.cli("--group", "web", "--key", str(tmp_path / "me.key"), "list")

@@ -77,6 +77,19 @@ def test_a_closed_one_begins_no_host() -> None:
     assert len(fanout.rest()) == 10
 
 
+def test_a_visit_that_goes_wrong_in_no_known_way_is_a_failure_of_its_host() -> None:
+    def visit(target: Target) -> Outcome:
+        if target.name == "web3":
+            raise RuntimeError("can't start new thread")
+        return Outcome(target.name, Status.OK)
+
+    fanout = Fanout(TARGETS, None)
+    found = {outcome.host: outcome for outcome in fanout.run(visit, 1)}
+    assert found.keys() == {target.name for target in TARGETS}
+    assert found["web3"] == Outcome("web3", Status.FAILED, "RuntimeError", "can't start new thread")
+    assert fanout.rest() == []
+
+
 def test_an_output_that_fails_ends_it() -> None:
     def visit(_target: Target) -> Outcome:
         raise BrokenPipeError
@@ -129,6 +142,8 @@ def test_the_summary_counts_and_names() -> None:
         ({"WITHOUT": 3}, 1),
         ({"OK": 1, "FAILED": 1, "UNREACHABLE": 1}, 1),
         ({"OK": 1, "UNREACHABLE": 1, "NOT_BEGUN": 1}, 3),
+        ({"OK": 1, "LEFT": 1}, 1),
+        ({"NOT_BEGUN": 1}, 1),
     ],
 )
 def test_exit_codes(counts: dict[str, int], code: int) -> None:

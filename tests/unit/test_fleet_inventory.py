@@ -83,9 +83,9 @@ def test_a_wrong_variable_is_named_with_its_host(variables: dict[str, Any], told
 @pytest.mark.parametrize(
     ("wanted", "hosts"),
     [
-        (Wanted(("web",), (), ""), ("web2", "web1")),
-        (Wanted(("web",), ("db1",), ""), ("db1", "web2", "web1")),
-        (Wanted((), ("web1",), ""), ("web1",)),
+        (Wanted(("web",), (), None), ("web2", "web1")),
+        (Wanted(("web",), ("db1",), None), ("db1", "web2", "web1")),
+        (Wanted((), ("web1",), None), ("web1",)),
         (Wanted((), (), "web*:!web2"), ("web1",)),
         (Wanted(("site",), (), "!web2"), ("db1", "web1")),
     ],
@@ -99,8 +99,9 @@ def test_groups_and_hosts_add_up_and_a_limit_takes_away(
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
-        (Wanted(("wbe",), (), ""), "--group: 'wbe' is not in the inventory; there are: all, site, web"),
-        (Wanted((), ("web9",), ""), "--host: 'web9' is not in the inventory; there are: plain.example.org, db1"),
+        (Wanted(("wbe",), (), None), "--group: 'wbe' is not in the inventory; there are: all, site, web"),
+        (Wanted((), ("web9",), None), "--host: 'web9' is not in the inventory; there are: plain.example.org, db1"),
+        (Wanted(("web",), (), ""), "--limit: '' names no host; for example web*"),
         (Wanted(("web",), (), "plain*"), "--limit: leaves no host at all"),
     ],
 )

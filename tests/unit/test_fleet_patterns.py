@@ -59,6 +59,12 @@ def test_patterns(pattern: str, hosts: str) -> None:
     assert select(INVENTORY, pattern, "--limit").hosts == tuple(hosts.split())
 
 
+@pytest.mark.parametrize("pattern", ["", ",", ":", " ", "!", "&", "!,"])
+def test_no_host_is_not_all_hosts(pattern: str) -> None:
+    with pytest.raises(InvalidField, match="names no host"):
+        select(INVENTORY, pattern, "--limit")
+
+
 def test_what_matches_nothing_is_told() -> None:
     assert select(INVENTORY, "web:!wbe2:nope*", "--limit").unmatched == ("!wbe2", "nope*")
 

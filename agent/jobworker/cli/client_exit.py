@@ -34,6 +34,12 @@ class ExitsAsJob(ClientCommand):
         except click.UsageError as error:
             raise _UsageError(error.format_message(), error.ctx) from None
 
+    def invoke(self, ctx: click.Context) -> int:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _UsageError(error.format_message(), error.ctx) from None
+
     def exit_code(self, error: Exception) -> int:
         if isinstance(error, WaitTimedOut):
             return TIMED_OUT

@@ -57,7 +57,7 @@ def connection(ctx: click.Context) -> dict[str, str]:
 
 def for_many_hosts(ctx: click.Context) -> bool:
     """Whether any option about many hosts was given."""
-    return any(value(ctx, option.name or "") for option in fleet_options())
+    return any(f"{_META}{option.name}" in ctx.meta for option in fleet_options())
 
 
 def shared_options() -> list[click.Parameter]:

@@ -39,8 +39,8 @@ def targets(ctx: click.Context) -> Iterator[Target]:
         raise click.UsageError("there is no inventory; give --inventory FILE, or set JOBWORKER_INVENTORY")
     groups = client_options.value_or(ctx, "group", tuple[str, ...]())
     hosts = client_options.value_or(ctx, "host", tuple[str, ...]())
-    wanted = Wanted(groups, hosts, client_options.value(ctx, "limit"))
-    if wanted == Wanted((), (), ""):
+    wanted = Wanted(groups, hosts, client_options.value_or(ctx, "limit", None))
+    if wanted == Wanted((), (), None):
         raise click.UsageError("say which hosts of the inventory: --group all for all of them")
     base = _base(ctx)
     inventory = sources.read(path)

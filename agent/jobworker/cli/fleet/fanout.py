@@ -127,7 +127,7 @@ class Fanout:
     def _work(self, visit: Callable[[Target], Outcome]) -> None:
         try:
             while target := self._next():
-                outcome = visit(target)
+                outcome = _of(visit, target)
                 self._count(outcome)
                 self._ended.put(outcome)
         except OSError as error:
@@ -146,3 +146,14 @@ class Fanout:
     def _count(self, outcome: Outcome) -> None:
         with self._lock:
             self._failed += outcome.status in (Status.FAILED, Status.UNREACHABLE)
+
+
+def _of(visit: Callable[[Target], Outcome], target: Target) -> Outcome:
+    """What comes of a visit, whatever goes wrong with it: each host counts in the end."""
+    try:
+        return visit(target)
+    except OSError:
+        # Of our own output, which ends the command.
+        raise
+    except Exception as error:  # noqa: BLE001 - the top loop of a thread
+        return Outcome(target.name, Status.FAILED, type(error).__name__, str(error))

@@ -80,8 +80,9 @@ def exit_code(outcomes: Iterable[Outcome], *, interrupted: bool) -> int:
         return INTERRUPTED
     if Status.FAILED in found or found == {Status.WITHOUT}:
         return FAILED
-    # Hosts are only left out for those that failed in one way or the other.
-    return UNREACHABLE if Status.UNREACHABLE in found else 0
+    if Status.UNREACHABLE in found:
+        return UNREACHABLE
+    return FAILED if found & {Status.LEFT, Status.NOT_BEGUN} else 0
 
 
 def _counts(kinds: Mapping[tuple[Status, str], list[str]]) -> dict[Status, int]:

@@ -43,9 +43,12 @@ def select(inventory: Inventory, pattern: str, field: str) -> Selection:
         field: what the pattern is called in errors.
 
     Raises:
-        InvalidField: a regular expression in it is none.
+        InvalidField: it has no term, or a regular expression in it is none.
     """
     terms = _terms(inventory, pattern)
+    if not terms:
+        # As of a script whose variables are not set.
+        raise InvalidField(field, f"{pattern!r:.80} names no host", "web*")
     found = {term: _matches(inventory, term.lstrip(_KEEP + _TAKE_AWAY), field) for term in terms}
     plain = [term for term in terms if term[0] not in (_KEEP, _TAKE_AWAY)]
     chosen = set[str]().union(*(found[term] for term in plain)) if plain else set(inventory.hosts)

@@ -33,12 +33,12 @@ class Wanted:
 
     Attributes:
         groups, hosts: by their names; all hosts where there are none of both.
-        limit: a pattern that these have to match as well; empty for none.
+        limit: a pattern that these have to match as well; None for none.
     """
 
     groups: tuple[str, ...]
     hosts: tuple[str, ...]
-    limit: str
+    limit: str | None
 
 
 def choose(inventory: Inventory, wanted: Wanted) -> patterns.Selection:
@@ -52,12 +52,12 @@ def choose(inventory: Inventory, wanted: Wanted) -> patterns.Selection:
         if name not in inventory.variables:
             raise _unknown("--host", name, inventory.hosts)
         chosen.add(name)
-    limited = patterns.select(inventory, wanted.limit, "--limit") if wanted.limit else None
+    limited = patterns.select(inventory, wanted.limit, "--limit") if wanted.limit is not None else None
     within = limited.hosts if limited else inventory.hosts
     named = bool(wanted.groups or wanted.hosts)
     hosts = tuple(host for host in within if host in chosen or not named)
     if not hosts:
-        raise InvalidField("--limit" if wanted.limit else "--group", "leaves no host at all")
+        raise InvalidField("--group" if wanted.limit is None else "--limit", "leaves no host at all")
     return patterns.Selection(hosts, limited.unmatched if limited else ())
 
 
