@@ -69,6 +69,17 @@ class Home:
             raise PkiProblem(self.store.path_of(file), f"is not the key of {ca}.pem", "restore it from a backup")
         return pair
 
+    def issuer(self, now: datetime) -> Pair:
+        """The intermediate with its key, to sign certificates of others with.
+
+        Raises:
+            PkiProblem: as `signer`, or it has been revoked, so that nobody would take them.
+        """
+        if index.is_revoked(index.records(self.store), self.certificate(INTERMEDIATE).public_key()):
+            fix = "remove it and its key, bring back root.key, and run worker-pki init again for a new one"
+            raise PkiProblem(self.store.path_of(f"{INTERMEDIATE}.pem"), "is revoked", fix)
+        return self.signer(INTERMEDIATE, now)
+
     def record(
         self, action: str, ca: str, certificate: x509.Certificate, *, file: str, replaces: str = ""
     ) -> None:

@@ -96,7 +96,7 @@ def issue(home: Home, leaf: Leaf, bits: int = KEY_BITS) -> Outcome:
         if found:
             _check_key(store, leaf.name, found)
             return Outcome(store.path_of(f"{leaf.name}.pem"), found, made=False)
-        pair = authority.issue(home.signer(INTERMEDIATE, now), leaf.profile, now, bits)
+        pair = authority.issue(home.issuer(now), leaf.profile, now, bits)
         path = store.path_of(f"{leaf.name}.pem")
         home.record("issue", INTERMEDIATE, pair.certificate, file=path)
         store.write(leaf.name, pair, chain=(home.certificate(INTERMEDIATE),))
@@ -118,7 +118,7 @@ def sign(home: Home, leaf: Leaf, request: Request) -> Outcome:
                 raise PkiProblem(path, "is for another key", _anew(path))
             return Outcome(path, found, made=False)
         _check_unrevoked(home, request)
-        certificate = authority.sign(home.signer(INTERMEDIATE, now), leaf.profile, request.key, now)
+        certificate = authority.sign(home.issuer(now), leaf.profile, request.key, now)
         home.record("sign", INTERMEDIATE, certificate, file=path)
         store.put(f"{leaf.name}.pem", authority.pem(certificate, home.certificate(INTERMEDIATE)))
     return Outcome(path, certificate, made=True)

@@ -56,6 +56,8 @@ def renew(home: Home, path: str, *, life: timedelta | None, force: bool, new_key
         ca = _issuer(home, store.path_of(file), old)
         if new_key:
             _check_new_key(store.path_of(file), old)
+        else:
+            _check_pair(store, file, old)
         if not force and now < due(old):
             return Outcome(old, due(old), made=False)
         profile = _profile(home, store.path_of(file), old, life or _life(old))
@@ -95,6 +97,19 @@ def _issuer(home: Home, path: str, certificate: x509.Certificate) -> str:
     return ca
 
 
+def _check_pair(store: Store, file: str, certificate: x509.Certificate) -> None:
+    """A renewal with a new key that was cut off has left that beside the old certificate."""
+    stem = file.removesuffix(".pem")
+    key = f"{stem}.key"
+    if reading.is_ca(certificate) or key == file or not store.holds(key):
+        return
+    if store.key(key).public_key() != certificate.public_key():
+        path = store.path_of(file)
+        raise PkiProblem(
+            store.path_of(key), f"is not the key of {file}", f"worker-pki renew --new-key --force {path}"
+        )
+
+
 def _check_new_key(path: str, certificate: x509.Certificate) -> None:
     if reading.is_ca(certificate):
         raise PkiProblem(path, "is a CA, whose key stays for the sake of what it has signed", "omit --new-key")
@@ -122,7 +137,7 @@ def _renewed(
 ) -> x509.Certificate:
     (file, old), (ca, profile) = was, by
     now, public = datetime.now(UTC), old.public_key()
-    signer = home.signer(ca, now)
+    signer = home.signer(ca, now) if ca == ROOT else home.issuer(now)
     if min(now + profile.life, signer.certificate.not_valid_after_utc) <= old.not_valid_after_utc:
         renew = f"renew that first: worker-pki renew {home.store.path_of(INTERMEDIATE)}.pem"
         fix = "give more --days, or make a new PKI: worker-pki init DIR" if ca == ROOT else renew

@@ -12,9 +12,9 @@ from cryptography import x509
 
 from jobworker.errors import PkiProblem
 from jobworker.identity import DEFAULT_ROLE_OID, Role
-from jobworker_pki import home, profiles, renewal
+from jobworker_pki import home, keys, profiles, renewal
 from support import certs
-from support.pki import Pki, copied, host_profile, openssl, run, snapshot
+from support.pki import WANTED, Pki, copied, host_profile, openssl, run, snapshot
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 A = ("hosts", "a.example.org.pem")
@@ -221,3 +221,29 @@ def test_a_disk_with_room_for_half_a_record_hands_out_nothing(pki: Pki) -> None:
     assert Path(path).read_bytes() == before[1]
     pki.ok("renew", path)
     assert len(index.read_bytes().splitlines()) == len(before[0].splitlines()) + 1
+
+
+def test_a_renewal_that_was_cut_off_between_key_and_certificate_is_told_and_mended(pki: Pki) -> None:
+    pki.ok("issue", "user", "alice", "--role", "READER")
+    path, key = pki.path("users", "alice.pem"), Path(pki.path("users", "alice.key"))
+    key.write_bytes(keys.pem(keys.new()))
+    problem = pki.refused("renew", path, "--force")
+    assert f"{key}: is not the key of alice.pem; worker-pki renew --new-key --force {path}" in problem
+    pki.ok("renew", "--new-key", "--force", path)
+    assert keys.load(str(key), key.read_bytes(), None).public_key() == pki.certificate(path).public_key()
+    assert "not due" in pki.ok("renew", path)
+
+
+def test_a_ca_that_was_revoked_signs_nothing_but_lists(pki: Pki) -> None:
+    path = host(pki, 25 * DAY)
+    ca = pki.path("intermediate.pem")
+    pki.ok("revoke", ca, "--reason", "keyCompromise")
+    for words in (("issue", "user", "bob", "--role", "READER"), ("renew", path)):
+        assert f"{ca}: is revoked; remove it and its key, bring back root.key, and run" in pki.refused(*words)
+    assert not os.path.exists(pki.path("users", "bob.pem"))
+    pki.ok("crl")
+    # As it says.
+    os.unlink(ca)
+    os.unlink(pki.path("intermediate.key"))
+    assert run("init", pki.directory, *WANTED, "--passphrase-file", pki.passphrase_file)[0] == 0
+    pki.ok("issue", "user", "bob", "--role", "READER")
