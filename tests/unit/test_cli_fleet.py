@@ -155,6 +155,17 @@ def test_a_host_that_fails_is_told_and_gathered(web: Web) -> None:
     ]
 
 
+def test_a_job_whose_host_is_lost_is_named_and_nobody_is_told_to_start_it_again(web: Web) -> None:
+    def lost(_request: Any, context: grpc.ServicerContext) -> Any:
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "gone")
+
+    web.each["web2"].agent.handlers["Stream"] = lost
+    done = web.cli("--group", "web", "run", "true")
+    assert done.returncode == 1
+    assert f"web2: job {IDS['web2']} may go on; `worker-client query {IDS['web2']}` tells how it is" in done.stderr
+    assert "  failed, connection lost: web2" in done.stderr
+
+
 def test_json_is_an_object_for_each_event(web: Web) -> None:
     line = {"type": "line", "offset": 0, "end": 3, "source": "STDERR", "text": "no"}
     web.each["web1"].output = [(OUT, json.dumps(line).encode() + b"\n")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,8 +20,9 @@ from jobworker.cli.client_jobs import meant_by, stopping
 from jobworker.cli.client_options import ON_MANY_HOSTS
 from jobworker.cli.client_spec import labels_of, spec_of
 from jobworker.cli.fleet.interrupts import FleetInterrupts
-from jobworker.cli.fleet.outcome import Outcome, Status
+from jobworker.cli.fleet.outcome import Outcome, Status, of_error
 from jobworker.cli.fleet.printer import Lane
+from jobworker.errors import JobWorkerError
 
 if TYPE_CHECKING:
     from jobworker.api.v1.job_pb2 import Job
@@ -116,9 +117,15 @@ def _run(options: Options) -> Action:
         except BrokenPipeError:
             # Here, where the connection still is; what ends everything sees to the other hosts.
             stop_unless_ended(visit.client, started.id)
-            raise
-        finally:
             visit.interrupts.ended(visit.lane.host)
+            raise
+        except JobWorkerError as error:
+            # It counts as followed, and is named in the end as one that may go on.
+            outcome = of_error(visit.lane.host, error)
+            # Who is told that a host was not reached starts the same there once more.
+            lost = outcome.status is Status.UNREACHABLE
+            return replace(outcome, status=Status.FAILED, reason="connection lost") if lost else outcome
+        visit.interrupts.ended(visit.lane.host)
         visit.show_job("", job)
         return _end(visit, job)
 
