@@ -88,6 +88,8 @@ def test_commands_and_options(agent: scripted.ScriptedAgent) -> None:
         ("query k7f3-9", [ID]),
         ("stop ", [ID]),
         ("signal ", [ID]),
+        ("update ", [ID]),
+        ("stop --label te", ["team="]),
         ("delete ", [ENDED]),
         ("wait k7aa k7f", [ID]),
         ("watch ", [ID, ENDED]),

@@ -64,7 +64,13 @@ STATES = click.Choice([word.value for word in (*jobs.State, *jobs.EndReason)], c
 )
 @click.option("--force", is_flag=True, help="Kill at once, without a signal before.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the stop is under way.")
-@click.option("--label", metavar="KEY=VALUE", multiple=True, help="Jobs with this label. Repeatable.")
+@click.option(
+    "--label",
+    metavar="KEY=VALUE",
+    multiple=True,
+    shell_complete=client_offers.labels,
+    help="Jobs with this label. Repeatable.",
+)
 @click.argument("job_id", metavar="ID", required=False, shell_complete=client_offers.jobs(*jobs.ACTIVE))
 def stop(**options: Any) -> None:
     stopped = stopping(**options)

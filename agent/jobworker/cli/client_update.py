@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from jobworker.cli import client_json, client_text
+from jobworker import jobs
+from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_spec import limit_options, limits_of
 
@@ -25,7 +26,7 @@ worker-client update k7f3 --pids 200 --format json | jq .limits.pids
 @click.command("update", cls=ClientCommand, help=_HELP)
 @limit_options
 @click.option("--force", is_flag=True, help="Limit --memory also to less than the job has now; that may end it.")
-@click.argument("job_id", metavar="ID")
+@click.argument("job_id", metavar="ID", shell_complete=client_offers.jobs(*jobs.ACTIVE))
 def update(job_id: str, *, force: bool, **options: Any) -> None:
     limits = limits_of(options)
     names = [name for name, _ in limits.given()]

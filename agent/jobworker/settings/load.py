@@ -76,13 +76,16 @@ def _writable(field: str, value: Any) -> str:
 
 def _listen(field: str, value: Any) -> str:
     host, _, port = _text(field, value, "127.0.0.1:7443").rpartition(":")
+    in_brackets = host.startswith("[") and host.endswith("]")
     try:
-        ipaddress.ip_address(host.strip("[]"))
-        valid = port.isascii() and port.isdigit() and int(port) < 2**16
+        address = ipaddress.ip_address(host[1:-1] if in_brackets else host)
+        in_range = port.isascii() and port.isdigit() and int(port) < 2**16
+        valid = in_range and in_brackets == (address.version == 6)  # noqa: PLR2004 - of IP
     except ValueError:
         valid = False
     if not valid:
-        raise InvalidField(field, f"{value!r:.80} is not ADDRESS:PORT", "127.0.0.1:7443")
+        problem = f"{value!r:.80} is not ADDRESS:PORT, where an IPv6 address is in brackets"
+        raise InvalidField(field, problem, "127.0.0.1:7443")
     return str(value)
 
 
