@@ -90,6 +90,10 @@ class Connection:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    def leave(self) -> None:
+        """Let go of the socket, in a process that was forked: its peer and the loop are the other one's."""
+        self._sock.close()
+
     @property
     def has_answers(self) -> bool:
         """The peer has not taken all that it asked for."""

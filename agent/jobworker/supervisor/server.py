@@ -57,34 +57,44 @@ class Server:
         self._gateway_uid = gateway_uid
         self._connections: list[Connection] = []
         self._dirty: set[Connection] = set()
+        self._listener: socket.socket | None = None
+        # A helper that held them would keep peers from seeing that this process has gone.
+        os.register_at_fork(after_in_child=self._leave)
         self._open(patient=patient)
         loop.after_each_round(self.flush)
 
     def _open(self, *, patient: bool) -> None:
         try:
-            self._listener = self._bind()
+            listener = self._listener = self._bind()
         except OSError as error:
             if not patient:
                 raise
             self.log.error("nobody can connect until the socket can be made", error=str(error))
             self.loop.call_after(_BIND_AGAIN, lambda: self._open(patient=True))
         else:
-            self._listen()
+            self._listen(listener)
 
-    def _listen(self) -> None:
-        self.loop.watch(self._listener.fileno(), select.EPOLLIN, self._on_connection)
+    def _listen(self, listener: socket.socket) -> None:
+        self.loop.watch(listener.fileno(), select.EPOLLIN, lambda: self._on_connection(listener))
 
-    def _on_connection(self) -> None:
+    def _leave(self) -> None:
+        """Let go of all sockets, in a process that was forked."""
+        for connection in self._connections:
+            connection.leave()
+        if self._listener:
+            self._listener.close()
+
+    def _on_connection(self, listener: socket.socket) -> None:
         try:
-            sock = sockets.accept(self._listener)
+            sock = sockets.accept(listener)
         except BlockingIOError:
             # Whoever wanted to connect has gone again.
             return
         except OSError as error:
             # No descriptor is left, say. The listener stays readable: not to be looked at again in each round.
             self.log.error("connection not accepted", error=str(error))
-            self.loop.forget(self._listener.fileno())
-            self.loop.call_after(_ACCEPT_AGAIN, self._listen)
+            self.loop.forget(listener.fileno())
+            self.loop.call_after(_ACCEPT_AGAIN, lambda: self._listen(listener))
             return
         uid = sockets.peer_uid(sock)
         peers = frozenset(
