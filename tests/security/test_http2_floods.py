@@ -120,6 +120,23 @@ def test_others_are_answered(
     assert served.process.poll() is None
 
 
+def test_who_acknowledges_no_limit_is_held_to_it(served: gateway.Gateway) -> None:
+    more = http2.header(b"x", b"y" * 100) * 100
+    frames = [
+        frame(http2.HEADERS, 0, 1, http2.call(METHOD)),
+        frame(http2.CONTINUATION, 0, 1, more),
+        frame(http2.CONTINUATION, http2.END_HEADERS, 1, more),
+    ]
+    with http2.connection(served.address, certs.dev_pki().files("writer"), gateway.DEADLINE) as secure:
+        secure.sendall(b"".join(frames))
+        received = b""
+        while b"metadata" not in received:
+            received += secure.recv(65_536)
+    assert b"metadata: has more than 16384 bytes" in received
+    (call,) = served.calls("Query")
+    assert (call["code"], call["principal"].endswith("/user/writer")) == ("INVALID_ARGUMENT", True)
+
+
 @pytest.mark.parametrize("flood", [continuations, pings])
 def test_who_makes_no_sense_is_hung_up_on(served: gateway.Gateway, flood: Callable[[], Iterator[bytes]]) -> None:
     with http2.connection(served.address, certs.dev_pki().files("writer"), gateway.DEADLINE) as secure:

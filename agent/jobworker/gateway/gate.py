@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -35,6 +35,9 @@ from jobworker.jobs import check_request_id
 from jobworker.wire.callers import Caller, CallReport
 
 _REQUEST_SECONDS = 10.0
+# grpc holds a peer to this only once that has acknowledged it (RFC 9113, 6.5.3), which it need never do. An entry
+# counts with so much more than its key and value (RFC 9113, 6.5.2).
+_MAX_METADATA, _ENTRY_BYTES = 16 * 1024, 32
 # In a call's metadata: what its client calls it in its own logs. In the answer's trailers: what we do.
 REQUEST_ID = "x-request-id"
 
@@ -88,24 +91,28 @@ class Gate(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        call = _Method(self, handler_call_details.method, handler or _NOT_SERVED)
+        # Once: grpc makes all of it anew each time that it is asked.
+        metadata = _bounded(handler_call_details.invocation_metadata or ())
+        call = _Method(self, handler_call_details.method, handler or _NOT_SERVED, metadata)
         # As if the client streamed: grpc then leaves reading the request, of which there is one, to the call.
         if call.handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(call.stream, response_serializer=requests.encode)
         return grpc.stream_unary_rpc_method_handler(call.unary)
 
-    async def guard(self, method: str, context: Context, work: Work, *, streaming: bool) -> bytes:
+    async def guard(self, call: _Method, context: Context, work: Work, *, streaming: bool) -> bytes:
         """Do the work of a call if the caller may have it done, and turn what goes wrong into a status."""
-        name, reports = self._reports.new_call(), self._reports
+        name, reports, method = self._reports.new_call(), self._reports, call.name
         decision = _Decision(method, context.peer(), name, time.monotonic(), self._calls, reports, self._tracer)
         if self._tracer:
-            decision.traceparent = _metadata(context, TRACEPARENT, "")
-        asked = _metadata(context, REQUEST_ID, "")
+            decision.traceparent = call.asked(TRACEPARENT)
+        asked = call.asked(REQUEST_ID)
         decision.take_request_id(asked)
         context.set_trailing_metadata(((REQUEST_ID, decision.request or name),))
         self._calls.started(method)
         try:
             decision.peer = self._peers.identify(context.auth_context())
+            if call.metadata is None:
+                raise InvalidField("metadata", f"has more than {_MAX_METADATA} bytes")
             if asked:
                 check_request_id(asked, REQUEST_ID)
             result = await self._in_its_lane(decision, decision.peer, lane_of(method, streaming=streaming), work)
@@ -181,11 +188,20 @@ class Gate(aio.ServerInterceptor):
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """One method as grpc calls it."""
+    """One call of a method as grpc makes it.
+
+    Attributes:
+        metadata: what its client has put there; None if that is too much.
+    """
 
     gate: Gate
     name: str
     handler: Handler
+    metadata: dict[str, Any] | None
+
+    def asked(self, key: str, default: str = "") -> str:
+        """What the client has put into the metadata."""
+        return str((self.metadata or {}).get(key, default))
 
     async def unary(self, _requests: object, context: Context) -> bytes:
         async def work(decision: _Decision, peer: Peer) -> bytes:
@@ -196,13 +212,13 @@ class _Method:
             decision.about(getattr(answer, "job", None))
             return requests.encode(answer)
 
-        return await self.gate.guard(self.name, context, work, streaming=False)
+        return await self.gate.guard(self, context, work, streaming=False)
 
     async def stream(self, _requests: object, context: Context) -> None:
         async def work(decision: _Decision, peer: Peer) -> bytes:
             # Now, and not with the first message: a stream that is ended while that one is under way would
             # send these a second time with its status, which grpc's core refuses; no status would go out.
-            _compress(context)
+            _compress(context, self.asked(COMPRESSION, "identity"))
             await context.send_initial_metadata(())
             async with self.gate.hold(peer) as held:
                 request = await self._receive(context, peer)
@@ -216,7 +232,7 @@ class _Method:
                     await self.handler.unary_stream(request, context)
             return b""
 
-        await self.gate.guard(self.name, context, work, streaming=True)
+        await self.gate.guard(self, context, work, streaming=True)
 
     async def _following(self, first: Any, context: Context, peer: Peer) -> AsyncIterator[Any]:
         """The requests of a call, the first of which has been judged; others come when they come."""
@@ -242,21 +258,24 @@ class _Method:
         return requests.parse(data, self.handler.request_deserializer)
 
 
-def _compress(context: Context) -> None:
+def _compress(context: Context, asked: str) -> None:
     """Have grpc compress the answers of a call whose client has asked for that.
 
     Raises:
         InvalidField: by something that this agent cannot do.
     """
-    asked = _metadata(context, COMPRESSION, "identity")
     if asked not in _COMPRESSIONS:
         raise InvalidField(COMPRESSION, f"{asked!r:.40} is not a compression that this agent knows", "gzip")
     context.set_compression(_COMPRESSIONS[asked])
 
 
-def _metadata(context: Context, key: str, default: str) -> str:
-    """What a call's client has put there."""
-    return str(dict(context.invocation_metadata() or ()).get(key, default))
+def _bounded(metadata: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:
+    """A call's metadata, or None if there is more than `_MAX_METADATA`."""
+    # Which most often does without a look at each of a hundred thousand.
+    if len(metadata) * _ENTRY_BYTES > _MAX_METADATA:
+        return None
+    size = sum(_ENTRY_BYTES + len(key) + len(value) for key, value in metadata)
+    return None if size > _MAX_METADATA else dict(metadata)
 
 
 async def _not_served(_request: object, _context: Context) -> NoReturn:
