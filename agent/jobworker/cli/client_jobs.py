@@ -12,7 +12,7 @@ import click
 from jobworker import jobs, units
 from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
-from jobworker.cli.client_spec import labels_of
+from jobworker.cli.client_spec import label_option, labels_of
 from jobworker.client.failures import CallFailed, NothingMatches
 
 if TYPE_CHECKING:
@@ -64,13 +64,7 @@ STATES = click.Choice([word.value for word in (*jobs.State, *jobs.EndReason)], c
 )
 @click.option("--force", is_flag=True, help="Kill at once, without a signal before.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the stop is under way.")
-@click.option(
-    "--label",
-    metavar="KEY=VALUE",
-    multiple=True,
-    shell_complete=client_offers.labels,
-    help="Jobs with this label. Repeatable.",
-)
+@label_option("Jobs with this label. Repeatable.")
 @click.argument("job_id", metavar="ID", required=False, shell_complete=client_offers.jobs(*jobs.ACTIVE))
 def stop(**options: Any) -> None:
     stopped = stopping(**options)
@@ -138,13 +132,7 @@ def meant_by(words: tuple[str, ...]) -> tuple[tuple[jobs.State, ...], Callable[[
 
 @click.command("list", cls=ClientCommand, help=_LIST_HELP)
 @click.option("--state", multiple=True, type=STATES, help="Only jobs in this state, or that ended so. Repeatable.")
-@click.option(
-    "--label",
-    metavar="KEY=VALUE",
-    multiple=True,
-    shell_complete=client_offers.labels,
-    help="Only jobs with this label. Repeatable.",
-)
+@label_option("Only jobs with this label. Repeatable.")
 @click.option("--principal", metavar="URI", default="", help="Only jobs that this client started.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the newest N.")
 def list_jobs(state: tuple[str, ...], label: tuple[str, ...], principal: str, limit: int | None) -> None:

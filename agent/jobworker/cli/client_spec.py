@@ -36,6 +36,13 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def label_option(told: str) -> Callable[[Function], Function]:
+    """The option `--label` with its help; `labels_of` reads what was given."""
+    return click.option(
+        "--label", metavar="KEY=VALUE", multiple=True, shell_complete=client_offers.labels, help=told
+    )
+
+
 _LIMIT_OPTIONS = tuple(
     click.option(_flag(name), metavar=metavar, help=told) for name, (metavar, told) in _LIMITS.items()
 )
@@ -56,13 +63,7 @@ _OPTIONS = (
         "The job gets these and no others.",
     ),
     click.option("--workdir", metavar="DIR", help="Start there; by default in a fresh directory of its own."),
-    click.option(
-        "--label",
-        metavar="KEY=VALUE",
-        multiple=True,
-        shell_complete=client_offers.labels,
-        help="A label to find the job by. Repeatable.",
-    ),
+    label_option("A label to find the job by. Repeatable."),
     click.option("--idempotency-key", metavar="KEY", default="", help="Asked again with this, get the same job."),
     click.option(
         "--sandbox",

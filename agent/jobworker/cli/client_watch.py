@@ -10,7 +10,7 @@ from jobworker import jobs
 from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
 from jobworker.cli.client_exit import ExitsAsJob, exit_status
-from jobworker.cli.client_spec import labels_of
+from jobworker.cli.client_spec import label_option, labels_of
 from jobworker.cli.client_time import patience
 from jobworker.client.changes import Changed, Event, Mark, Removed, Restarted
 
@@ -52,13 +52,7 @@ _STATES = click.Choice([state.value for state in jobs.State], case_sensitive=Fal
 @click.command("watch", cls=ClientCommand, help=_WATCH_HELP)
 @click.option("--snapshot", is_flag=True, help="Begin with the jobs that there are.")
 @click.option("--state", multiple=True, type=_STATES, help="Only changes into this state. Repeatable.")
-@click.option(
-    "--label",
-    metavar="KEY=VALUE",
-    multiple=True,
-    shell_complete=client_offers.labels,
-    help="Only jobs with this label. Repeatable.",
-)
+@label_option("Only jobs with this label. Repeatable.")
 @click.option("--principal", metavar="URI", default="", help="Only jobs that this client started.")
 @click.option("--resume", metavar="TOKEN", default="", help="Begin where an earlier watch left off.")
 @click.argument("job_ids", metavar="[ID]...", nargs=-1, shell_complete=client_offers.jobs())
