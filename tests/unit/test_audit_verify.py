@@ -12,7 +12,7 @@ import pytest
 from jobworker import chain
 from jobworker.chain import Head
 from jobworker.supervisor.trail import body
-from support.trails import open_trail, problems, verify, write
+from support.trails import audit, open_trail, problems, verify, write
 
 pytestmark = pytest.mark.usefixtures("one_life")
 
@@ -182,3 +182,17 @@ def test_what_is_told_does_not_hide_what_is_not(trail: Path) -> None:
     assert (report.told, report.broken) == (50, 2)
     assert "missing before line" in problems(report)[-2]
     assert report.more == 30
+
+
+@pytest.mark.root
+def test_a_trail_cannot_write_its_own_verdict_to_a_terminal(tmp_path: Path) -> None:
+    directory = tmp_path / "audit"
+    directory.mkdir()
+    trail = open_trail(directory)
+    write(trail, "a line")
+    trail.add(body("supervisor", "lines_lost", lines=3, error="\x1b[99A\x1b[Jjobs: whole\x1b[8m"))
+    assert trail.flush()
+    trail.write_head()
+    done = audit(str(tmp_path), "verify")
+    assert r"3 lines are missing here: \x1b[99A\x1b[Jjobs: whole\x1b[8m" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -105,3 +106,10 @@ def test_the_exit_code_stands_where_nobody_takes_the_complaint(words: list[str])
         program = "from jobworker.cli.worker_client import main; main()"
         done = subprocess.run([sys.executable, "-c", program, *words], stderr=full, check=False)
     assert done.returncode == 2
+
+
+def test_what_the_locale_has_no_characters_for_is_written_out() -> None:
+    program = "from jobworker import program; program.open_standard_streams(); print('long\\u2026', '\\udcff')"
+    environment = os.environ | {"PYTHONIOENCODING": "latin1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    assert done.stdout == b"long\\u2026 \\udcff\n"
