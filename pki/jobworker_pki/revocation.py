@@ -111,7 +111,8 @@ def due(home: Home, ca: str) -> datetime:
     done = [
         record for record in index.records(home.store) if record.ca == ca and record.action in {"crl", "revoke"}
     ]
-    if not done or done[-1].action != "crl" or done[-1].number != number or last.next_update_utc is None:
+    # A revocation has no number.
+    if not done or done[-1].number != number or last.next_update_utc is None:
         return _LONG_AGO
     return last.last_update_utc + (last.next_update_utc - last.last_update_utc) * 2 / 3
 

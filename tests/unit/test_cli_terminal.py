@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -113,3 +114,13 @@ def test_what_the_locale_has_no_characters_for_is_written_out() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "latin1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
     assert done.stdout == b"long\\u2026 \\udcff\n"
+
+
+def test_a_file_of_rules_says_nothing_to_the_terminal_itself(tmp_path: Path) -> None:
+    rules = tmp_path / "policy.yaml"
+    rules.write_text('version: 1\n"a\\e]0;pwned\\a": 1\n')
+    program = "from jobworker.cli.worker_agent import main; main()"
+    command = [sys.executable, "-c", program, "policy", "check", str(rules)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (r"\x1b]0;pwned\x07" in done.stderr, "\x1b" in done.stderr) == (True, False)

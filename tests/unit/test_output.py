@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source, State
+from jobworker.kernel import beneath
 from jobworker.supervisor.index import gaps as lost_bytes
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.segments import open_segment
@@ -407,3 +408,11 @@ def test_a_gap_behind_what_was_written_is_no_cut(tmp_path: Path, log: OutputLog)
     # Whether the last two are one record is a matter of time.
     assert index(tmp_path)[:2] == [(0, 10, 1), (10, 5, LOST)]
     assert gaps(tmp_path) == [(10, 5)]
+
+
+def test_a_bound_on_what_is_read_takes_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"x" * 100)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    assert beneath.read_regular(directory, "small", 1 << 60) == b"x" * 100
+    assert beneath.read_regular(directory, "small", 7) == b"x" * 7
+    os.close(directory)

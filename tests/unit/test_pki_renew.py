@@ -209,7 +209,10 @@ def test_a_key_that_was_revoked_gets_no_other_certificate(pki: Pki) -> None:
 def test_a_disk_with_room_for_half_a_record_hands_out_nothing(pki: Pki) -> None:
     path = host(pki, 25 * DAY)
     index = Path(pki.path("index.jsonl"))
+    # Larger than a certificate, for which there is room.
+    index.write_bytes(index.read_bytes() + index.read_bytes().splitlines(keepends=True)[-1] * 40)
     before = index.read_bytes(), Path(path).read_bytes()
+    assert len(before[0]) > 2 * len(before[1])
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[0]) + 40, old[1]))
     try:

@@ -51,6 +51,16 @@ def test_only_confirmed_names_and_nothing_else_of_the_request(pki: Pki, tmp_path
     assert verdict.endswith("pem: OK\n")
 
 
+def test_what_a_request_asks_for_does_nothing_to_a_terminal(pki: Pki, tmp_path: Path) -> None:
+    csr = request(tmp_path / "csr", A, x509.DNSName("\x1b[2K\x1b]0;pwned\x07b.example.org"))
+    refused = pki.refused("sign", csr)
+    code, _, err = pki.run("sign", csr, "--san", "a.example.org")
+    assert code == 0
+    for said in (refused, err):
+        assert r"\x1b[2K\x1b]0;pwned\x07b.example.org" in said
+        assert "\x1b" not in said
+
+
 def test_all_names_at_once_and_signed_once(pki: Pki, tmp_path: Path) -> None:
     csr = request(tmp_path / "csr", A, B)
     pki.ok("sign", csr, "--accept-names", "--name", "web")
