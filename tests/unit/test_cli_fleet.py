@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,104 +13,18 @@ from typing import Any
 import grpc
 import pytest
 
-from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.cli import client_options
 from jobworker.cli.fleet.actions import ACTIONS
 from support import scripted
-from support.inventory import Hosts, told
-from support.signals import interruptible
-
-IDS = {"web1": "k7f3-9m2q-x4tz-b1cd", "web2": "95hh-fhpe-mbrk-zk8y"}
-OUT, ERR = pb.OUTPUT_SOURCE_STDOUT, pb.OUTPUT_SOURCE_STDERR
-ENDED, RUNNING = job_pb2.JOB_STATE_ENDED, job_pb2.JOB_STATE_RUNNING
-
-
-class Host:
-    """An agent with one job, which ends by itself unless it `waits` to be stopped."""
-
-    def __init__(self, name: str) -> None:
-        self.agent = scripted.ScriptedAgent()
-        self.output: list[tuple[Any, bytes]] = []
-        self.stale: list[pb.StaleFile] = []
-        self.end = job_pb2.Job(id=IDS[name], state=ENDED, end_reason=job_pb2.END_REASON_EXITED, exit_code=0)
-        self.job = job_pb2.Job(id=IDS[name], state=RUNNING, command="sleep", args=["9"])
-        self.asked_for, self.following, self.finished, self.watched = (threading.Event() for _ in range(4))
-        self.before_output: list[threading.Event] = []
-        self.finished.set()
-        methods = ("Start", "Stream", "Watch", "Stop", "Query", "Drain", "Undrain", "Reload", "GetAgentInfo")
-        self.agent.handlers.update({name: getattr(self, name.lower()) for name in methods}, List=self.listed)
-
-    def waits(self) -> None:
-        self.finished.clear()
-
-    def getagentinfo(self, _request: Any, _context: Any) -> pb.GetAgentInfoResponse:
-        return pb.GetAgentInfoResponse(version="1.2.3", kernel="6.1", cgroup_mode="v2", max_active_jobs=9)
-
-    def start(self, _request: Any, _context: Any) -> pb.StartResponse:
-        return pb.StartResponse(job=self.job)
-
-    def stream(self, request: pb.StreamRequest, context: grpc.ServicerContext) -> Iterator[pb.StreamResponse]:
-        assert (request.follow, request.timestamps) == (True, True)
-        offset = 0
-        self.asked_for.set()
-        for event in self.before_output:
-            assert event.wait(60)
-        for source, data in self.output:
-            message = scripted.chunk(offset, data, source)
-            offset += len(data)
-            if request.format == pb.OUTPUT_FORMAT_JSON:
-                message.chunk.resume_offset = offset
-            yield message
-        self.following.set()
-        context.add_callback(self.finished.set)
-        assert self.finished.wait(60)
-        yield scripted.end(offset)
-
-    def watch(self, _request: Any, _context: Any) -> Iterator[pb.WatchResponse]:
-        self.watched.set()
-        assert self.finished.wait(60)
-        yield pb.WatchResponse(job=self.end)
-        yield pb.WatchResponse(mark=pb.WatchMark(snapshot_complete=True), resume_token="a")
-
-    def stop(self, _request: Any, _context: Any) -> pb.StopResponse:
-        self.end = job_pb2.Job(id=self.job.id, state=ENDED, end_reason=job_pb2.END_REASON_STOPPED, signal=15)
-        self.finished.set()
-        return pb.StopResponse(job=self.end)
-
-    def listed(self, request: pb.ListRequest, _context: Any) -> pb.ListResponse:
-        return pb.ListResponse(jobs=[self.job] if self.job.id.startswith(request.id_prefix) else [])
-
-    def query(self, _request: Any, _context: Any) -> pb.QueryResponse:
-        return pb.QueryResponse(job=self.job)
-
-    def drain(self, _request: Any, _context: Any) -> pb.DrainResponse:
-        return pb.DrainResponse(active_job_ids=[self.job.id])
-
-    def undrain(self, _request: Any, _context: Any) -> pb.UndrainResponse:
-        return pb.UndrainResponse()
-
-    def reload(self, _request: Any, _context: Any) -> pb.ReloadResponse:
-        return pb.ReloadResponse(read=["certificates", "policy"], stale_files=self.stale)
-
-    def asked(self, kind: type[Any]) -> list[Any]:
-        return [request for request in self.agent.requests if isinstance(request, kind)]
-
-
-class Web(Hosts):
-    """The hosts web1 and web2."""
-
-    def __init__(self, directory: Path) -> None:
-        self.each = {name: Host(name) for name in IDS}
-        super().__init__(directory, {name: host.agent.endpoint().addr for name, host in self.each.items()})
+from support.inventory import told
+from support.scripted_hosts import ENDED, ERR, IDS, OUT, Web, scripted_web
 
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
-    hosts = Web(tmp_path)
-    yield hosts
-    for host in hosts.each.values():
-        host.agent.close()
+    with scripted_web(tmp_path) as hosts:
+        yield hosts
 
 
 def lines(text: str, host: str) -> list[str]:
@@ -302,128 +214,6 @@ def test_too_many_failures_end_it(web: Web) -> None:
     assert "more hosts have failed than --max-fail allows: no other one is begun" in done.stderr
     assert "2 hosts: 1 failed, 1 not begun" in done.stderr
     assert not web.each["web2"].agent.requests
-
-
-@contextlib.contextmanager
-def running(web: Web, *args: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
-    with interruptible():
-        process = subprocess.Popen(
-            web.command("--group", "web", *args), bufsize=0, stdout=stdout, stderr=subprocess.PIPE
-        )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def following(web: Web) -> None:
-    for host in web.each.values():
-        assert host.following.wait(60)
-
-
-def test_ctrl_c_stops_the_jobs_of_all_hosts_and_waits_for_them(web: Web) -> None:
-    for host in web.each.values():
-        host.waits()
-    with running(web, "run", "sleep", "9") as process:
-        following(web)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"2 hosts: 2 failed" in said
-    assert b"failed, STOPPED: web1 web2" in said or b"failed, STOPPED: web2 web1" in said
-    assert all(len(host.asked(pb.StopRequest)) == 1 for host in web.each.values())
-
-
-def test_ctrl_c_does_not_claim_to_stop_what_it_does_not(web: Web) -> None:
-    for host in web.each.values():
-        host.waits()
-    with running(web, "drain", "--wait") as process:
-        for host in web.each.values():
-            assert host.watched.wait(60)
-        process.send_signal(signal.SIGINT)
-        assert process.stderr
-        assert process.stderr.readline() == (
-            b"worker-client: no other host is begun; Ctrl-C again leaves without waiting\n"
-        )
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert not any(host.asked(pb.StopRequest) for host in web.each.values())
-
-
-def test_a_second_ctrl_c_leaves_at_once(web: Web) -> None:
-    for host in web.each.values():
-        host.waits()
-        host.agent.handlers["Stop"] = lambda _request, _context: pb.StopResponse()
-    with running(web, "run", "sleep", "9") as process:
-        following(web)
-        process.send_signal(signal.SIGINT)
-        assert process.stderr
-        assert b"Ctrl-C again leaves without waiting" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"2 hosts: 2 left before the end" in said
-    for name, job_id in IDS.items():
-        assert f"{name}: job {job_id} may go on".encode() in said
-
-
-def test_ctrl_c_can_leave_the_jobs_running(web: Web) -> None:
-    for host in web.each.values():
-        host.waits()
-    with running(web, "run", "--detach-on-interrupt", "sleep", "9") as process:
-        following(web)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert not any(host.asked(pb.StopRequest) for host in web.each.values())
-
-
-def test_nobody_reading_ends_the_jobs_quietly(web: Web) -> None:
-    for host in web.each.values():
-        host.waits()
-        host.output = [(OUT, b"x\n")]
-        # Both jobs are followed by then.
-        host.before_output = [each.asked_for for each in web.each.values()]
-    reading, writing = os.pipe()
-    os.close(reading)
-    with running(web, "run", "sleep", "9", stdout=writing) as process:
-        os.close(writing)
-        _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (141, b"")
-    assert all(host.asked(pb.StopRequest) for host in web.each.values())
-
-
-def test_nobody_reading_ends_a_job_that_is_being_started(web: Web) -> None:
-    first, second = web.each.values()
-    starting, stopped, answer = (threading.Event() for _ in range(3))
-
-    def start_late(_request: Any, _context: Any) -> pb.StartResponse:
-        starting.set()
-        assert answer.wait(60)
-        return pb.StartResponse(job=second.job)
-
-    def stop_first(request: Any, context: Any) -> pb.StopResponse:
-        stopped.set()
-        return first.stop(request, context)
-
-    first.waits()
-    second.waits()
-    first.before_output = [starting]
-    first.output = [(OUT, b"x\n")]
-    first.agent.handlers["Stop"], second.agent.handlers["Start"] = stop_first, start_late
-    reading, writing = os.pipe()
-    os.close(reading)
-    with running(web, "run", "sleep", "9", stdout=writing) as process:
-        os.close(writing)
-        assert stopped.wait(60)
-        # It does not leave before it knows what to stop.
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1)
-        answer.set()
-        assert process.wait(60) == 141
-    assert all(host.asked(pb.StopRequest) for host in web.each.values())
 
 
 def on_a_terminal(command: list[Any], **variables: str) -> bytes:
