@@ -83,6 +83,29 @@ def test_input_that_is_refused_leaves_no_task(agent: scripted.ScriptedAgent) -> 
     asyncio.run(write())
 
 
+def test_a_refusal_that_overtakes_what_is_sent_is_told(agent: scripted.ScriptedAgent) -> None:
+    jobs_that_read: set[str] = set()
+
+    def refuse(messages: Iterator[pb.WriteStdinRequest], context: grpc.ServicerContext) -> Iterator[Any]:
+        job_id = next(messages).job_id
+        if job_id in jobs_that_read:
+            jobs_that_read.remove(job_id)
+            # What the client sends upon this comes too late.
+            yield pb.WriteStdinResponse()
+        scripted.fail(context, "FAILED_PRECONDITION", "STDIN_ENDED", "it takes no more", taken="0")
+
+    agent.handlers["WriteStdin"] = refuse
+
+    async def write() -> None:
+        async with aio.connect(agent.endpoint()) as client:
+            for _ in range(100):
+                jobs_that_read.add(ID)
+                with pytest.raises(CallFailed, match="it takes no more"):
+                    await client.write_stdin(ID, [bytes(64 * 1024)] * 100)
+
+    asyncio.run(write())
+
+
 def test_closing_ends_what_others_wait_for(agent: scripted.ScriptedAgent) -> None:
     asked, left = threading.Barrier(5), threading.Event()
 

@@ -142,6 +142,16 @@ def test_what_another_attempt_cannot_mend() -> None:
     assert caught.value is refused
 
 
+def test_an_answer_that_grpc_has_lost_is_asked_for_again() -> None:
+    upload = Upload(ID, None, PATIENT)
+    upload.open()
+    upload.pause(CallFailed("INTERNAL", "Internal error from Core"))
+    of_the_agent = CallFailed("INTERNAL", "what its own log says", "INTERNAL")
+    with pytest.raises(CallFailed) as caught:
+        upload.pause(of_the_agent)
+    assert caught.value is of_the_agent
+
+
 def test_an_agent_that_stays_away_is_given_up() -> None:
     upload = Upload(ID, None, Backoff(attempts=2, first=0.0))
     for _ in range(2):

@@ -33,10 +33,14 @@ def test_a_forked_helper_keeps_no_peer_from_seeing_the_end(tmp_path: Path) -> No
         peer.connect(path)
         loop.run()
         over, until = os.pipe()
+        forked, ready = os.pipe()
         if (child := os.fork()) == 0:
             os.close(until)
+            os.write(ready, b"x")
             os.read(over, 1)
             os._exit(0)
+        # What is done after a fork has been done.
+        assert os.read(forked, 1) == b"x"
         # As the kernel does when this process ends, or executes another program.
         server._leave()
         assert peer.recv(1) == b""
@@ -44,4 +48,5 @@ def test_a_forked_helper_keeps_no_peer_from_seeing_the_end(tmp_path: Path) -> No
             other.connect(path)
         os.close(until)
         assert os.waitpid(child, 0)[1] == 0
-        os.close(over)
+        for fd in (over, forked, ready):
+            os.close(fd)

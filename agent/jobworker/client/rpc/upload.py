@@ -16,7 +16,7 @@ from jobworker.client.rpc.retries import UNAVAILABLE, Breaks, Retries
 from jobworker.errors import InvalidField
 from jobworker.jobs import MAX_STDIN_BYTES
 
-_ENDED, _OFFSET = "STDIN_ENDED", "STDIN_OFFSET"
+_ENDED, _OFFSET, _INTERNAL = "STDIN_ENDED", "STDIN_OFFSET", "INTERNAL"
 # As much as may be under way.
 _WINDOW = 1024 * 1024
 
@@ -155,6 +155,10 @@ class Upload:
             return 0.0
         # After a break, the call that was cut off may have come further than this one was told.
         if failure.code == UNAVAILABLE or (failure.reason == _OFFSET and self._calls > 1):
+            return self._breaks.again(failure)
+        # grpc.aio puts this in the place of the agent's own answer when that overtakes what is being sent
+        # (https://github.com/grpc/grpc/issues/36066); the next call is answered before it sends anything.
+        if failure.code == _INTERNAL and not failure.reason:
             return self._breaks.again(failure)
         return self._turns.pause(failure)
 
