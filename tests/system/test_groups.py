@@ -91,6 +91,30 @@ def test_a_group_that_cannot_be_opened(base: Path, made: Callable[[Path], Hierar
     pytest.fail("it cannot be made at all")
 
 
+@pytest.mark.usefixtures("one_life")
+def test_a_base_that_was_removed_is_made_again_when_that_is_possible(base: Path) -> None:
+    top = CgroupDir.open(str(base))
+    place = Base(lambda: top.make_below("a/b", lambda parent, _: os.close(os.dup(parent.fd))))
+    before = descriptors()
+    for room in range(10):
+        (base / "a" / "b").rmdir()
+        try:
+            with room_for(room):
+                made = place.make_child("c")
+        except OSError:
+            # What it had open it has still, lest the number be another file's.
+            assert descriptors() == before
+            (base / "a" / "b").mkdir(exist_ok=True)
+        else:
+            assert room > 1
+            made.close()
+            assert descriptors() == before
+            for name in ("a/b/c", "a/b", "a"):
+                (base / name).rmdir()
+            return
+    pytest.fail("it cannot be made at all")
+
+
 # Its children end as it does, by the signal.
 _CROWD = """
 import os, signal
@@ -105,16 +129,18 @@ signal.pause()
 @pytest.mark.usefixtures("one_life")
 def test_more_processes_than_descriptors_are_signalled(base: Path) -> None:
     (base / NAME).mkdir()
-    group, room = CgroupDir.open(str(base / NAME)), 300
+    # More of them than one read of the file tells, and than can be signalled at a time.
+    group, room, count = CgroupDir.open(str(base / NAME)), 300, 1000
 
     def join() -> None:
         (base / NAME / "cgroup.procs").write_text("0")
 
-    command = [sys.executable, "-I", "-S", "-c", _CROWD.format(count=room)]
+    command = [sys.executable, "-I", "-S", "-c", _CROWD.format(count=count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=join) as crowd:
         assert crowd.stdout
         assert crowd.stdout.readline() == b"there\n"
         try:
+            assert len(group.pids()) == count + 1
             with room_for(room):
                 tree.signal_all(group, signal.SIGTERM)
             until(group.pids, [])

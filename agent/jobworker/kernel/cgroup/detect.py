@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -164,7 +163,7 @@ def _v1(found: Mounts, instance: str, parent: str) -> V1Hierarchy:
         # A controller that the agent may not write is reported as unsupported, each for itself.
         with contextlib.suppress(PermissionError):
             prepare = _inherit_cpus if controller == "cpuset" else None
-            bases[controller] = Base(partial(make_plain_chain, top, path, prepare))
+            bases[controller] = Base(partial(top.make_below, path, prepare))
             tops.append(top)
     return V1Hierarchy("hybrid" if found.v2 else "v1", parent, holder, bases, (*tops, holder_top))
 
@@ -184,17 +183,3 @@ def _inherit_cpus(parent: CgroupDir, child: CgroupDir) -> None:
         if not child.read(name).strip():
             child.write(name, parent.read(name).strip())
     child.write("cgroup.clone_children", "1")
-
-
-def make_plain_chain(
-    top: CgroupDir, path: str, prepare: Callable[[CgroupDir, CgroupDir], None] | None = None
-) -> CgroupDir:
-    """Open `path` below `top`, making what is missing; `prepare` gets each parent and child on the way."""
-    directory = CgroupDir(os.dup(top.fd), top.path)
-    for part in (part for part in path.split("/") if part):
-        child = directory.make_child(part)
-        if prepare:
-            prepare(directory, child)
-        directory.close()
-        directory = child
-    return directory

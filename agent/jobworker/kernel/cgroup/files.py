@@ -34,6 +34,18 @@ class CgroupDir:
             os.mkdir(name, 0o755, dir_fd=self.fd)
         return self.child(name)
 
+    def make_below(self, path: str, prepare: Callable[[CgroupDir, CgroupDir], None] | None = None) -> CgroupDir:
+        """Open the cgroup at this path, making what is missing; `prepare` gets each parent and child of it."""
+        directory = CgroupDir(os.dup(self.fd), self.path)
+        for part in filter(None, path.split("/")):
+            with contextlib.closing(directory) as parent, contextlib.ExitStack() as undo:
+                child = undo.enter_context(contextlib.closing(parent.make_child(part)))
+                if prepare:
+                    prepare(parent, child)
+                undo.pop_all()
+            directory = child
+        return directory
+
     def remove_child(self, name: str) -> None:
         """Remove an empty child cgroup; one that is gone is fine."""
         with contextlib.suppress(FileNotFoundError):
@@ -50,10 +62,8 @@ class CgroupDir:
         # Not open(): a buffered text file costs six more system calls, and a start reads five of these.
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
         try:
-            data = chunk = os.read(fd, _CHUNK)
-            while len(chunk) == _CHUNK:
-                chunk = os.read(fd, _CHUNK)
-                data += chunk
+            # Whole lines come, so that a piece which is not full is not the last one (Linux, fs/seq_file.c).
+            data = b"".join(iter(lambda: os.read(fd, _CHUNK), b""))
         finally:
             os.close(fd)
         return data.decode("ascii")
@@ -107,6 +117,6 @@ class Base:
             return self.dir.make_child(name)
         except FileNotFoundError:
             # It was empty. With cgroup v1 systemd removes such cgroups of a controller that no unit has need of.
-            self.dir.close()
-            self.dir = self._make()
+            gone, self.dir = self.dir, self._make()
+            gone.close()
             return self.dir.make_child(name)

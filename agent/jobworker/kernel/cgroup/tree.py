@@ -15,8 +15,8 @@ from jobworker.kernel.cgroup.files import CgroupDir
 
 # A group that forks while it is being frozen is caught within two or three passes.
 _KILL_PASSES = 100
-# How many processes are signalled at a time, which takes as many descriptors: a job may have more than there are.
-_AT_A_TIME = 256
+# How many processes are signalled at a time, a descriptor each; with each lot the whole list is read again.
+_AT_A_TIME, _AT_LEAST = 4096, 2
 
 
 def open_events(group: CgroupDir) -> int:
@@ -61,23 +61,41 @@ def _some_total(group: CgroupDir, name: str) -> int:
 def signal_all(group: CgroupDir, signum: int) -> None:
     """Signal the processes in the group, and no process that got one's pid meanwhile."""
     pids = group.pids()
-    for at in range(0, len(pids), _AT_A_TIME):
-        _signal(group, pids[at : at + _AT_A_TIME], signum)
+    while pids:
+        pidfds = _open(pids)
+        try:
+            # What is still a member after its pidfd was opened is what the pidfd refers to.
+            for pid in pidfds.keys() & set(group.pids()):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfds[pid], signum)
+        finally:
+            _close(pidfds)
 
 
-def _signal(group: CgroupDir, pids: list[int], signum: int) -> None:
+def _open(pids: list[int]) -> dict[int, int]:
+    """Pidfds of as many as there is room for, which are taken from the list."""
     pidfds: dict[int, int] = {}
-    try:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                pidfds[pid] = os.pidfd_open(pid)
-        # What is still a member after its pidfd was opened is what the pidfd refers to.
-        for pid in pidfds.keys() & set(group.pids()):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfds[pid], signum)
-    finally:
-        for pidfd in pidfds.values():
+    while pids and len(pidfds) < _AT_A_TIME:
+        try:
+            pidfds[pids[-1]] = os.pidfd_open(pids[-1])
+        except ProcessLookupError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EMFILE or len(pidfds) < _AT_LEAST:
+                _close(pidfds)
+                raise
+            # The list has to be read yet, which takes one as well.
+            pid, pidfd = pidfds.popitem()
             os.close(pidfd)
+            pids.append(pid)
+            break
+        pids.pop()
+    return pidfds
+
+
+def _close(pidfds: dict[int, int]) -> None:
+    for pidfd in pidfds.values():
+        os.close(pidfd)
 
 
 def kill(group: CgroupDir) -> None:

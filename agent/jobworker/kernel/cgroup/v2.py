@@ -211,12 +211,7 @@ def make_chain(top: CgroupDir, path: str) -> CgroupDir:
 
     A controller that can't be handed down is left out; the hierarchy then reports it as unsupported.
     """
-    directory = CgroupDir(os.dup(top.fd), top.path)
-    for part in (part for part in path.split("/") if part):
-        _enable(directory)
-        child = directory.make_child(part)
-        directory.close()
-        directory = child
+    directory = top.make_below(path, lambda parent, _child: _enable(parent))
     _enable(directory)
     return directory
 
