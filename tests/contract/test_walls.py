@@ -71,5 +71,6 @@ def test_the_keeper_has_loaded_next_to_nothing() -> None:
         "jobworker.wire",
         "jobworker.wire.keeping",
         "jobworker.wire.sockets",
+        "jobworker.wire.stderr",
     }
     assert not modules & {"dataclasses", "json", "typing", "inspect", "ctypes"}

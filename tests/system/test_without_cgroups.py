@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.errors import LimitUnsupported
+from jobworker.errors import LimitUnsupported, MainProcessEnded
 from jobworker.jobs import EndReason, State
 from jobworker.limits import Enforcement, Limits
-from support.link import Link
+from jobworker.wire.messages import SignalJob
+from support.link import CALLER, Link
 from support.root_side import RootSide, fresh_root_side, root_side
 from support.waiting import until
 
@@ -76,6 +77,32 @@ def test_exit_code_signal_and_output(link: Link) -> None:
     assert link.read_log(ended) == b"hi\n"
     ended = link.wait_ended(link.start("/bin/sh", "-c", "kill -SEGV $$").job_id)
     assert (ended.end_reason, ended.signal) == (EndReason.SIGNALED, signal.SIGSEGV)
+
+
+def test_what_is_killed_has_no_exit_code(link: Link) -> None:
+    ended = link.wait_ended(link.start("/bin/sh", "-c", "kill -KILL $$").job_id)
+    assert (ended.end_reason, ended.signal, ended.exit_code) == (EndReason.SIGNALED, signal.SIGKILL, None)
+    ended = link.stop(link.start("/bin/sleep", "1000").job_id, force=True)
+    assert (ended.end_reason, ended.signal, ended.exit_code) == (EndReason.STOPPED, signal.SIGKILL, None)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+def test_a_signal_is_for_the_command(link: Link, light: RootSide, signum: int) -> None:
+    def send() -> None:
+        link.ask(SignalJob(CALLER, record.job_id, signum, everyone=False))
+
+    # What it leaves behind holds the job open, and is no command.
+    script = "trap 'exit 5' TERM USR1; setsid sleep 1000 & echo up; while :; do sleep 0.01; done"
+    record = link.start("/bin/sh", "-c", script)
+    link.wait_output(record.job_id)
+    send()
+    until(lambda: os.path.exists(f"/proc/{record.pid}"), False)
+    with pytest.raises(MainProcessEnded):
+        send()
+    assert link.inspect(record.job_id).state is State.RUNNING
+    ended = link.stop(record.job_id, force=True)
+    assert (ended.exit_code, ended.signal) == ((None, signum) if signum == signal.SIGKILL else (5, None))
+    assert descendants(light.supervisor_pid()) == []
 
 
 def test_what_the_service_manager_has_raised_does_not_keep_jobs_from_starting(link: Link) -> None:

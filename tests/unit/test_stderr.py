@@ -110,3 +110,33 @@ def test_nobody_at_all() -> None:
     ended = subprocess.run(command, input=b"\n", stdout=subprocess.PIPE, stderr=writing, check=False)
     os.close(writing)
     assert (ended.returncode, ended.stdout) == (0, b"not held up\n")
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_who_does_not_read_it_keeps_nobody_from_dying_of_a_bug(kind: str) -> None:
+    program = "from jobworker.wire import stderr\nstderr.replace()\nprint('begun', flush=True)\ninput()\n1 / 0\n"
+    reading, writing = ENDS[kind]()
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=writing) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == b"begun\n"
+            os.set_blocking(writing, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writing, b"\n")
+            os.set_blocking(writing, True)
+            process.communicate(b"\n", timeout=_DEADLINE)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    os.close(writing)
+    os.close(reading)
+
+
+def test_the_traceback_is_told() -> None:
+    program = "from jobworker.wire import stderr\nstderr.replace()\nraise OSError('caf\\u00e9 \\udcff')\n"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert ended.returncode == 1
+    lines = ended.stderr.decode().splitlines()
+    assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "OSError: café \\udcff")

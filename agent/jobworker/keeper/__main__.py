@@ -7,7 +7,7 @@ import sys
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from jobworker.keeper.keeper import Keeper
-from jobworker.wire import handover
+from jobworker.wire import handover, stderr
 
 
 def prepare(command: list[str]) -> None:
@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
         return 0 if int(options["--check"]) in handover.READABLE else 1
     if not options.keys() & {"--resume-fd", "--subreaper"}:
         prepare([*python, own, *arguments, "--subreaper", "yes"])
+    stderr.replace()
     supervisor = os.path.join(os.path.dirname(os.path.dirname(own)), "supervisor", "__main__.py")
     settings = ("--settings", options["--settings"])
     ready_fd = int(options["--ready-fd"]) if "--ready-fd" in options else None

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -193,8 +194,7 @@ class Keeper:
         if line != self._complaint:
             self._complaint = line
             priority = f"<{service_manager.PRIORITIES['error']}>" if service_manager.reads_priorities() else ""
-            with contextlib.suppress(OSError):
-                os.write(2, f"{priority}{line}".encode())
+            sys.stderr.write(f"{priority}{line}")
 
     def _listen(self) -> None:
         """Take in all that the supervisor has said."""
@@ -265,6 +265,8 @@ class Keeper:
                     os.waitid(os.P_PID, ended.si_pid, os.WSTOPPED | os.WNOHANG)
                     continue
                 was_supervisor, was_proof = ended.si_pid == self._supervisor, ended.si_pid == self._proof
+                # What a supervisor that has died has said of it is known first: then its id is another process's.
+                self._listen()
                 if was_supervisor:
                     # Before it is reaped, and its id another process's: a signal that is passed on may come here.
                     self._supervisor = 0

@@ -52,6 +52,21 @@ class SubtreeGroup(Group):
         poll.register(self.events_fd, select.POLLIN)
         return not poll.poll(0)
 
+    def command_pid(self, cloned: int) -> int:
+        # What it has left behind comes behind it in the list.
+        return next(iter(_children(cloned)), 0)
+
+    def signal_command(self, cloned: int, pid: int, signum: int) -> None:  # noqa: ARG002 - that is the init
+        pidfd = os.pidfd_open(pid) if pid else -1
+        try:
+            # The init has not reaped it, so that the pidfd refers to it.
+            if pid not in _children(self._init):
+                raise ProcessLookupError
+            signal.pidfd_send_signal(pidfd, signum)
+        finally:
+            if pid:
+                os.close(pidfd)
+
     def signal_all(self, signum: int) -> None:
         for pid in self._descendants():
             with contextlib.suppress(ProcessLookupError):
@@ -111,8 +126,9 @@ def _children(pid: int) -> list[int]:
 def _be_init(main: int) -> None:
     """Reap until nothing is left below, then end as the main process did."""
     syscalls.close_range(0)
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)
+    # No terminal's, and nobody's to end: the job would have no one that holds it together.
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     status = 0
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -120,9 +136,17 @@ def _be_init(main: int) -> None:
             if pid == main:
                 status = ended
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-        os.kill(os.getpid(), os.WTERMSIG(status))
+        _end_by(os.WTERMSIG(status))
     os._exit(os.WEXITSTATUS(status))
+
+
+def _end_by(signum: int) -> None:
+    # A core would be of the supervisor's memory.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    if signum != signal.SIGKILL:
+        signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
 
 
 class SubtreeHierarchy(Hierarchy):

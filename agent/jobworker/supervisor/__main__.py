@@ -14,9 +14,11 @@ from jobworker.errors import JobWorkerError
 from jobworker.settings import schema
 from jobworker.supervisor import store
 from jobworker.supervisor.supervisor import Supervisor
+from jobworker.wire import stderr
 
 
 def main(arguments: list[str]) -> int:
+    stderr.replace()
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     ready_fd = int(options["--ready-fd"]) if "--ready-fd" in options else None
     path = options["--settings"]

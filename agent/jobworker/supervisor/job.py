@@ -119,7 +119,8 @@ class Job:
         self.record = replace(self.record, log_bytes=self._log.size)
         if self._unsure:
             self._around.tally.started(None)
-            self._change(state=State.RUNNING, pid=self._main.pid, started_ns=self.record.created_ns)
+            pid = self.group.command_pid(self._main.pid)
+            self._change(state=State.RUNNING, pid=pid, started_ns=self.record.created_ns)
         if stop_reason:
             self._go_on_stopping(stop_reason, kill_at)
         # What happened before we watched makes no event.
@@ -233,7 +234,9 @@ class Job:
             self.group.signal_all(signum)
             return
         try:
-            self._main.signal(signum)
+            if self._main.end is not None:
+                raise ProcessLookupError
+            self.group.signal_command(self._main.fd, self.record.pid, signum)
         except ProcessLookupError:
             raise MainProcessEnded(self.record.job_id) from None
 

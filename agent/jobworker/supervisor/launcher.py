@@ -25,6 +25,7 @@ from jobworker.settings.schema import JobSettings
 from jobworker.supervisor import stdin
 from jobworker.supervisor.guard import given
 from jobworker.supervisor.job import Job
+from jobworker.supervisor.main_process import STILL_TRACED
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.stdin import Ends
 from jobworker.supervisor.stopping import Stopping
@@ -319,11 +320,23 @@ class _Launch:
         report = spawn.read_report(self._said)
         executed = report.pid and report.errno is None
         # One that was killed may have come to it in the same instant.
-        if executed and (self._error is None or spawn.has_executed(self._pid)):
+        if executed and (self._error is None or self._has_executed(report)):
             self._conclude(report)
         else:
             self._fail(_failed(self._order.spec, report))
             self._undo_when_gone()
+
+    def _command_pid(self, report: spawn.Report) -> int:
+        # Below an init without a cgroup the command's process is another one than was cloned; in a PID namespace
+        # it does not know what it is called outside.
+        return self._pid if Part.PID_NAMESPACE in self._order.confinement.parts else report.pid
+
+    def _has_executed(self, report: spawn.Report) -> bool:
+        try:
+            return spawn.has_executed(self._command_pid(report))
+        except FileNotFoundError:
+            # Its init has reaped it. No start shall be said to have failed whose command was executed.
+            return True
 
     def _conclude(self, report: spawn.Report) -> None:
         started = time.monotonic()
@@ -332,12 +345,9 @@ class _Launch:
         except OSError:
             # Somebody has removed the group of a job that has ended already.
             actual = self._order.limits
-        # Below an init without a cgroup the command's process is another one than was cloned; in a PID namespace
-        # it does not know what it is called outside.
-        hidden = Part.PID_NAMESPACE in self._order.confinement.parts
         record = replace(
             self._order.record,
-            pid=self._pid if hidden else report.pid,
+            pid=self._command_pid(report),
             state=State.RUNNING,
             started_ns=time.time_ns(),
             limits=self._order.report(actual),
@@ -396,7 +406,10 @@ class _Launch:
 
     def _on_gone(self) -> None:
         self._around.loop.forget(self._handles.pidfd)
-        os.waitid(os.P_PIDFD, self._handles.pidfd, os.WEXITED)
+        if os.waitid(os.P_PIDFD, self._handles.pidfd, os.WEXITED | os.WNOHANG) is None:
+            # Whoever traces it has not taken notice.
+            self._around.loop.call_after(STILL_TRACED, self._on_gone)
+            return
         self._stopping.end()
         self._undo.close()
         self._undo_last.close()

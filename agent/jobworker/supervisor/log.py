@@ -6,8 +6,8 @@ import json
 import os
 import time
 
-from jobworker.supervisor.stderr import StandardError
 from jobworker.wire import service_manager
+from jobworker.wire.stderr import StandardError
 
 _LEVELS = ("debug", "info", "warning", "error")
 

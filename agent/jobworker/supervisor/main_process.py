@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 from collections.abc import Callable
 
 from jobworker.kernel import pidfd
 from jobworker.supervisor.keeper_link import End
-from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.loop import Loop, Timer
 from jobworker.wire import keeping, sockets
 
+# Seconds after which to look again at what makes no event.
 _LOOK_AGAIN = 0.01
+STILL_TRACED = 0.2
 
 
 class MainProcess:
@@ -33,6 +34,7 @@ class MainProcess:
         self.fd = fd
         self._ended = ended
         self._foreign = foreign
+        self._again: Timer | None = None
         self.end: End | None = None
 
     def begin(self) -> None:
@@ -47,9 +49,12 @@ class MainProcess:
             # Adopted: not our child but the keeper's, which will tell.
             self._loop.forget(self.fd)
             return
+        self._loop.forget(self.fd)
         if ended:
-            self._loop.forget(self.fd)
             self.has_ended((ended.si_code, ended.si_status))
+        else:
+            # It is dead, and whoever traces it has not taken notice; that this is over makes no event (ptrace(2)).
+            self._again = self._loop.call_after(STILL_TRACED, self._on_child)
 
     def _on_foreign(self) -> None:
         self._loop.forget(self.fd)
@@ -59,7 +64,7 @@ class MainProcess:
             end = keeping.FOREIGN
         if end is None:
             # It is dead; that its parent has reaped it makes no event.
-            self._loop.call_after(_LOOK_AGAIN, self._on_foreign)
+            self._again = self._loop.call_after(_LOOK_AGAIN, self._on_foreign)
         else:
             self.has_ended(end)
 
@@ -73,17 +78,6 @@ class MainProcess:
     def pid(self) -> int:
         """0 for one that is not there any more."""
         return max(0, sockets.pid_of(self.fd))
-
-    def signal(self, signum: int) -> None:
-        """Send a signal.
-
-        Raises:
-            ProcessLookupError: it is not there any more, though it may not be known yet how it ended.
-            OSError: the kernel refuses.
-        """
-        if self.end is not None:
-            raise ProcessLookupError
-        signal.pidfd_send_signal(self.fd, signum)
 
     def is_child(self) -> bool:
         """False for what an earlier life started: the keeper that died had inherited that."""
@@ -100,4 +94,6 @@ class MainProcess:
 
     def close(self) -> None:
         self._loop.forget(self.fd)
+        if self._again:
+            self._again.cancel()
         os.close(self.fd)

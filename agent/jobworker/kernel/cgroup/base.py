@@ -6,6 +6,7 @@ is `kernel.subtree`, which does what can be done without any cgroup. `detect` ch
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -103,6 +104,24 @@ class Group(ABC):
     @abstractmethod
     def populated(self) -> bool:
         """True while a process of the group is alive."""
+
+    def command_pid(self, cloned: int) -> int:
+        """The process that executes the command, of the one that was cloned: most groups put none between them."""
+        return cloned
+
+    def signal_command(self, cloned: int, pid: int, signum: int) -> None:  # noqa: ARG002 - it is the same one
+        """Send a signal to the process that executes the command, and to none that got its pid meanwhile.
+
+        Args:
+            cloned: the pidfd of the process that was cloned.
+            pid: as `command_pid` has told.
+            signum: which.
+
+        Raises:
+            ProcessLookupError: it is not there any more.
+            OSError: the kernel refuses.
+        """
+        signal.pidfd_send_signal(cloned, signum)
 
     @abstractmethod
     def signal_all(self, signum: int) -> None:

@@ -7,10 +7,12 @@ file of our own to be had.
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -42,6 +44,22 @@ class StandardError:
         except OSError:
             return False
         return True
+
+
+class _Text(io.TextIOBase):
+    """As the interpreter writes to it, in pieces."""
+
+    def __init__(self) -> None:
+        self._stderr = StandardError()
+
+    def write(self, text: str) -> int:
+        self._stderr.write(text.encode(errors="backslashreplace"))
+        return len(text)
+
+
+def replace() -> None:
+    """Have nothing in this process wait for who reads standard error, be it the traceback that it ends with."""
+    sys.stderr = _Text()
 
 
 def _sender() -> Callable[[bytes], int]:
