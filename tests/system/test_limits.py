@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -234,17 +235,23 @@ def test_the_disk_of_a_partition_is_the_whole_one() -> None:
 
 
 def test_the_disk_below_an_overlay_is_that_of_its_upper_directory() -> None:
-    with tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/var/lib") as base:
-        for name in ("lower", "upper", "work", "merged"):
+    with (
+        tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/var/lib") as base,
+        tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/dev/shm") as lower,  # noqa: S108
+    ):
+        for name in ("upper", "work", "merged"):
             os.mkdir(f"{base}/{name}")
-        options = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+        # Of a layer on another file system; its device's number is one that no mount has.
+        Path(lower, "file").touch()
+        options = f"lowerdir={lower},upperdir={base}/upper,workdir={base}/work"
         done = subprocess.run(
             ["mount", "-t", "overlay", "jobworker-test", "-o", options, f"{base}/merged"], check=False
         )
         if done.returncode:
             pytest.skip("overlay can't be mounted here")
         try:
-            assert disk.of_path(f"{base}/merged") == disk.of_path(base)
+            for path in (f"{base}/merged", f"{base}/merged/file"):
+                assert disk.of_path(path) == disk.of_path(base)
         finally:
             subprocess.run(["umount", f"{base}/merged"], check=True)
 

@@ -1,6 +1,6 @@
 """Which disk a path is on, as far as the IO controllers are concerned: a whole disk, not a partition of one.
 
-Source: Documentation/admin-guide/cgroup-v2.rst (io.max), sysfs(5), proc_pid_mountinfo(5).
+Source: Documentation/admin-guide/cgroup-v2.rst (io.max), sysfs(5), proc_pid_mountinfo(5), proc_pid_fdinfo(5).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def of_path(path: str) -> Disk:
         device = os.stat(path).st_dev
         if os.major(device):
             return _whole(device)
-        mount = _mount_of(device, path)
+        mount = _mount_of(path)
         if mount.source.startswith("/dev/"):
-            # Such as btrfs, which numbers its subvolumes itself.
+            # Such as btrfs, which gives each subvolume a number of its own, that of no device.
             return _whole(os.stat(mount.source).st_rdev)
         if mount.kind != "overlay":
             raise NoDisk(f"{path} is on {mount.kind}, which has no disk")
@@ -66,16 +66,26 @@ class _Mount:
     upper: str
 
 
-def _mount_of(device: int, path: str) -> _Mount:
-    number = f"{os.major(device)}:{os.minor(device)}"
+def _mount_of(path: str) -> _Mount:
+    mount_id = _mount_id(path)
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.rstrip("\n").partition(" - ")
-            if before.split(" ")[2] == number:
+            if before.split(" ")[0] == mount_id:
                 kind, source, options = after.split(" ", 2)
                 found = dict(option.partition("=")[::2] for option in options.split(","))
                 return _Mount(kind, _unescaped(source), _unescaped(found.get("upperdir", "")))
     raise NoDisk(f"{path} is on a file system that is not mounted here")
+
+
+def _mount_id(path: str) -> str:
+    # Not by the number of its device: some file systems tell another one of their files than of their mount.
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            return next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
 
 
 def _unescaped(text: str) -> str:
