@@ -333,3 +333,10 @@ def test_a_writable_directory_that_is_none_is_told_and_left_out() -> None:
         with root_side(directory, isolation=isolation) as side:
             assert "isolation.writable names what is no directory" in side.log()
             assert side.link().start("/bin/true").sandbox.profile == "standard"
+
+
+def test_a_namespace_of_its_own_needs_room_for_its_init(link: Link) -> None:
+    with pytest.raises(InvalidField, match=r"limits.pids: leave no room: the profile strict"):
+        link.start("/bin/true", sandbox="strict", limits=Limits(pids=1))
+    assert run(link, "/bin/true", sandbox="strict", limits=Limits(pids=2))[0].exit_code == 0
+    assert run(link, "/bin/true", sandbox="standard", limits=Limits(pids=1))[0].exit_code == 0

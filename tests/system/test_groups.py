@@ -146,3 +146,36 @@ def test_more_processes_than_descriptors_are_signalled(base: Path) -> None:
             until(group.pids, [])
         finally:
             tree.kill(group)
+
+
+# The init of a namespace is a child of this one's parent.
+_FAILS = """
+import errno, os, sys
+if child := os.fork():
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            sys.exit(os.waitstatus_to_exitcode(status))
+from jobworker.kernel import pid_namespace
+from jobworker.kernel.cgroup.files import Base, CgroupDir
+from jobworker.kernel.cgroup.v2 import V2Hierarchy
+from jobworker.limits import NO_LIMITS
+base, name = sys.argv[1:]
+hierarchy = V2Hierarchy("", Base(lambda: CgroupDir.open(base)), CgroupDir.open(os.path.dirname(base)))
+group = hierarchy.create(name, NO_LIMITS)
+before = os.listdir("/proc/self/fd")
+try:
+    with pid_namespace.entered(group):
+        raise OSError(errno.EAGAIN, "no process to be had")
+except OSError as error:
+    print(error.strerror)
+assert os.listdir("/proc/self/fd") == before
+group.remove()
+os._exit(0 if not hierarchy.names() else 1)
+"""
+
+
+def test_nothing_is_left_of_a_namespace_that_no_command_came_into(base: Path) -> None:
+    command = [sys.executable, "-u", "-c", _FAILS, str(base), NAME]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "no process to be had\n"), ended.stderr

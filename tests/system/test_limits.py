@@ -237,7 +237,7 @@ def test_the_disk_of_a_partition_is_the_whole_one() -> None:
 def test_the_disk_below_an_overlay_is_that_of_its_upper_directory() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/var/lib") as base,
-        tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/dev/shm") as lower,  # noqa: S108
+        tempfile.TemporaryDirectory(prefix="jobworker-test-", dir="/dev/shm") as lower,
     ):
         for name in ("upper", "work", "merged"):
             os.mkdir(f"{base}/{name}")

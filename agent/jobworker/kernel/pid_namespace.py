@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from jobworker.kernel import oom, syscalls
 from jobworker.kernel.cgroup.base import Group
 
+# Milliseconds, of which a process that has just been cloned takes a few.
+_END_WAIT = 1000
+
 
 @contextlib.contextmanager
 def entered(group: Group) -> Iterator[socket.socket]:
@@ -47,8 +50,19 @@ def entered(group: Group) -> Iterator[socket.socket]:
                     _come_back(own)
             finally:
                 os.close(own)
+        except OSError:
+            _end(pidfd)
+            raise
         finally:
             os.close(pidfd)
+
+
+def _end(pidfd: int) -> None:
+    # It has nobody to live for; what is undone next is the group that it is in.
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll(_END_WAIT)
 
 
 def _come_back(own: int) -> None:

@@ -287,13 +287,7 @@ class Job:
     def _let_go(self) -> None:
         self._log.close()
         self._main.close()
-        try:
-            self.group.remove()
-        except OSError as error:
-            # It is swept at the next start.
-            self._around.log.warning("cgroup left behind", job=self.record.job_id, error=str(error))
-            self._around.tally.cgroup_left()
-            self.group.close()
+        self._around.let_go(self.group)
         self._around.keeper.release(self.record.job_id)
 
     def _end_reason(self, oom_kills: int) -> EndReason:

@@ -113,7 +113,7 @@ class Launcher:
                 undo.callback(self._undo, self._around.store.discard_job, job_id)
                 operation = "creating the job's cgroup"
                 group = self._hierarchy.create(job_id, order.limits)
-                last.callback(self._undo, group.remove)
+                last.callback(self._around.let_go, group)
                 operation = "creating the job's log"
                 logs, segment_bytes = self._around.store.open_logs(job_id), order.record.segment_bytes
                 log = OutputLog(logs, job_id, segment_bytes, keep=self._around.keep_log)

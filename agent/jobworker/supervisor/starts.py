@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from jobworker.errors import AgentDraining, AgentUnavailable, HostFault, JobWorkerError
+from jobworker.errors import AgentDraining, AgentUnavailable, HostFault, InvalidField, JobWorkerError
 from jobworker.jobs import JobRecord, JobSpec, State, check_principal, check_request_id, new_job_id
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.spawn import User
 from jobworker.limits import Limits
+from jobworker.sandbox import Part
 from jobworker.settings.schema import JobSettings, QuotaSettings
 from jobworker.supervisor.disks import DiskAwaited, Disks
 from jobworker.supervisor.isolation import Isolation
@@ -189,6 +190,9 @@ class Starts:
         if spec.stdin_open:
             self.shares.check_stdin()
         confinement, applied = self._isolation.decide(spec, self._store.work_path(job_id))
+        if plan.settable.pids == 1 and Part.PID_NAMESPACE in confinement.parts:
+            problem = f"leave no room: the profile {applied.profile} has a process of its own beside the command"
+            raise InvalidField("limits.pids", problem, "2")
         own_uid = None if permit.user else self._users.find()
         user = permit.user if own_uid is None else User(own_uid, own_uid)
         record = self._new_record(job_id, request.caller, spec, user.uid if user else os.geteuid())

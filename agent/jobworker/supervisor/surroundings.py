@@ -49,6 +49,15 @@ class Surroundings:
     keep_log: int
     max_stdin: int
 
+    def let_go(self, group: Group) -> None:
+        """Remove a group that is empty; one that can't be removed is swept at the next start."""
+        try:
+            group.remove()
+        except OSError as error:
+            self.log.warning("cgroup left behind", job=group.name, error=str(error))
+            self.tally.cgroup_left()
+            group.close()
+
 
 @dataclass(frozen=True, slots=True)
 class Handles:
