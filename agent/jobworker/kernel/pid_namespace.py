@@ -59,7 +59,8 @@ def entered(group: Group) -> Iterator[socket.socket]:
 
 def _end(pidfd: int) -> None:
     # It has nobody to live for; what is undone next is the group that it is in.
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.poll(_END_WAIT)

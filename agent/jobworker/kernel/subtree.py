@@ -57,15 +57,16 @@ class SubtreeGroup(Group):
         return next(iter(_children(cloned)), 0)
 
     def signal_command(self, cloned: int, pid: int, signum: int) -> None:  # noqa: ARG002 - that is the init
-        pidfd = os.pidfd_open(pid) if pid else -1
+        if not pid:
+            raise ProcessLookupError
+        pidfd = os.pidfd_open(pid)
         try:
             # The init has not reaped it, so that the pidfd refers to it.
             if pid not in _children(self._init):
                 raise ProcessLookupError
             signal.pidfd_send_signal(pidfd, signum)
         finally:
-            if pid:
-                os.close(pidfd)
+            os.close(pidfd)
 
     def signal_all(self, signum: int) -> None:
         for pid in self._descendants():
