@@ -68,10 +68,11 @@ class SubtreeGroup(Group):
         finally:
             os.close(pidfd)
 
-    def signal_all(self, signum: int) -> None:
+    def signal_all(self, *signums: int) -> None:
         for pid in self._descendants():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signum)
+                for signum in signums:
+                    os.kill(pid, signum)
 
     def kill(self) -> None:
         stopped: set[int] = set()

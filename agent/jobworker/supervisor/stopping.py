@@ -41,8 +41,7 @@ class Stopping:
     def signal(self, signum: int) -> None:
         """Signal all processes; those that are stopped are let go on, or they would not see it."""
         with contextlib.suppress(OSError):
-            self._group.signal_all(signum)
-            self._group.signal_all(signal.SIGCONT)
+            self._group.signal_all(signum, signal.SIGCONT)
 
     def kill_after(self, grace: float) -> None:
         """Kill after this many seconds, or earlier if that has been arranged."""

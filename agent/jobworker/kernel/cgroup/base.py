@@ -124,8 +124,8 @@ class Group(ABC):
         signal.pidfd_send_signal(cloned, signum)
 
     @abstractmethod
-    def signal_all(self, signum: int) -> None:
-        """Send a signal to every process that is in the group now."""
+    def signal_all(self, *signums: int) -> None:
+        """Send these signals to every process that is in the group now."""
 
     @abstractmethod
     def kill(self) -> None:

@@ -58,8 +58,8 @@ def _some_total(group: CgroupDir, name: str) -> int:
     return 0
 
 
-def signal_all(group: CgroupDir, signum: int) -> None:
-    """Signal the processes in the group, and no process that got one's pid meanwhile."""
+def signal_all(group: CgroupDir, *signums: int) -> None:
+    """Send signals to the processes in the group, and to no process that got one's pid meanwhile."""
     pids = group.pids()
     while pids:
         pidfds = _open(pids)
@@ -67,7 +67,8 @@ def signal_all(group: CgroupDir, signum: int) -> None:
             # What is still a member after its pidfd was opened is what the pidfd refers to.
             for pid in pidfds.keys() & set(group.pids()):
                 with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfds[pid], signum)
+                    for signum in signums:
+                        signal.pidfd_send_signal(pidfds[pid], signum)
         finally:
             _close(pidfds)
 

@@ -153,8 +153,8 @@ class V1Group(Group):
     def populated(self) -> bool:
         return tree.populated(self.events_fd)
 
-    def signal_all(self, signum: int) -> None:
-        tree.signal_all(self._holder, signum)
+    def signal_all(self, *signums: int) -> None:
+        tree.signal_all(self._holder, *signums)
 
     def kill(self) -> None:
         tree.kill(self._holder)

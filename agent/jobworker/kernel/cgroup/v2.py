@@ -114,8 +114,8 @@ class V2Group(Group):
     def populated(self) -> bool:
         return tree.populated(self.events_fd)
 
-    def signal_all(self, signum: int) -> None:
-        tree.signal_all(self._dir, signum)
+    def signal_all(self, *signums: int) -> None:
+        tree.signal_all(self._dir, *signums)
 
     def kill(self) -> None:
         tree.kill(self._dir)
