@@ -90,13 +90,13 @@ def test_a_list_that_will_do_is_kept_until_two_thirds_of_its_life(pki: Pki) -> N
     made = crl(pki)
     # What the file system says of its age is nothing to it: a copy or a restored backup is as old as it is.
     os.utime(path, (0, 0))
-    assert pki.ok(*if_due).startswith(f"{path}: due from ")
+    assert pki.ok(*if_due).startswith(f"{path}: not due; to be signed from ")
     path.write_bytes(aged(made, 19))
-    assert "due from" in pki.ok(*if_due)
+    assert "not due" in pki.ok(*if_due)
     path.write_bytes(aged(made, 21))
-    assert "due from" not in pki.ok(*if_due)
+    assert "not due" not in pki.ok(*if_due)
     assert number(crl(pki)) == 2
-    assert "due from" in pki.ok("crl", "--days", "365", "--if-due")
+    assert "not due" in pki.ok("crl", "--days", "365", "--if-due")
 
 
 @pytest.mark.parametrize("what", ["a revocation", "no file", "no list", "an older one"])
@@ -113,7 +113,7 @@ def test_a_list_that_will_not_do_is_replaced(pki: Pki, host: str, what: str) -> 
         path.write_bytes(older if what == "an older one" else b"no list")
     pki.ok("crl", "--if-due")
     assert number(crl(pki)) == 3
-    assert "due from" in pki.ok("crl", "--if-due")
+    assert "not due" in pki.ok("crl", "--if-due")
 
 
 def test_two_at_once_take_turns(pki: Pki) -> None:

@@ -78,7 +78,7 @@ def crl(
 ) -> None:
     with opened(directory, passphrase_file) as home:
         if if_due and (due := revocation.due(home, ca)) > datetime.now(UTC):
-            click.echo(f"{home.store.path_of(f'{ca}.crl')}: due from {moment(due)}")
+            click.echo(f"{home.store.path_of(f'{ca}.crl')}: not due; to be signed from {moment(due)} on")
             return
         path, made = revocation.crl(home, ca, timedelta(days=days))
     end = made.next_update_utc
