@@ -271,7 +271,7 @@ class CapExceeded(JobWorkerError):
     retry_seconds: int
 
     def __str__(self) -> str:
-        return f"{self.cap} is at its maximum of {self.maximum}; try again in {self.retry_seconds} s"
+        return f"{self.cap} may be {self.maximum} at most; try again in {self.retry_seconds} s"
 
 
 # What one principal may have of each, as users are told of it.

@@ -203,7 +203,7 @@ class JobSpec:
         if len(self.stdin) > MAX_STDIN_BYTES:
             problem = f"has more than {MAX_STDIN_BYTES} bytes"
             raise InvalidField("stdin", f"{problem}; start the job with stdin_open, and write the data then")
-        units.check_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), lambda ms: f"{ms}ms")
+        units.check_range("timeout", self.timeout_ms, (0, MAX_TIMEOUT_MS), units.format_duration)
         size = len(codec.dumps(self))
         if size > MAX_SPEC_BYTES:
             problem = f"the job takes {size} bytes as a message, more than {MAX_SPEC_BYTES}"

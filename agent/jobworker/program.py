@@ -79,7 +79,9 @@ def _failed(name: str, error: Exception) -> int:
         return NOT_UNDERSTOOD
     if isinstance(error, click.UsageError):
         asked = error.ctx.command_path if error.ctx else name
-        complain(name, f"{error.format_message().rstrip('.')}; see `{asked} --help`")
+        # Choices come in a column.
+        said = " ".join(error.format_message().rstrip(".").split())
+        complain(name, f"{said}; see `{asked} --help`")
         return error.exit_code
     if isinstance(error, click.ClickException):
         complain(name, error.format_message())

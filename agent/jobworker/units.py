@@ -122,6 +122,13 @@ def format_rate(rate: int) -> str:
     return f"{format_size(rate)}/s"
 
 
+def format_duration(ms: int) -> str:
+    """In the largest unit that it is a whole number of."""
+    if not ms:
+        return "0s"
+    return next(f"{ms // each}{unit}" for unit, each in reversed(_MILLISECONDS.items()) if ms % each == 0)
+
+
 def format_cpu_list(cpus: Iterable[int]) -> str:
     ordered = sorted(cpus)
     starts = [cpu for before, cpu in pairwise([-2, *ordered]) if cpu != before + 1]

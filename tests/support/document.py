@@ -18,10 +18,10 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def write_files(text: str, directory: Path) -> None:
-    """Write those that have a name. Lines are counted as they are shown, without it."""
+    """Write those that have a name, a comment in their first line, as somebody would who copies them."""
     for block in blocks(text, "yaml"):
         if name := re.match(r"# (\S+)\n", block):
-            (directory / name[1]).write_text(block[name.end() :])
+            (directory / name[1]).write_text(block)
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:

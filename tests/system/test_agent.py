@@ -138,7 +138,7 @@ def test_a_configuration_is_obeyed() -> None:
         job_id = agent.start_job("--", "sleep", "1000")
         refused = agent.cli("start", "--", "true")
         assert refused.returncode == 1
-        assert b"the number of active jobs is at its maximum of 1" in refused.stderr
+        assert b"the number of active jobs (jobs.max_active) may be 1 at most" in refused.stderr
         limits = agent.query(job_id)["limits"]
         assert limits["pids"]["requested"] == "77"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.errors import CapExceeded
+from jobworker.errors import CapExceeded, InvalidField
 from jobworker.jobs import JobRecord
 from jobworker.limits import Enforcement, Limits, LimitStatus
 from support.limit_files import limit_file
@@ -181,8 +181,10 @@ def test_memory_is_reserved_by_limits() -> None:
         by_default = link.start("/bin/sleep", "1000")
         told = {limit.name: limit.value for limit in by_default.limits}
         assert told["memory"] == "30M"
-        with pytest.raises(CapExceeded, match="jobs are limited to together, is at its maximum of 104857600"):
+        with pytest.raises(CapExceeded, match=r"together \(jobs.max_jobs_memory\) may be 104857600 at most"):
             link.start("/bin/true", limits=Limits(memory_bytes=7 << 20))
+        with pytest.raises(InvalidField, match=r"limits.memory: 101M is more .*; for example 100M"):
+            link.start("/bin/true", limits=Limits(memory_bytes=101 << 20))
         assert link.wait_ended(link.start("/bin/true", limits=Limits(memory_bytes=6 << 20)).job_id).exit_code == 0
         # What is adopted counts as before, and what has ended does not.
         os.kill(reserving.supervisor_pid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -45,9 +46,9 @@ class Service:
     def write(self, pids: int | str) -> None:
         self.config.write_text(CONFIG.format(directory=self.directory, first_uid=self._uids, pids=pids))
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
         told = len(self.manager.said)
-        words = ["keeper", "--config", str(self.config), "--settings", str(self.settings)]
+        words = ["keeper", "--config", str(self.config), "--settings", str(self.settings), *options]
         call = self.manager.command(command(*words))
         keeper = subprocess.Popen(call, pass_fds=list(self.manager.stored.values()))
         self.manager.wait_for(lambda manager: "READY=1" in manager.said[told:])
@@ -101,6 +102,16 @@ def test_settings_are_taken_anew_while_jobs_run(service: Service) -> None:
         assert {limit.name: limit.value for limit in job.limits}["pids"] == pids
     for job in (before, after):
         assert link.stop(job.job_id).end_reason is EndReason.STOPPED
+
+
+def test_the_gateway_s_user_stays_who_it_is(service: Service) -> None:
+    assert service.end(signal.SIGTERM) == 0
+    service.keeper = service.start("--gateway-user", "nobody")
+    was = schema.read(str(service.settings)).gateway_uid
+    assert was
+    assert service.upgrade().returncode == 0
+    settings = schema.read(str(service.settings))
+    assert (settings.gateway_uid, os.stat(settings.socket_path).st_uid) == (was, was)
 
 
 def test_a_wrong_file_changes_nothing(service: Service) -> None:

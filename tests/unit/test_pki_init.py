@@ -228,6 +228,12 @@ def test_wrong_options(tmp_path: Path, options: tuple[str, ...], expected: str) 
     assert not (tmp_path / "pki").exists()
 
 
+def test_choices_are_told_in_the_same_line() -> None:
+    code, _, err = run("issue", "user", "bob")
+    assert code == 2
+    assert "Missing option '--role'. Choose from: READER, WRITER; see `" in err
+
+
 @pytest.mark.parametrize(
     ("content", "mode", "expected"),
     [

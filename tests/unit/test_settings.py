@@ -112,9 +112,27 @@ def test_a_full_file_sets_every_field() -> None:
     assert codec.loads(schema.Settings, codec.dumps(settings)) == settings
 
 
+def test_what_is_none_is_written_as_the_reference_says() -> None:
+    said = load.load(
+        "state_dir: /s\nlisten: 127.0.0.1:0\npolicy: ''\nlimits: ''\n"
+        "tls: {ca: /a, cert: /b, key: /c, crl: '', revoked: '',"
+        " certificates: {max_client_life: 0, max_agent_life: 0}}\n"
+        "jobs: {max_cpu: 0, max_memory: 0, default_memory: 0, max_jobs_memory: 0, max_stdin: 0, keep_log: 0,"
+        " keep_logs: 0, keep_for: 0, cgroup_parent: ''}\n"
+        "quotas: {active_jobs: 0, jobs_memory: 0, calls_per_second: 0}\n"
+        "metrics: {listen: ''}\ntracing: {endpoint: '', ratio: 0}\n"
+    )
+    jobs, certificates = said.jobs, said.tls.certificates
+    assert (said.policy, said.limits, said.tls.crl, said.tls.revoked, jobs.cgroup_parent) == ("",) * 5
+    assert (said.metrics.listen, said.tracing.endpoint) == ("", "")
+    assert (jobs.max_cpu_millis, jobs.max_memory_bytes, jobs.keep_ms) == (0, 0, 0)
+    assert (certificates.max_client_life_ms, certificates.max_agent_life_ms) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("jobs: {keep_log: false}", "jobs.keep_log: must be text; for example 256M"),
         ("jobs: {max_cpu: 50}", "jobs.max_cpu: must be text"),
         ("jobs: {max_cpu: '50'}", "jobs.max_cpu: '50' is not a percentage of one CPU; for example 50%"),
         ("jobs: {segment_size: 1e9G}", "jobs.segment_size: '1e9G' is not a size; for example 256M"),

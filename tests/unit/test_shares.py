@@ -20,7 +20,7 @@ def test_open_standard_inputs_have_a_bound() -> None:
     shares = Shares(JobSettings(), QuotaSettings(), lambda: ((each, NO_LIMITS) for each in records))
     shares.check_stdin()
     records.append(record(stdin_open=True))
-    with pytest.raises(CapExceeded, match=f"open standard input is at its maximum of {MAX_OPEN_STDIN}"):
+    with pytest.raises(CapExceeded, match=f"open standard input may be {MAX_OPEN_STDIN} at most"):
         shares.check_stdin()
 
 

@@ -48,6 +48,8 @@ def findings(config: str | None, gateway_user: str) -> Iterator[Finding]:
     if os.geteuid() != 0:
         yield warning("user", "this is not root", "run it as root to see what an agent of root's would find")
     yield from _asked("host", _SURVEY, settings or Settings("", "", TlsSettings("", "", "")))
+    if settings and not settings.gateway_uid and os.geteuid() == 0:
+        yield warning("tls", "read as root, who may read all", "give --gateway-user, as the keeper's unit does")
     if settings:
         yield from _asked("tls", (*_CHECK, "--check-as", str(settings.gateway_uid)), settings)
 

@@ -8,6 +8,7 @@ pid, with the notification socket and the stored descriptors that the service ma
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import subprocess
@@ -105,6 +106,8 @@ def gateway(config: str) -> NoReturn:
 def upgrade(config: str, gateway_user: str, settings_path: str) -> tuple[str, str]:
     """Have the running agent execute the code that is installed now, with the settings that the file has now.
 
+    The gateway's user stays who it is, unless the file or `gateway_user` names another one.
+
     Returns:
         The version before and the one after.
 
@@ -120,7 +123,8 @@ def upgrade(config: str, gateway_user: str, settings_path: str) -> tuple[str, st
     except OSError as error:
         fix = f"a keeper that runs has it ({_START}); of one that was started by hand, give its --settings"
         raise AgentProblem(f"{settings_path}: cannot be read: {error.strerror}", fix) from None
-    _write(settings, settings_path)
+    # Who the keeper was started with: another one than the gateway's would shut that out.
+    _write(replace(settings, gateway_uid=settings.gateway_uid or _gateway_uid(before)), settings_path)
     try:
         return upgrade_in(settings.socket_path)
     except UpgradeRefused:
@@ -143,6 +147,14 @@ def upgrade_in(socket_path: str) -> tuple[str, str]:
     except OSError as error:
         problem = f"{socket_path}: the agent has not come back: {error.strerror}"
         raise AgentProblem(problem, "its log says why: journalctl -u jobworker-keeper") from None
+
+
+def _gateway_uid(settings: bytes) -> int:
+    """Of settings that another version has written, of which this one need not know all."""
+    try:
+        return int(json.loads(settings).get("gateway_uid", 0))
+    except (ValueError, AttributeError, TypeError):
+        return 0
 
 
 def _write(settings: Settings, path: str) -> None:

@@ -117,7 +117,7 @@ cli.add_command(firewall)
     "--dir", "directory", required=True, type=click.Path(file_okay=False), metavar="DIR", help="Holds it all."
 )
 @click.option(
-    "--listen", default="127.0.0.1:7443", show_default=True, metavar="HOST:PORT", help="PORT 0: a free one."
+    "--listen", default="127.0.0.1:7443", show_default=True, metavar="ADDRESS:PORT", help="PORT 0: a free one."
 )
 @click.option("--config", type=click.Path(dir_okay=False, exists=True), metavar="FILE", help="Settings, in YAML.")
 def dev(directory: str, listen: str, config: str | None) -> None:

@@ -14,7 +14,6 @@ from jobworker.settings import load
 from jobworker.settings.schema import Settings
 from jobworker.settings.sections import Nested, Parse, Table
 
-_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 # Of a line; more than any value has.
 _WIDTH = 1_000_000
 
@@ -25,7 +24,7 @@ class Effective:
 
     Attributes:
         key: as `jobs.max_cpu`.
-        value: as it would be written; None where there is none, which cannot be.
+        value: as it would be written; None where there is none.
         line: of the file, from 1 on; None for a default.
     """
 
@@ -56,13 +55,15 @@ def _section(prefix: str, table: Table, values: Any, lines: Mapping[str, int]) -
 
 
 def written(field: str, value: Any, parse: Parse) -> str | None:
-    """A value as it would be written in the file; None if it cannot be.
+    """A value as it would be written in the file; None for an empty one, and where it cannot be.
 
     Args:
         field: of the schema, whose name tells the unit.
         value: of that.
         parse: reads it.
     """
+    if value == "":
+        return None
     text = _text(field, value)
     try:
         parse(field, _reads_as(text))
@@ -97,5 +98,5 @@ def _number(field: str, value: int) -> str:
     if value and field.endswith("_millis"):
         return units.format_cpu(value)
     if field.endswith("_ms"):
-        return next(f"{value // ms}{unit}" for unit, ms in _UNITS.items() if value % ms == 0)
+        return units.format_duration(value)
     return str(value)

@@ -147,9 +147,16 @@ def _limit(name: str) -> Parse:
     return parse
 
 
-def _size_or_none(field: str, value: Any) -> int:
-    size: int = 0 if value == 0 else _limit("memory")(field, value)
-    return size
+def _or(none: str | int, parse: Parse) -> Parse:
+    """A value, or what stands for none."""
+
+    def parse_or_none(field: str, value: Any) -> Any:
+        return none if type(value) is type(none) and value == none else parse(field, value)
+
+    return parse_or_none
+
+
+_SIZE_OR_NONE = _or(0, _limit("memory"))
 
 
 def _audit_size(field: str, value: Any) -> int:
@@ -248,8 +255,8 @@ TOP: dict[str, tuple[str, Parse]] = {
     "listen": ("listen", _listen),
     "log_level": ("log_level", _one_of("info", "debug", "warning", "error")),
     "gateway_uid": ("gateway_uid", _number(0, 2**32 - 2)),
-    "policy": ("policy", partial(_path, example="/etc/jobworker/policy.yaml")),
-    "limits": ("limits", partial(_path, example="/etc/jobworker/limits.yaml")),
+    "policy": ("policy", _or("", partial(_path, example="/etc/jobworker/policy.yaml"))),
+    "limits": ("limits", _or("", partial(_path, example="/etc/jobworker/limits.yaml"))),
 }
 CERTIFICATES: dict[str, tuple[str, Parse]] = {
     "key_types": ("key_types", _some_of("rsa", "ecdsa")),
@@ -258,39 +265,39 @@ CERTIFICATES: dict[str, tuple[str, Parse]] = {
     "hashes": ("hashes", _some_of("sha256", "sha384", "sha512")),
     "client_usages": ("client_usages", _list(_usage)),
     "agent_usages": ("agent_usages", _list(_usage)),
-    "max_client_life": ("max_client_life_ms", _duration),
-    "max_agent_life": ("max_agent_life_ms", _duration),
+    "max_client_life": ("max_client_life_ms", _or(0, _duration)),
+    "max_agent_life": ("max_agent_life_ms", _or(0, _duration)),
 }
 _TLS: Table = {
     "ca": ("ca", _path),
     "cert": ("cert", _path),
     "key": ("key", _path),
     "role_oid": ("role_oid", _oid),
-    "crl": ("crl", _path),
+    "crl": ("crl", _or("", _path)),
     "stale_crl": ("stale_crl", _one_of("refuse", "allow")),
-    "revoked": ("revoked", _path),
+    "revoked": ("revoked", _or("", _path)),
     "certificates": ("certificates", sections.Nested(CERTIFICATES, CertificateSettings)),
 }
 _JOBS: dict[str, tuple[str, Parse]] = {
     "segment_size": ("segment_bytes", _segment_size),
     "default_pids": ("default_pids", _number(*PIDS_RANGE)),
-    "max_cpu": ("max_cpu_millis", _limit("cpu")),
-    "max_memory": ("max_memory_bytes", _limit("memory")),
-    "default_memory": ("default_memory_bytes", _size_or_none),
-    "max_jobs_memory": ("max_jobs_memory_bytes", _size_or_none),
+    "max_cpu": ("max_cpu_millis", _or(0, _limit("cpu"))),
+    "max_memory": ("max_memory_bytes", _SIZE_OR_NONE),
+    "default_memory": ("default_memory_bytes", _SIZE_OR_NONE),
+    "max_jobs_memory": ("max_jobs_memory_bytes", _SIZE_OR_NONE),
     "max_pids": ("max_pids", _number(*PIDS_RANGE)),
-    "max_stdin": ("max_stdin_bytes", _size_or_none),
+    "max_stdin": ("max_stdin_bytes", _SIZE_OR_NONE),
     "max_active": ("max_active", _number(1, 100_000)),
     "open_files": ("open_files", _number(64, 2**20)),
     "compress_logs": ("compress_logs", _flag),
-    "keep_log": ("keep_log", _size_or_none),
-    "keep_logs": ("keep_logs", _size_or_none),
+    "keep_log": ("keep_log", _SIZE_OR_NONE),
+    "keep_logs": ("keep_logs", _SIZE_OR_NONE),
     "keep_ended": ("keep_ended", _number(1, 1_000_000)),
-    "keep_for": ("keep_ms", _duration),
+    "keep_for": ("keep_ms", _or(0, _duration)),
     "first_uid": ("first_uid", _number(1000, 2**31 - 2)),
     "uid_count": ("uid_count", _number(1, 2**24)),
     "default_path": ("default_path", partial(_text, example="/usr/bin:/bin")),
-    "cgroup_parent": ("cgroup_parent", _cgroup),
+    "cgroup_parent": ("cgroup_parent", _or("", _cgroup)),
     "kill_wait": ("kill_wait_ms", _duration),
 }
 
@@ -300,7 +307,7 @@ _QUOTAS: dict[str, tuple[str, Parse]] = {
     "calls_per_second": ("calls_per_second", _number(0, _MOST_CALLS_PER_SECOND)),
     "calls_burst": ("calls_burst", _number(1, _MOST_CALLS_PER_SECOND)),
     "active_jobs": ("active_jobs", _number(0, 100_000)),
-    "jobs_memory": ("jobs_memory_bytes", _size_or_none),
+    "jobs_memory": ("jobs_memory_bytes", _SIZE_OR_NONE),
 }
 _ISOLATION: dict[str, tuple[str, Parse]] = {
     "default": ("default", _one_of(*PROFILES)),
@@ -309,13 +316,13 @@ _ISOLATION: dict[str, tuple[str, Parse]] = {
     "host_for": ("host_for", _list(_principals)),
 }
 _METRICS: dict[str, tuple[str, Parse]] = {
-    "listen": ("listen", _listen),
+    "listen": ("listen", _or("", _listen)),
     "plain_http": ("plain_http", _flag),
     "basic_auth_users": ("basic_auth_users", _passwords),
     "job_series": ("job_series", _number(0, MAX_JOB_SERIES)),
 }
 _TRACING: dict[str, tuple[str, Parse]] = {
-    "endpoint": ("endpoint", _collector),
+    "endpoint": ("endpoint", _or("", _collector)),
     "ratio": ("ratio_millis", _ratio),
 }
 _AUDIT: dict[str, tuple[str, Parse]] = {

@@ -173,7 +173,7 @@ class MetricsSettings:
     """Where Prometheus may scrape.
 
     Attributes:
-        listen: HOST:PORT; empty for no metrics. Over TLS with the agent's own pair, for bearers of a client
+        listen: ADDRESS:PORT; empty for no metrics. Over TLS with the agent's own pair, for bearers of a client
             certificate of its CAs, whatever their role.
         plain_http: without TLS and for anyone who reaches the port; on a loopback address only.
         basic_auth_users: names, each with a hash by bcrypt (`htpasswd -nB NAME`), who get in with their passwords
@@ -224,7 +224,7 @@ class Settings:
 
     Attributes:
         state_dir: jobs, logs and the socket between the agent's processes.
-        listen: HOST:PORT for clients.
+        listen: ADDRESS:PORT for clients.
         log_level: debug, info, warning or error.
         gateway_uid: the user that may talk to the supervisor, besides the supervisor's own.
         policy: the policy file; empty for roles alone.

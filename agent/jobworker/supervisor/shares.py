@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from jobworker.errors import CapExceeded, QuotaExceeded
+from jobworker.errors import CapExceeded, InvalidField, QuotaExceeded
 from jobworker.jobs import JobRecord
 from jobworker.limits import Limits
 from jobworker.settings.schema import JobSettings, QuotaSettings
+from jobworker.units import format_size
 
 _RETRY_SECONDS = 5
 # Each has memory of the agent's, and two places more in the service manager's store of descriptors.
@@ -39,7 +40,7 @@ class Shares:
         """
         active = tuple(self._active())
         if len(active) >= self._jobs.max_active:
-            raise CapExceeded("the number of active jobs", self._jobs.max_active, _RETRY_SECONDS)
+            raise CapExceeded("the number of active jobs (jobs.max_active)", self._jobs.max_active, _RETRY_SECONDS)
         if most := self._quotas.active_jobs:
             have = sum(record.principal == principal for record, _ in active)
             if have >= most:
@@ -58,6 +59,7 @@ class Shares:
         """Check that the principal's jobs may be limited to so many bytes of memory more.
 
         Raises:
+            InvalidField: it is more than all jobs may have together.
             CapExceeded: all jobs together would have more than they may.
             QuotaExceeded: the principal's would.
         """
@@ -66,7 +68,11 @@ class Shares:
             everyones += limits.memory_bytes or 0
             own += (limits.memory_bytes or 0) * (record.principal == principal)
         most, each = self._jobs.max_jobs_memory_bytes, self._quotas.jobs_memory_bytes
+        if most and memory > most:
+            problem = f"{format_size(memory)} is more than all jobs may have together here (jobs.max_jobs_memory)"
+            raise InvalidField("limits.memory", problem, format_size(most))
         if memory and most and everyones + memory > most:
-            raise CapExceeded("the memory, in bytes, that jobs are limited to together,", most, _RETRY_SECONDS)
+            cap = "the bytes of memory that all jobs are limited to together (jobs.max_jobs_memory)"
+            raise CapExceeded(cap, most, _RETRY_SECONDS)
         if memory and each and own + memory > each:
             raise QuotaExceeded("jobs_memory", each, own, 0)

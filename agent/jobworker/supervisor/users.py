@@ -31,7 +31,7 @@ class Users:
         for turn in range(self._turn, self._turn + self._count):
             if (uid := self._first + turn % self._count) not in self._used:
                 return uid
-        raise CapExceeded("the number of jobs that have a user id", self._count, _RETRY_SECONDS)
+        raise CapExceeded("the number of jobs that have a user id (jobs.uid_count)", self._count, _RETRY_SECONDS)
 
     def take(self, uid: int | None) -> None:
         """Use the one that was found."""
