@@ -83,7 +83,11 @@ class Agent:
         self.process.wait(DEADLINE)
         self._close_output()
 
-    def restart(self) -> None:
+    def restart(self, config: str = "") -> None:
+        """Start it again, with another configuration if there is one."""
+        if config:
+            with open(self._config, "w") as file:
+                file.write(config)
         self.process, self.addr = self._start()
 
     def close(self) -> int:

@@ -65,6 +65,15 @@ def test_killed_it_leaves_jobs_running_and_takes_them_over_again(own_agent: Agen
     assert (job["state"], job["end_reason"], job["exit_code"]) == ("ENDED", "EXITED", 6)
 
 
+def test_what_is_taken_over_gets_the_settings_of_now(own_agent: Agent) -> None:
+    job_id = own_agent.start_job("--", "sh", "-c", "sleep 1000; exit 6")
+    own_agent.kill()
+    own_agent.restart("jobs: {max_active: 1}\n")
+    refused = own_agent.cli("start", "--", "true")
+    assert b"(jobs.max_active) may be 1 at most" in refused.stderr
+    assert own_agent.query(job_id)["state"] == "RUNNING"
+
+
 def test_killed_without_jobs_it_leaves_nothing(own_agent: Agent) -> None:
     (keeper,) = [pid for pid in processes_with("keeper/__main__.py") if pid in processes_with(own_agent.directory)]
     own_agent.kill()

@@ -20,7 +20,7 @@ Run the whole agent in the foreground, with certificates made for it.
 
 Development certificates go to DIR/pki, jobs and their logs to DIR/state. Prints a line that starts with
 "ready" once it serves. Ends on Ctrl-C or SIGTERM, and stops its jobs first. If it is killed, jobs run on,
-and the next start on the same DIR takes them over.
+and the next start on the same DIR takes them over, with its own settings.
 
 As root each job has a user of its own and its cgroup's limits. An ordinary user gets what is delegated to
 that user; what can't be enforced is said at the start, and refused when a job asks for it.
