@@ -30,7 +30,8 @@ from jobworker.wire import messages
 from support.hanging import Hanging, hanging
 from support.leftovers import cgroups
 from support.link import CALLER, DEADLINE, Link
-from support.root_side import RootSide, root_side
+from support.root_side import RootSide, fresh_root_side, root_side
+from support.seized import seized
 
 pytestmark = [
     pytest.mark.root,
@@ -38,6 +39,9 @@ pytestmark = [
 ]
 
 _WAIT = 0.5
+_NOBODY = 65534
+_EXEC = '            self._begin("exec")\n'
+_HANG = f"            if b'slow' in self._command.argv: signal.pause()\n{_EXEC}"
 
 
 @pytest.fixture
@@ -189,12 +193,39 @@ def test_told_to_end_it_does_not_upgrade_first(patient: RootSide, dead: Hanging)
     assert patient.keeper.wait(DEADLINE) == 0
 
 
+def test_a_tracer_that_keeps_it_is_waited_for(side: RootSide) -> None:
+    change(side, "kernel/spawn.py", _EXEC, _HANG)
+    link = side.link()
+    before, supervisor = side.open_files(link), side.supervisor_pid()
+    seq = link.send(messages.StartJob(CALLER, JobSpec("/bin/true", ("slow",)), Idempotency("", "")))
+    side.wait_for(lambda: bool(os.listdir(os.path.join(side.state_dir, "jobs")) and cgroups(only_job(side))))
+    job_id = only_job(side)
+    with seized(process_of(job_id)):
+        with pytest.raises(JobWorkerError, match=rf"not done within {_WAIT} s"):
+            link.answer(seq)
+        # It is dead, and not to be waited for yet.
+        assert link.start("/bin/sleep", "1000").pid
+    side.wait_for(lambda: not cgroups(job_id))
+    side.wait_for(lambda: side.open_files(link) < before + 30)
+    assert side.supervisor_pid() == supervisor
+
+
+def test_below_an_init_none_that_never_came_to_its_command_is_a_job() -> None:
+    with fresh_root_side(as_user=_NOBODY) as side:
+        change(side, "supervisor/launcher.py", "_LAUNCH_WAIT = 15.0\n", "_LAUNCH_WAIT = 0.05\n")
+        change(side, "kernel/spawn.py", _EXEC, _HANG)
+        link = side.link()
+        for _ in range(20):
+            with pytest.raises(JobWorkerError, match="not done within"):
+                link.start("/bin/true", "slow")
+        assert os.listdir(os.path.join(side.state_dir, "jobs")) == []
+
+
 def test_what_is_executed_in_the_instant_of_the_kill_is_a_job(side: RootSide, tmp_path: Path) -> None:
     counted = tmp_path / "counted"
     counted.touch()
     counted.chmod(0o666)
-    begin = '            self._begin("exec")\n'
-    change(side, "kernel/spawn.py", begin, f'{begin}            __import__("time").sleep({2 * _WAIT})\n')
+    change(side, "kernel/spawn.py", _EXEC, f'{_EXEC}            __import__("time").sleep({2 * _WAIT})\n')
     # The kill is under way until it has come there.
     kill = "            self._stopping.kill()\n"
     wait = f"            while not os.path.getsize({str(counted)!r}): time.sleep(0.01)\n"

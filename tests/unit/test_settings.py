@@ -132,12 +132,12 @@ def test_what_is_none_is_written_as_the_reference_says() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("jobs: {keep_log: false}", "jobs.keep_log: must be text; for example 256M"),
+        ("jobs: {keep_log: false}", "jobs.keep_log: must be text, or 0 for none; for example 256M"),
         ("jobs: {max_cpu: 50}", "jobs.max_cpu: must be text"),
         ("jobs: {max_cpu: '50'}", "jobs.max_cpu: '50' is not a percentage of one CPU; for example 50%"),
         ("jobs: {segment_size: 1e9G}", "jobs.segment_size: '1e9G' is not a size; for example 256M"),
         ("jobs: {segment_size: 2G}", "jobs.segment_size: '2G' is larger than 1G"),
-        ("jobs: {keep_log: 100}", "jobs.keep_log: must be text; for example 256M"),
+        ("jobs: {keep_log: 100}", "jobs.keep_log: must be text, or 0 for none; for example 256M"),
         ("jobs: {segment: 1M}", "jobs.segment: is not known here; for example segment_size"),
         ("lisen: 127.0.0.1:1", "lisen: is not known here; for example listen"),
         ("listen: example.org", "listen: 'example.org' is not ADDRESS:PORT, where an IPv6 address is"),
@@ -166,7 +166,7 @@ def test_what_is_none_is_written_as_the_reference_says() -> None:
         ("quotas: {calls: 0}", "quotas.calls: 0 is not a number between 1 and 1024"),
         ("quotas: {calls_burst: 49}", "quotas.calls_burst: 49 is less than calls_per_second"),
         ("quotas: {active_jobs: 11}", "quotas.active_jobs: 11 is more than all principals may have together"),
-        ("quotas: {jobs_memory: 5}", "quotas.jobs_memory: must be text; for example 256M"),
+        ("quotas: {jobs_memory: 5}", "quotas.jobs_memory: must be text, or 0 for none; for example 256M"),
         ("quotas: {rate: 5}", "quotas.rate: is not known here; there are streams, calls, calls_per_second"),
         ("audit: {max_size: 1K}", "audit.max_size: 1K is not between 256K and 64G; for example 256K"),
         ("audit: {max_size: 5}", "audit.max_size: must be text; for example 32M"),

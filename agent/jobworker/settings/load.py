@@ -156,7 +156,14 @@ def _or(none: str | int, parse: Parse) -> Parse:
     return parse_or_none
 
 
-_SIZE_OR_NONE = _or(0, _limit("memory"))
+def _size(field: str, value: Any) -> int:
+    try:
+        return int(_limit("memory")(field, value))
+    except InvalidField as error:
+        raise InvalidField(field, f"{error.problem}, or 0 for none", error.example) from None
+
+
+_SIZE_OR_NONE = _or(0, _size)
 
 
 def _audit_size(field: str, value: Any) -> int:

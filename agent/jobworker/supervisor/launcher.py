@@ -25,6 +25,7 @@ from jobworker.settings.schema import JobSettings
 from jobworker.supervisor import stdin
 from jobworker.supervisor.guard import given
 from jobworker.supervisor.job import Job
+from jobworker.supervisor.loop import Timer
 from jobworker.supervisor.main_process import STILL_TRACED
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.stdin import Ends
@@ -298,6 +299,7 @@ class _Launch:
         self._said = b""
         self._error: JobWorkerError | None = None
         self._is_stuck = False
+        self._again: Timer | None = None
         stuck, wait = self._on_stuck, around.kill_wait
         self._stopping = Stopping(around.loop, handles.group, EndReason.STOPPED, wait, stuck)
         # For EPOLLHUP alone, which always comes: what is said before that matters only if it is late.
@@ -318,7 +320,7 @@ class _Launch:
             pass
         self._around.loop.forget(self._report_fd)
         report = spawn.read_report(self._said)
-        executed = report.pid and report.errno is None
+        executed = report.step == "exec" and report.errno is None
         # One that was killed may have come to it in the same instant.
         if executed and (self._error is None or self._has_executed(report)):
             self._conclude(report)
@@ -334,7 +336,7 @@ class _Launch:
     def _has_executed(self, report: spawn.Report) -> bool:
         try:
             return spawn.has_executed(self._command_pid(report))
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             # Its init has reaped it. No start shall be said to have failed whose command was executed.
             return True
 
@@ -406,9 +408,12 @@ class _Launch:
 
     def _on_gone(self) -> None:
         self._around.loop.forget(self._handles.pidfd)
+        # What is stuck is looked at anew, beside this.
+        if self._again:
+            self._again.cancel()
         if os.waitid(os.P_PIDFD, self._handles.pidfd, os.WEXITED | os.WNOHANG) is None:
             # Whoever traces it has not taken notice.
-            self._around.loop.call_after(STILL_TRACED, self._on_gone)
+            self._again = self._around.loop.call_after(STILL_TRACED, self._on_gone)
             return
         self._stopping.end()
         self._undo.close()

@@ -1,4 +1,4 @@
-"""What root allows: asked again here of every start, stop and update, whatever the gateway has found.
+"""What root allows: asked again here of all that changes something, whatever the gateway has found.
 
 A gateway that was taken over can say that any principal calls. So this holds it to what the policy allows to some
 principal, and to what rules without a principal deny to all.

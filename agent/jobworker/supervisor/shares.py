@@ -55,15 +55,20 @@ class Shares:
         if sum(record.stdin_open for record, _ in self._active()) >= MAX_OPEN_STDIN:
             raise CapExceeded("the number of jobs with an open standard input", MAX_OPEN_STDIN, _RETRY_SECONDS)
 
-    def check_memory(self, principal: str, memory: int) -> None:
-        """Check that the principal's jobs may be limited to so many bytes of memory more.
+    def check_memory(self, principal: str, memory: int, held: int = 0) -> None:
+        """Check that a job of the principal's may be limited to so many bytes of memory.
+
+        Args:
+            principal: whose job.
+            memory: 0 for no limit.
+            held: what it is limited to already.
 
         Raises:
             InvalidField: it is more than all jobs may have together.
             CapExceeded: all jobs together would have more than they may.
             QuotaExceeded: the principal's would.
         """
-        own = everyones = 0
+        own = everyones = -held
         for record, limits in self._active():
             everyones += limits.memory_bytes or 0
             own += (limits.memory_bytes or 0) * (record.principal == principal)

@@ -95,8 +95,8 @@ class Updates:
     def _check_memory(self, job: Job, changes: Limits, *, force: bool) -> None:
         if (memory := changes.memory_bytes) is None:
             return
-        if (more := memory - (job.limits.memory_bytes or 0)) > 0:
-            self._shares.check_memory(job.record.principal, more)
+        if memory > (held := job.limits.memory_bytes or 0):
+            self._shares.check_memory(job.record.principal, memory, held)
         used, show = job.inspect().usage.memory_bytes, BY_NAME["memory"].show
         if memory < used and memory != job.limits.memory_bytes and not force:
             advice = "with force the kernel takes back what it can, and ends processes for the rest or refuses"
