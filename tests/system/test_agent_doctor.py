@@ -180,6 +180,8 @@ def test_a_state_directory_without_a_disk_or_of_a_later_version(directory: Path)
 @pytest.mark.root
 def test_the_certificates_are_read_as_the_gateways_user(directory: Path) -> None:
     files = server_files(directory, SERVER)
+    assert told(doctor(config(directory, files))[1], "tls", "warn") == ["read as root, who may read all"]
+    assert not told(doctor(config(directory, files), "--gateway-user", "nobody")[1], "tls", "warn")
     found = failures(config(directory, files), "--gateway-user", "nobody")
     # All of them at once, and what to do.
     for name, path in (("ca", files.ca), ("key", files.key)):

@@ -185,6 +185,8 @@ def test_what_no_start_could_have(own_side: RootSide) -> None:
     other = link.start("/bin/sleep", "1000", limits=Limits(memory_bytes=200 * _MIB))
     refused(link, job, CapExceeded, "jobs are limited to together", memory_bytes=101 * _MIB, cpu_millis=500)
     assert values(update(link, job, memory_bytes=100 * _MIB))["memory"] == "100M"
+    # What it asks for is what could not be, and not what that is more.
+    refused(link, other, InvalidField, r"limits\.memory: 301M is more than all jobs may", memory_bytes=301 * _MIB)
     # What the job had before makes room for what it gets.
     assert values(update(link, other, memory_bytes=150 * _MIB))["memory"] == "150M"
     assert values(update(link, job, memory_bytes=150 * _MIB))["memory"] == "150M"

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import jobworker
 from jobworker.cli import service
-from jobworker.cli.owner_link import OwnerLink, reconnect
+from jobworker.cli.owner_link import OwnerLink, upgrade
 from jobworker.cli.service import AgentProblem
 from jobworker.errors import AgentUnavailable, InvalidField, JobWorkerError
 from jobworker.findings import by_reason
@@ -194,14 +194,7 @@ class _Supervisor:
             self.link = OwnerLink(self._path, attend=True)
         else:
             _say("taking over what an earlier run has left running")
-            self._have_it_start_anew()
-
-    def _have_it_start_anew(self) -> None:
-        """With the settings and the code of now. Raises UpgradeRefused: it goes on with what it has."""
-        with contextlib.closing(self.link) as link:
-            link.ask(messages.Upgrade())
-            link.wait_closed()
-        self.link = reconnect(self._path, attend=True)
+            self.link = upgrade(self.link, self._path, attend=True)
 
     def fileno(self) -> int:
         """Readable once it has died, or executed itself anew; negative until `reattach` has found it again."""

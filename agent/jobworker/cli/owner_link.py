@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -56,6 +57,19 @@ class OwnerLink:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def upgrade(link: OwnerLink, path: str, *, attend: bool = False) -> OwnerLink:
+    """Have the supervisor start anew with the code and settings of now; a connection in the place of this one.
+
+    Raises:
+        UpgradeRefused: it goes on with what it has.
+        OSError: it does not come back.
+    """
+    with contextlib.closing(link):
+        link.ask(messages.Upgrade())
+        link.wait_closed()
+    return reconnect(path, attend=attend)
 
 
 # A supervisor that has died or is being upgraded is back in well under a second; a slow host may take longer.

@@ -18,11 +18,11 @@ from typing import NoReturn
 
 import jobworker
 from jobworker import codec
-from jobworker.cli.owner_link import OwnerLink, reconnect
+from jobworker.cli import owner_link
+from jobworker.cli.owner_link import OwnerLink
 from jobworker.errors import InvalidField, JobWorkerError, UpgradeRefused
 from jobworker.settings import schema
 from jobworker.settings.schema import Settings
-from jobworker.wire.messages import Upgrade
 
 _KEEPER = os.path.join(os.path.dirname(jobworker.__file__), "keeper", "__main__.py")
 # Isolated: no variable and no directory of a user's decides what is imported.
@@ -141,9 +141,8 @@ def upgrade_in(socket_path: str) -> tuple[str, str]:
         problem = f"{socket_path}: no agent can be reached there: {error.strerror}"
         raise AgentProblem(problem, f"start it ({_START}), or be the user that it runs as") from None
     try:
-        old.ask(Upgrade())
-        old.wait_closed()
-        return old.welcome.version, reconnect(socket_path).welcome.version
+        with contextlib.closing(owner_link.upgrade(old, socket_path)) as new:
+            return old.welcome.version, new.welcome.version
     except OSError as error:
         problem = f"{socket_path}: the agent has not come back: {error.strerror}"
         raise AgentProblem(problem, "its log says why: journalctl -u jobworker-keeper") from None
