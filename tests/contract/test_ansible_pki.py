@@ -78,5 +78,6 @@ def test_it_makes_what_is_missing_or_due_and_says_why_it_cannot(play: Path) -> N
     for why, mistake in MISTAKES.items():
         told.append(run(play, pki_force=True, **mistake))
         assert (told[-1].returncode != 0, why in told[-1].stdout) == (True, True), told[-1].stdout
+        assert "changed=0 " in told[-1].stdout
     assert made(play) == before + 2
     assert not [done for done in told if PASSPHRASE in done.stdout + done.stderr]

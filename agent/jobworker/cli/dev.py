@@ -78,7 +78,7 @@ def _check_loopback(listen: str) -> None:
         if ipaddress.ip_address(host).is_loopback:
             return
     problem = (
-        f"{listen!r:.60} is not an address of this machine alone, and development certificates are for no other"
+        f"{listen!r:.60} is no loopback address with a port, and development certificates are for no other"
     )
     raise InvalidField("listen", problem, "127.0.0.1:7443")
 
