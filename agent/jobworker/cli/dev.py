@@ -77,9 +77,7 @@ def _check_loopback(listen: str) -> None:
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).is_loopback:
             return
-    problem = (
-        f"{listen!r:.60} is no loopback address with a port, and development certificates are for no other"
-    )
+    problem = f"{listen!r:.60} is no loopback address with a port, and development certificates are for no other"
     raise InvalidField("listen", problem, "127.0.0.1:7443")
 
 
