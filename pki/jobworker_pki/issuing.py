@@ -137,13 +137,14 @@ def _found(home: Home, store: Store, leaf: Leaf, now: datetime) -> x509.Certific
         # What another CA has signed, one before this say, is known by its serial number alone.
         fix = f"revoke it (worker-pki revoke {certificate.serial_number:x}) and issue again"
         raise PkiProblem(path, fault, fix)
+    if set(reading.names(certificate)) != set(leaf.profile.names()):
+        rename = f"have it bear others (worker-pki renew {path} --san ...), or " if leaf.folder == HOSTS else ""
+        raise PkiProblem(path, f"names {', '.join(reading.names(certificate))}", f"{rename}{_anew(path)}")
     if fault:
         # Renewed, it would say the same until another day.
         outdated = authority.untimely(certificate, now)
         renew = f"renew it (worker-pki renew {path}), or " if outdated else ""
         raise PkiProblem(path, fault, f"{renew}{_anew(path)}")
-    if set(reading.names(certificate)) != set(leaf.profile.names()):
-        raise PkiProblem(path, f"names {', '.join(reading.names(certificate))}", _anew(path))
     return certificate
 
 

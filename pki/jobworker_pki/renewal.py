@@ -1,4 +1,4 @@
-"""Renewing a certificate in place: names, role and key stay, the dates move on."""
+"""Renewing a certificate in place: role and key stay, the dates move on, and a host may be called otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from jobworker.errors import PkiProblem, Unauthenticated
 from jobworker_pki import authority, files, index, issuing, keys, profiles, reading
-from jobworker_pki.authority import CLOCK_SKEW
+from jobworker_pki.authority import CLOCK_SKEW, Pair
 from jobworker_pki.files import Store
 from jobworker_pki.home import INTERMEDIATE, ROOT, Home, ca_profile
 from jobworker_pki.profiles import Profile
@@ -35,8 +35,10 @@ class Outcome:
     made: bool
 
 
-def renew(home: Home, path: str, *, life: timedelta | None, force: bool, new_key: bool) -> Outcome:
-    """Replace a certificate in its file once two thirds of its life have passed.
+def renew(
+    home: Home, path: str, *, life: timedelta | None, force: bool, new_key: bool, names: tuple[str, ...] = ()
+) -> Outcome:
+    """Replace a certificate in its file once two thirds of its life have passed, or if it is to bear other names.
 
     The key stays, so that one rename replaces it all; it may be on another host.
 
@@ -46,9 +48,11 @@ def renew(home: Home, path: str, *, life: timedelta | None, force: bool, new_key
         life: of the new one; that of the old one if None.
         force: also before its time.
         new_key: make a key too. Between the two renames the key is a moment ahead of its certificate.
+        names: a host's names and addresses; those of the old one if empty.
 
     Raises:
-        PkiProblem: it is not this PKI's, is revoked, would gain nothing, or is to have a key that it cannot have.
+        InvalidField: one of the names is none, or not one of this PKI's.
+        PkiProblem: it is not this PKI's, is revoked, would gain nothing, or cannot have that key or those names.
     """
     now, file = datetime.now(UTC), os.path.basename(path)
     with _folder(home, path) as store:
@@ -58,10 +62,14 @@ def renew(home: Home, path: str, *, life: timedelta | None, force: bool, new_key
             _check_new_key(store.path_of(file), old)
         else:
             _check_pair(store, file, old)
-        if not force and now < due(old):
+        profile = _profile(home, store.path_of(file), old, life or _life(old), names)
+        renamed = set(profile.names()) != set(reading.names(old))
+        if not force and not renamed and now < due(old):
             return Outcome(old, due(old), made=False)
-        profile = _profile(home, store.path_of(file), old, life or _life(old))
-        fresh = _renewed(home, store, (file, old), (ca, profile), new_key=new_key)
+        signer = home.signer(ca, now) if ca == ROOT else home.issuer(now)
+        if not renamed:
+            _check_gain(home, store.path_of(file), old, profile, signer)
+        fresh = _renewed(home, store, (file, old), (signer, profile), new_key=new_key)
     return Outcome(fresh, due(fresh), made=True)
 
 
@@ -118,9 +126,10 @@ def _check_new_key(path: str, certificate: x509.Certificate) -> None:
         raise PkiProblem(path, "is not called NAME.pem, so it is unclear which file is its key", fix)
 
 
-def _profile(home: Home, path: str, old: x509.Certificate, life: timedelta) -> Profile:
-    """What the old certificate says, made anew by the rules of today."""
+def _profile(home: Home, path: str, old: x509.Certificate, life: timedelta, names: tuple[str, ...]) -> Profile:
+    """What the old certificate says, made anew by the rules of today and for the names that a host is to have."""
     if reading.is_ca(old):
+        _check_nameless(path, names)
         common_name = old.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
         return replace(ca_profile(INTERMEDIATE, home.settings, str(common_name)), life=life)
     try:
@@ -128,28 +137,40 @@ def _profile(home: Home, path: str, old: x509.Certificate, life: timedelta) -> P
     except Unauthenticated as error:
         raise PkiProblem(path, error.reason, "issue a new one") from None
     if isinstance(bearer, reading.Host):
-        return issuing.host(home, bearer.names[0], bearer.names[1:], life).profile
+        first, *more = names or bearer.names
+        return issuing.host(home, first, tuple(more), life).profile
+    _check_nameless(path, names)
     return profiles.user(bearer.name, bearer.role, bearer.trust_domain, home.settings.role_oid, life)
 
 
+def _check_nameless(path: str, names: tuple[str, ...]) -> None:
+    if names:
+        raise PkiProblem(path, "is not a host's, and so has no names of hosts", "omit --san")
+
+
+def _check_gain(home: Home, path: str, old: x509.Certificate, profile: Profile, signer: Pair) -> None:
+    """A leaf may get a shorter life than it had; a CA with one would cut short what it signs from then on."""
+    until, ends = signer.certificate.not_valid_after_utc, f"its issuer ({INTERMEDIATE}) ends"
+    fix = f"renew that first: worker-pki renew {home.store.path_of(INTERMEDIATE)}.pem"
+    if reading.is_ca(old):
+        until, ends = min(until, datetime.now(UTC) + profile.life), f"its issuer ({ROOT}) or --days ends it"
+        fix = "give more --days, or make a new PKI: worker-pki init DIR"
+    if until <= old.not_valid_after_utc:
+        raise PkiProblem(path, f"would not live longer, for {ends}", fix)
+
+
 def _renewed(
-    home: Home, store: Store, was: tuple[str, x509.Certificate], by: tuple[str, Profile], *, new_key: bool
+    home: Home, store: Store, was: tuple[str, x509.Certificate], by: tuple[Pair, Profile], *, new_key: bool
 ) -> x509.Certificate:
-    (file, old), (ca, profile) = was, by
-    now, public = datetime.now(UTC), old.public_key()
-    signer = home.signer(ca, now) if ca == ROOT else home.issuer(now)
-    if min(now + profile.life, signer.certificate.not_valid_after_utc) <= old.not_valid_after_utc:
-        renew = f"renew that first: worker-pki renew {home.store.path_of(INTERMEDIATE)}.pem"
-        fix = "give more --days, or make a new PKI: worker-pki init DIR" if ca == ROOT else renew
-        raise PkiProblem(
-            store.path_of(file), f"would not live longer, for its issuer ({ca}) or --days ends it", fix
-        )
+    (file, old), (signer, profile) = was, by
+    public = old.public_key()
     key = keys.new() if new_key else None
     if key:
         public = key.public_key()
     if not isinstance(public, rsa.RSAPublicKey):
         raise PkiProblem(store.path_of(file), "the key is not RSA", "issue a new one")
-    fresh = authority.sign(signer, profile, public, now)
+    fresh = authority.sign(signer, profile, public, datetime.now(UTC))
+    ca = ROOT if reading.is_ca(old) else INTERMEDIATE
     home.record("renew", ca, fresh, file=store.path_of(file), replaces=f"{old.serial_number:x}")
     if key:
         store.put(f"{file.removesuffix('.pem')}.key", keys.pem(key), files.KEY_MODE)

@@ -6,9 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+
+from jobworker_pki import reading
 
 ROOT = Path(__file__).parents[2]
 PLAYBOOK = ROOT / ".venv-fleet" / "bin" / "ansible-playbook"
@@ -66,7 +70,7 @@ def made(play: Path) -> int:
     return sum("serial" in json.loads(line) for line in index.read_text().splitlines())
 
 
-def test_it_makes_what_is_missing_or_due_and_says_why_it_cannot(play: Path) -> None:
+def test_it_makes_what_is_missing_due_or_otherwise_named_and_says_why_it_cannot(play: Path) -> None:
     told = [run(play), run(play), run(play, "--check", "--diff")]
     for done, changed in zip(told, (True, False, False), strict=True):
         check(done, changed=changed)
@@ -80,4 +84,11 @@ def test_it_makes_what_is_missing_or_due_and_says_why_it_cannot(play: Path) -> N
         assert (told[-1].returncode != 0, why in told[-1].stdout) == (True, True), told[-1].stdout
         assert "changed=0 " in told[-1].stdout
     assert made(play) == before + 2
+    names = ["host.example.org", "10.0.0.7"]
+    for changed in (True, False):
+        told.append(run(play, pki_names=names, pki_days=10))
+        check(told[-1], changed=changed)
+    certificate = x509.load_pem_x509_certificate((play.with_name("tls") / "server.pem").read_bytes())
+    assert reading.hosts(certificate) == tuple(names)
+    assert timedelta(days=9) < certificate.not_valid_after_utc - datetime.now(UTC) <= timedelta(days=10)
     assert not [done for done in told if PASSPHRASE in done.stdout + done.stderr]

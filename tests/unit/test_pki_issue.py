@@ -143,9 +143,9 @@ def test_run_again_it_changes_nothing(pki: Pki) -> None:
         ),
         (
             ("issue", "host", "build7.example.org"),
-            "names DNS:build7.example.org, IP:10.0.0.7; revoke it (worker-pki",
+            "names DNS:build7.example.org, IP:10.0.0.7; have it bear others (worker-pki renew",
         ),
-        ((*ISSUE_HOST, "--san", "b.example.org"), "does not name b.example.org"),
+        ((*ISSUE_HOST, "--san", "b.example.org"), "IP:10.0.0.7; have it bear others (worker-pki renew"),
         (("issue", "host", "www.example.net"), "www.example.net is not in or below example.org"),
         (("issue", "host", "notexample.org"), "notexample.org is not in or below example.org"),
         (("issue", "host", "192.168.0.1"), "192.168.0.1 is in none of the networks 10.0.0.0/8"),

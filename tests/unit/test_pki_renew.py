@@ -12,7 +12,7 @@ from cryptography import x509
 
 from jobworker.errors import PkiProblem
 from jobworker.identity import DEFAULT_ROLE_OID, Role
-from jobworker_pki import home, keys, profiles, renewal
+from jobworker_pki import home, keys, profiles, reading, renewal
 from support import certs
 from support.pki import WANTED, Pki, copied, host_profile, openssl, run, snapshot
 
@@ -73,6 +73,43 @@ def test_force_and_days(pki: Pki) -> None:
     path = host(pki, DAY)
     pki.ok("renew", path, "--force", "--days", "60")
     assert pki.certificate(*A).not_valid_after_utc - datetime.now(UTC) > 59 * DAY
+
+
+def test_a_leaf_may_get_a_shorter_life(pki: Pki) -> None:
+    path = host(pki, DAY)
+    pki.ok("renew", path, "--force", "--days", "7")
+    assert pki.certificate(*A).not_valid_after_utc - datetime.now(UTC) <= 7 * DAY
+
+
+def test_other_names_are_given_at_once_and_once(pki: Pki) -> None:
+    path = host(pki, DAY)
+    old = pki.certificate(*A)
+    call = ("renew", path, "--san", "b.example.org", "--san", "10.0.0.7")
+    assert "renewed" in pki.ok(*call)
+    new = pki.certificate(*A)
+    assert (reading.hosts(new), new.public_key()) == (("b.example.org", "10.0.0.7"), old.public_key())
+    assert "not due" in pki.ok(*call)
+    # Without names it keeps those that it has.
+    pki.ok("renew", path, "--force")
+    assert names(pki.certificate(*A)) == names(new)
+
+
+def test_other_names_need_no_longer_life(pki: Pki) -> None:
+    path = host(pki, DAY, days=3650)
+    pki.ok("renew", path, "--san", "b.example.org")
+    assert reading.hosts(pki.certificate(*A)) == ("b.example.org",)
+
+
+def test_names_are_a_hosts_and_this_pkis(pki: Pki) -> None:
+    path = host(pki, DAY)
+    before = snapshot(pki.directory)
+    assert "elsewhere.net" in pki.refused("renew", path, "--san", "elsewhere.net")
+    assert "intermediate.pem: is not a host's" in pki.refused("renew", pki.path("intermediate.pem"), "--san", "b")
+    code, _, err = pki.run("renew", path, path, "--san", "b.example.org")
+    assert (code, "--san gives names to one host" in err) == (2, True)
+    assert snapshot(pki.directory) == before
+    user = pki.leaf("users/a.pem", profiles.user("a", Role.READER, "example.org", DEFAULT_ROLE_OID, DAY), HOUR)
+    assert "is not a host's, and so has no names of hosts; omit --san" in pki.refused("renew", user, "--san", "b")
 
 
 def test_a_new_key_beside_it(pki: Pki) -> None:
