@@ -147,4 +147,4 @@ def check_range(field: str, value: int, bounds: tuple[int, int], show: Callable[
     low, high = bounds
     if not low <= value <= high:
         problem = f"{show(value)} is not between {show(low)} and {show(high)}"
-        raise InvalidField(field, problem, show(min(max(low, 100), high)))
+        raise InvalidField(field, problem, show(high if value > high else min(max(low, 100), high)))

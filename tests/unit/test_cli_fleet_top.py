@@ -81,7 +81,10 @@ def test_all_jobs_are_in_one_table(web: Web) -> None:
 
 def test_a_host_that_is_gone_is_told_and_decides_the_exit_code(web: Web) -> None:
     done = web.hosts.cli("--group", "web", *SHORT, "--format", "json")
-    assert {json.loads(line)["host"] for line in done.stdout.splitlines()} == {"web1", "web2"}
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {event["host"] for event in told if event["type"] == "use"} == {"web1", "web2"}
+    results = {event["host"]: event["status"] for event in told if event["type"] == "result"}
+    assert results == {"web1": "OK", "web2": "OK", "gone": "UNREACHABLE"}
     assert done.returncode == 3
     assert "3 hosts: 2 ok, 1 unreachable" in done.stderr
     assert "unreachable: gone" in done.stderr

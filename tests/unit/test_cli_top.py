@@ -95,6 +95,7 @@ def test_json_has_numbers_in_base_units(agent: scripted.ScriptedAgent, host: Hos
     assert job.pop("cpu_percent") > 0
     assert job.pop("io_read_bytes_per_second") > 0
     assert job == {
+        "type": "use",
         "id": IDS[1],
         "host": "build7",
         "principal": f"spiffe://example.org/user/ann{HOSTILE}",

@@ -54,6 +54,7 @@ def _size(count: float) -> str:
 def plain(use: Use) -> dict[str, Any]:
     """One job; `None` for what two looks were too few for."""
     return {
+        "type": "use",
         "id": use.job.id,
         "host": use.host,
         "principal": use.job.principal,

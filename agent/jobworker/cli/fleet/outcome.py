@@ -42,6 +42,11 @@ class Outcome:
     reason: str = ""
     detail: str = ""
 
+    def plain(self) -> dict[str, str]:
+        """As an object of JSON, the last one of the host's."""
+        told = {"status": self.status.name, "reason": self.reason, "detail": self.detail}
+        return {"host": self.host, "type": "result", **told}
+
 
 def of_error(host: str, error: JobWorkerError) -> Outcome:
     """What an error says of a host."""

@@ -113,8 +113,7 @@ class Lane:
     def result(self, outcome: Outcome) -> None:
         """Tell how it went, where that does not go without saying."""
         if self._printer.as_json:
-            told = {"status": outcome.status.name, "reason": outcome.reason, "detail": outcome.detail}
-            self._printer.event({"host": self.host, "type": "result", **told})
+            self._printer.event(outcome.plain())
         elif outcome.status in (Status.FAILED, Status.UNREACHABLE):
             self.tell(outcome.detail or outcome.reason)
 

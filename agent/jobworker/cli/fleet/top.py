@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobworker.cli import client_top
-from jobworker.cli.client_command import complain, connect_to, request_id
+from jobworker.cli import client_json, client_top
+from jobworker.cli.client_command import as_json, complain, connect_to, request_id
 from jobworker.cli.fleet import asked
 from jobworker.cli.fleet.outcome import Outcome, Status, exit_code, hosts_text, of_error, summary
 from jobworker.cli.fleet.targets import Target, some
@@ -38,6 +38,9 @@ def invoke(ctx: click.Context) -> int:
     finally:
         looks.close()
     outcomes = looks.outcomes()
+    if as_json():
+        for outcome in outcomes:
+            click.echo(client_json.line(outcome.plain()))
     if all(outcome.status is Status.OK for outcome in outcomes):
         return status
     for line in summary(outcomes):
