@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from jobworker.wire import messages
 from support.link import CALLER
-from support.root_side import RootSide
+from support.root_side import RootSide, root_side
 from support.strace import attached, needs_strace
 
 pytestmark = pytest.mark.root
@@ -56,6 +57,22 @@ def test_a_record_that_is_flushed_again_has_no_third_name(own_side: RootSide, tm
             own_side.wait_for(lambda: trace.read_text().count(f"{record.job_id}.log>)") >= times)  # noqa: B023
     assert sorted(os.listdir(directory)) == ["flushed.json", "job.json", "logs", "work"]
     assert os.stat(directory / "job.json").st_ino == os.stat(directory / "flushed.json").st_ino
+
+
+@needs_strace
+def test_a_closed_segment_is_flushed_once(tmp_path: Path) -> None:
+    with root_side(str(tmp_path / "side"), segment_bytes=1 << 16) as side:
+        link = side.link(subscribe=True)
+        record = link.start("/bin/cat", stdin_open=True)
+        trace = tmp_path / "trace"
+        with attached(side.flusher_pid(), "-y", "-e", "trace=fdatasync", "-o", str(trace)):
+            data, name = b"x" * (3 << 16), f"job_{record.job_id}"
+            for times in (1, 2, 3):
+                link.feed(record.job_id, data, offset=len(data) * (times - 1))
+                side.wait_for(lambda: f"{name}.log.{3 * times - 2}>)" in trace.read_text())  # noqa: B023
+        flushed = re.findall(rf"{name}\.(\w+\.\d+)>", trace.read_text())
+        assert sorted(flushed) == sorted(f"{kind}.{number}" for kind in ("log", "idx") for number in range(8))
+        link.stop(record.job_id, force=True)
 
 
 def test_an_agent_whose_name_is_lost_takes_another(own_side: RootSide) -> None:

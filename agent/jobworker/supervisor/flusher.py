@@ -15,10 +15,13 @@ from jobworker.supervisor import helper, retry
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.store import FLUSHED
+from jobworker.wire.compressed_segment import SUFFIX
 
 _PERIOD = 1.0
 # One write to the pipe is one line of ids, of a size that the kernel takes whole or not at all (pipe(7)).
 _IDS_AT_ONCE = 200
+# Logs whose closed segments are known to be on the disk.
+_MOST_REMEMBERED = 10_000
 # Before a name that is not a job's id.
 _AUDIT = "audit:"
 _LINKED = f"{FLUSHED}.new"
@@ -88,13 +91,15 @@ def _start_helper(jobs_fd: int) -> int:
 
 
 def _flush_until_closed() -> None:
+    # The number of the newest closed segment, by the name of the log or index that it was of.
+    flushed: dict[str, int] = {}
     with open(1, "rb", closefd=False) as lines:
         for line in lines:
             for job_id in line.decode("ascii").split():
                 if job_id.startswith(_AUDIT):
                     _flush_audit(job_id.removeprefix(_AUDIT))
                 else:
-                    _flush_job(job_id)
+                    _flush_job(job_id, flushed)
 
 
 def _flush_audit(name: str) -> None:
@@ -108,7 +113,7 @@ def _flush_audit(name: str) -> None:
             os.close(directory)
 
 
-def _flush_job(job_id: str) -> None:
+def _flush_job(job_id: str, flushed: dict[str, int]) -> None:
     # A job that is being removed, a disk that is failing: what can't be flushed is not lost by that.
     with contextlib.suppress(OSError):
         directory = os.open(job_id, _OPEN_DIR, dir_fd=0)
@@ -119,12 +124,32 @@ def _flush_job(job_id: str) -> None:
             os.close(directory)
         logs = os.open(f"{job_id}/logs", _OPEN_DIR, dir_fd=0)
         try:
-            # Those that are on the disk already cost next to nothing.
-            for name in os.listdir(logs):
-                _flush(logs, name)
+            _flush_logs(logs, flushed)
             os.fsync(logs)
         finally:
             os.close(logs)
+
+
+def _flush_logs(directory: int, flushed: dict[str, int]) -> None:
+    """Flush the open segment, and the closed ones that have not been since they were closed.
+
+    Nothing is written to them any more, but a disk with a cache of its own would be told to empty that for each.
+    """
+    closed: list[tuple[int, str]] = []
+    for name in os.listdir(directory):
+        log, _, end = name.rpartition(".")
+        if end.isdecimal():
+            closed.append((int(end), log))
+        elif not name.endswith(SUFFIX):  # whoever compresses has flushed it
+            _flush(directory, name)
+    for number, log in sorted(closed):
+        if number > flushed.get(log, -1):
+            _flush(directory, f"{log}.{number}")
+            # The one that has been longest without a new segment is forgotten first.
+            flushed.pop(log, None)
+            flushed[log] = number
+    while len(flushed) > _MOST_REMEMBERED:
+        del flushed[next(iter(flushed))]
 
 
 def _flush_record(directory: int) -> None:
@@ -148,7 +173,11 @@ def _flush_record(directory: int) -> None:
 
 
 def _flush(directory: int, name: str) -> None:
-    fd = os.open(name, _OPEN_FILE, dir_fd=directory)
+    try:
+        fd = os.open(name, _OPEN_FILE, dir_fd=directory)
+    except FileNotFoundError:
+        # Renamed or removed since it was seen, of which the flusher is told as well.
+        return
     try:
         os.fdatasync(fd)
     finally:
