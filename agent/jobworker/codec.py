@@ -14,6 +14,7 @@ import enum
 import functools
 import itertools
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -241,7 +242,13 @@ def _decode_int(plain: Any) -> Any:
 def _decode_float(plain: Any) -> Any:
     if type(plain) not in (float, int):
         raise _Misfit(f"{type(plain).__name__} instead of float")
-    return float(plain)
+    try:
+        number = float(plain)
+    except OverflowError:
+        raise _Misfit("beyond what a float holds") from None
+    if not abs(number) <= sys.float_info.max:
+        raise _Misfit("not a finite number")
+    return number
 
 
 def _decode_bytes(plain: Any) -> Any:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from jobworker.errors import PolicyDenied
+from jobworker.errors import InvalidField, PolicyDenied
 from jobworker.jobs import JobSpec
 from jobworker.policy import Policy
+from jobworker.supervisor import policies, reading
 from jobworker.wire import messages
 from support.callers import caller
 from support.link import Link
@@ -161,7 +165,7 @@ def replace_by_fifo(path: str) -> None:
     [
         (lambda path: os.chmod(path, 0o666), "can be written by others"),  # noqa: S103
         (lambda path: os.chmod(path, 0o664), "can be written by others"),
-        (lambda path: os.chown(path, 65534, 0), "is the file of the user 65534"),
+        (lambda path: os.chown(path, 65534, 0), "belongs to the user 65534, who could decide with it who may"),
         (os.unlink, "No such file"),
         (replace_by_directory, "is not a file"),
         (replace_by_fifo, "is not a file"),
@@ -177,6 +181,46 @@ def test_a_file_that_is_not_to_be_used(side: RootSide, spoil: object, said: str)
     answer = side.link().ask(messages.ReadPolicy())
     assert names(answer.policy) == ["all"]
     assert said in answer.problem
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["beside", "behind a link"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: os.chmod(path, 0o777), "can be written by others"),  # noqa: S103
+        (lambda path: os.chown(path, 65534, 0), "belongs to the user 65534"),
+    ],
+    ids=["mode", "owner"],
+)
+def test_a_directory_that_others_put_files_into(tmp_path: Path, spoil: object, said: str, linked: bool) -> None:  # noqa: FBT001 - pytest passes it by name
+    assert callable(spoil)
+    directory = tmp_path / "policies"
+    directory.mkdir()
+    policy = directory / "policy.yaml"
+    policy.write_text(SHUT)
+    path = tmp_path / "link.yaml" if linked else policy
+    if linked:
+        path.symlink_to(policy)
+    assert names(reading.read(policies.SOURCE, str(path))[0]) == ["shut"]
+    # As a directory for all to write is, where each can move his own alone.
+    os.chmod(directory, 0o1777)  # noqa: S103
+    assert names(reading.read(policies.SOURCE, str(path))[0]) == ["shut"]
+    spoil(directory)
+    with pytest.raises(InvalidField, match=f"its directory {directory} {said}, who could decide who may do what"):
+        reading.read(policies.SOURCE, str(path))
+
+
+def test_what_was_said_at_the_end_is_read_whatever_the_descriptors_number(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(SHUT)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.ExitStack() as taken:
+        for _ in range(1100):
+            taken.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        process = reading.Reading(policies.SOURCE, str(path))
+        os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOWAIT)
+        assert names(process.result()[0]) == ["shut"]
 
 
 def test_many_changes_make_one_process_at_a_time(side: RootSide) -> None:

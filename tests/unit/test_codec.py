@@ -139,6 +139,12 @@ def test_a_whole_number_serves_as_a_float() -> None:
     assert codec.loads(_Numbers, b'{"ratio":1}') == _Numbers(1.0)
 
 
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1" * 400, b"NaN", b"Infinity"])
+def test_a_float_is_finite(number: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        codec.loads(_Numbers, b'{"ratio":%s}' % number)
+
+
 def test_every_message_type_can_be_decoded() -> None:
     for cls in (*messages.REQUESTS, *messages.ANSWERS, *messages.EVENTS):
         assert codec.field_types(cls) is not None

@@ -5,13 +5,14 @@ What it is given is the open file, and what comes back is what that holds as can
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -63,6 +64,7 @@ class Reading(Generic[V, R]):
     def __init__(self, source: Source[V, R], path: str) -> None:
         self._source = source
         self._path = path
+        self._most = source.most_bytes + _MAX_SAID
         self.pipes: dict[int, bytearray] = {}
         try:
             file = self._open()
@@ -79,13 +81,19 @@ class Reading(Generic[V, R]):
         return InvalidField(self._source.name, "\n".join(lines))
 
     def _open(self) -> int:
-        """Open the file if nobody but the agent's own user can have written it.
+        """Open the file if nobody but root and the agent's own user can have written it or put it there.
 
         Raises:
             InvalidField: somebody else can.
+            OSError: it, or a directory that leads to it, can't be looked at.
         """
         fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        if problem := _mistrusted(os.fstat(fd), self._source.power):
+        try:
+            problem = _mistrusted(fd, self._path, self._source.power)
+        except OSError:
+            os.close(fd)
+            raise
+        if problem:
             os.close(fd)
             raise self._wrong(problem)
         return fd
@@ -114,15 +122,18 @@ class Reading(Generic[V, R]):
             os.close(fd)
 
     def pump(self, fd: int) -> bool:
-        """Take in what it has said; False at the end."""
+        """Take in some of what it has said; False at the end."""
         try:
-            data = os.read(fd, 65_536)
+            return self._take(fd) > 0
         except BlockingIOError:
             return True
-        said = self.pipes[fd]
+
+    def _take(self, fd: int) -> int:
+        """Take in some; how many bytes it was. Raises BlockingIOError: it has said no more."""
+        data, taken = os.read(fd, 65_536), self.pipes[fd]
         # Whatever the process has become: no more than such a file can take.
-        said += data[: max(0, self._source.most_bytes + _MAX_SAID - len(said))]
-        return bool(data)
+        taken += data[: max(0, self._most - len(taken))]
+        return len(data)
 
     def kill(self) -> None:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -133,9 +144,10 @@ class Reading(Generic[V, R]):
         Raises:
             InvalidField: nothing that could be used.
         """
-        for fd in self.pipes:
-            while self.pump(fd) and select.select([fd], [], [], 0)[0]:
-                pass
+        for fd, taken in self.pipes.items():
+            with contextlib.suppress(BlockingIOError):
+                while len(taken) < self._most and self._take(fd):
+                    pass
         ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         self._close_pipes()
         os.close(self.pidfd)
@@ -169,12 +181,31 @@ def read(source: Source[V, R], path: str) -> tuple[V, R]:
     return process.result()
 
 
-def _mistrusted(status: os.stat_result, power: str) -> str:
+def _mistrusted(fd: int, path: str, power: str) -> str:
     """Why a file is not to be read; empty if it is."""
+    status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         return "is not a file"
-    if status.st_uid not in (0, os.geteuid()):
-        return f"is the file of the user {status.st_uid}, who could decide with it {power}; chown it to root"
-    if status.st_mode & _OTHERS_WRITE:
-        return f"can be written by others, who could decide with it {power}; chmod go-w"
+    if problem := _others(status, _OTHERS_WRITE):
+        return f"{problem}, who could decide with it {power}; chown it to root, and chmod go-w"
+    # Whoever can write one of these can put another file of root's in its place, an older one say.
+    for directory in (*_above(os.path.abspath(path)), *_above(os.path.realpath(path))):
+        status = os.stat(directory)
+        # In a sticky one others can move what is theirs alone.
+        if problem := _others(status, 0 if status.st_mode & stat.S_ISVTX else _OTHERS_WRITE):
+            way = f"its directory {directory} {problem}, who could decide {power} by what they put there"
+            return f"{way}; chown it to root, and chmod go-w"
     return ""
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories that lead to a file."""
+    while path != (path := os.path.dirname(path)):
+        yield path
+
+
+def _others(status: os.stat_result, writable: int) -> str:
+    """Who else has power over a file or a directory; empty if nobody has."""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"belongs to the user {status.st_uid}"
+    return "can be written by others" if status.st_mode & writable else ""
