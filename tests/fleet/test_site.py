@@ -41,7 +41,7 @@ def test_units_are_exposed_as_little_as_promised(member: Member, unit: str, most
 def test_the_root_side_has_read_no_yaml(member: Member) -> None:
     root, pid = member.guest.root, member.main_pid(KEEPER)
     command = root.check_output(f"tr '\\0' ' ' < /proc/{pid}/cmdline")
-    assert command.split()[1:4] == ["-I", "-S", "-E"]
+    assert command.split()[1:6] == ["-I", "-S", "-E", "-X", "utf8"]
     for each in (pid, member.supervisor()):
         assert "yaml" not in root.check_output(f"cat /proc/{each}/maps")
 

@@ -71,8 +71,10 @@ def test_who_goes_with_requests_in_flight_is_gone(side: RootSide) -> None:
 
 
 def test_the_agent_does_not_end_with_a_gateway_that_attended(side: RootSide) -> None:
-    with pytest.raises(PermissionDenied, match="attend"):
-        side.link(attend=True)
+    link = side.link()
+    with pytest.raises(PermissionDenied, match="Control"):
+        link.ask(messages.Control(attend=True))
+    link.close()
     side.link().ask(messages.Measure())
 
 

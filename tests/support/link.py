@@ -24,13 +24,13 @@ DEADLINE = 60
 class Link:
     """A connection to a supervisor, as the gateway has one, but blocking."""
 
-    def __init__(self, path: str, *, subscribe: bool = False, attend: bool = False) -> None:
+    def __init__(self, path: str, *, subscribe: bool = False) -> None:
         self.sock = sockets.connect(path)
         self._seq = 0
         self.events: deque[Any] = deque()
         self._ended: dict[str, JobRecord] = {}
         try:
-            self.welcome = self.ask(messages.Hello(messages.PROTOCOL, subscribe, attend))
+            self.welcome = self.ask(messages.Hello(messages.PROTOCOL, subscribe))
         except (JobWorkerError, OSError):
             self.sock.close()
             raise

@@ -130,8 +130,8 @@ class RootSide:
         writing = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 2000)
         os.close(low)
         program = os.path.join(self.package, "keeper", "__main__.py")
-        command = [*self._wrapper, self._python, "-I", "-S", "-E", program, "--settings", self._settings_path]
-        command += ["--ready-fd", str(writing)]
+        command = [*self._wrapper, self._python, "-I", "-S", "-E", "-X", "utf8", program]
+        command += ["--settings", self._settings_path, "--ready-fd", str(writing)]
         keep = [writing]
         if self._manager:
             command = self._manager.command(command)

@@ -37,6 +37,8 @@ def make_version(version: str, python: str, directory: Path, *, says: str = "") 
     project.write_text(project.read_text().replace('version = "0.1.0"', f'version = "{version}"', 1))
     init = source / "agent/jobworker/__init__.py"
     init.write_text(init.read_text().replace('"0.1.0"', f'"{says or version}"'))
+    spoken = source / "agent/jobworker/wire/messages.py"
+    spoken.write_text(spoken.read_text().replace("\nPROTOCOL = ", "\nPROTOCOL = 1000 + "))
     # Units change from version to version.
     for unit in (source / "systemd").glob("*.service"):
         unit.write_text(f"# {version}\n{unit.read_text()}")

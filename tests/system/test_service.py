@@ -83,8 +83,8 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 def test_the_process_that_was_started_becomes_the_keeper(service: Service) -> None:
     arguments = Path(f"/proc/{service.keeper.pid}/cmdline").read_bytes().split(b"\0")
-    assert arguments[1:4] == [b"-I", b"-S", b"-E"]
-    assert arguments[4].endswith(b"/keeper/__main__.py")
+    assert arguments[1:6] == [b"-I", b"-S", b"-E", b"-X", b"utf8"]
+    assert arguments[6].endswith(b"/keeper/__main__.py")
     maps = Path(f"/proc/{service.keeper.pid}/maps").read_text()
     assert "yaml" not in maps
     assert schema.read(str(service.settings)).jobs.default_pids == 100
@@ -122,6 +122,15 @@ def test_a_wrong_file_changes_nothing(service: Service) -> None:
     assert "jobs.default_pids" in refused.stderr
     assert service.settings.read_bytes() == was
     assert service.link().welcome
+
+
+def test_without_an_agent_nothing_changes(service: Service) -> None:
+    assert service.end(signal.SIGTERM) == 0
+    was = service.settings.read_bytes()
+    service.write(pids=200)
+    refused = service.upgrade()
+    assert (refused.returncode, "no agent can be reached there" in refused.stderr) == (1, True)
+    assert service.settings.read_bytes() == was
 
 
 def test_a_stop_ends_jobs_and_a_restart_does_not(service: Service) -> None:

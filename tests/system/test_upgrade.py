@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.errors import UpgradeRefused
+from jobworker.cli import service
+from jobworker.cli.owner_link import OwnerLink
+from jobworker.errors import AgentUnavailable, ProtocolError, UpgradeRefused
 from jobworker.jobs import EndReason
 from jobworker.sandbox import Applied
 from jobworker.wire import messages
@@ -67,6 +70,32 @@ def test_from_one_version_to_the_next_and_back(own_side: RootSide) -> None:
         lines = link.read_log(ended).decode().splitlines()
         assert lines == [str(i) for i in range(len(lines))]
         assert lines
+
+
+def test_a_version_that_speaks_otherwise_is_taken_over_from(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/sleep", "1000")
+    path = Path(own_side.package) / "wire" / "messages.py"
+    ours = path.read_text()
+    path.write_text(ours.replace(f"PROTOCOL = {messages.PROTOCOL}\n", "PROTOCOL = 999\n"))
+    set_version(own_side, "0.0.1")
+    link.ask(messages.Upgrade())
+    link.drain()
+    own_side.wait_for(lambda: running_version(own_side) == "0.0.1")
+    with pytest.raises(ProtocolError, match="999 is understood"):
+        own_side.link()
+    path.write_text(ours)
+    set_version(own_side, "0.0.2")
+    assert service.upgrade_in(own_side.settings.socket_path) == ("0.0.1", "0.0.2")
+    assert own_side.link().stop(record.job_id).end_reason is EndReason.STOPPED
+
+
+def running_version(side: RootSide) -> str:
+    try:
+        with contextlib.closing(OwnerLink(side.settings.socket_path)) as link:
+            return link.version
+    except (OSError, AgentUnavailable):
+        return ""
 
 
 def test_told_to_end_in_the_middle_of_it_the_agent_ends(own_side: RootSide) -> None:

@@ -11,8 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import jobworker
-from jobworker import codec
+from jobworker import codec, root_side
 from jobworker.cli import service
 from jobworker.errors import JobWorkerError
 from jobworker.findings import Finding, Findings, failure, warning
@@ -20,8 +19,7 @@ from jobworker.settings.schema import Settings, TlsSettings
 
 CONFIG = "/etc/jobworker/agent.yaml"
 
-_SUPERVISOR = os.path.join(os.path.dirname(jobworker.__file__), "supervisor", "__main__.py")
-_SURVEY = (sys.executable, "-I", "-S", "-E", _SUPERVISOR, "--survey", "yes")
+_SURVEY = tuple(root_side.supervisor("--survey", "yes"))
 _CHECK = (sys.executable, "-I", "-m", "jobworker.gateway")
 _PATIENCE = 60
 

@@ -16,12 +16,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import jobworker
+from jobworker import root_side
 from jobworker.cli import service
-from jobworker.cli.owner_link import OwnerLink, upgrade
+from jobworker.cli.owner_link import OwnerLink, next_of
 from jobworker.cli.service import AgentProblem
 from jobworker.errors import AgentUnavailable, InvalidField, JobWorkerError
 from jobworker.findings import by_reason
@@ -32,9 +32,7 @@ from jobworker.wire import messages
 from jobworker.wire.host import HostInfo
 from jobworker_pki import dev as dev_pki
 
-_PACKAGE = os.path.dirname(jobworker.__file__)
-_ROOT_SIDE = ("-I", "-S", "-E", os.path.join(_PACKAGE, "keeper", "__main__.py"))
-_GATEWAY = ("-m", "jobworker.gateway")
+_GATEWAY = (sys.executable, "-m", "jobworker.gateway")
 # What a process may take to come up on a slow machine, or to end once it was told to, in seconds.
 _PATIENCE = 60
 _LOOK_AGAIN = 0.02
@@ -59,7 +57,7 @@ def run(directory: str, listen: str, config: str | None) -> int:
     with _signals() as wakeup, contextlib.ExitStack() as last, contextlib.ExitStack() as first:
         supervisor = _Supervisor(settings, settings_path)
         first.callback(supervisor.end)
-        _explain(supervisor.link.welcome.host)
+        _explain(supervisor.host())
         gateway = _Gateway(directory, settings, settings_path)
         last.callback(gateway.end)
         # The one line on standard output, for whoever waits for it.
@@ -138,7 +136,7 @@ def _lock(path: str, *, wait: bool = False) -> int | None:
 
 
 def _start(
-    arguments: tuple[str, ...], part: str, *, stdin: int = subprocess.DEVNULL, keep_fds: tuple[int, ...] = ()
+    command: Sequence[str], part: str, *, stdin: int = subprocess.DEVNULL, keep_fds: tuple[int, ...] = ()
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start a part of the agent; the process, and the line that it says when it is ready.
 
@@ -148,7 +146,7 @@ def _start(
     reading, writing = os.pipe2(os.O_CLOEXEC)
     with open(reading, "rb") as ready:
         process = subprocess.Popen(
-            (sys.executable, *arguments, "--ready-fd", str(writing)),
+            (*command, "--ready-fd", str(writing)),
             stdin=stdin,
             pass_fds=(writing, *keep_fds),
             start_new_session=True,
@@ -188,11 +186,12 @@ class _Supervisor:
         try:
             self.link = OwnerLink(self._path, attend=True)
         except OSError:
-            self._keeper, _ = _start((*_ROOT_SIDE, "--settings", settings_path), "supervisor")
+            self._keeper, _ = _start(root_side.keeper("--settings", settings_path), "supervisor")
             self.link = OwnerLink(self._path, attend=True)
         else:
             _say("taking over what an earlier run has left running")
-            self.link = upgrade(self.link, self._path, attend=True)
+            self.link.ask(messages.Upgrade())
+            self.link = next_of(self.link, self._path, attend=True)
 
     def fileno(self) -> int:
         """Readable once it has died, or executed itself anew; negative until `reattach` has found it again."""
@@ -201,6 +200,10 @@ class _Supervisor:
     @property
     def is_away(self) -> bool:
         return self.fileno() < 0
+
+    def host(self) -> HostInfo:
+        welcome: messages.Welcome = self.link.ask(messages.Hello(messages.PROTOCOL, subscribe=False))
+        return welcome.host
 
     def reattach(self) -> None:
         """Look whether it serves again.

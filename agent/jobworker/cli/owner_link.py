@@ -11,11 +11,14 @@ from jobworker.wire import frames, messages, sockets
 
 
 class OwnerLink:
-    """Blocking, one request at a time.
+    """Blocking, one request at a time; the supervisor may be of another version.
 
     Args:
         path: of the supervisor's socket.
-        attend: the supervisor stays for as long as this connection does, see `Hello`.
+        attend: the supervisor stays for as long as this connection does, see `Control`.
+
+    Attributes:
+        version: of the supervisor's program.
 
     Raises:
         OSError: nobody listens there, or not for this user.
@@ -25,9 +28,8 @@ class OwnerLink:
     def __init__(self, path: str, *, attend: bool = False) -> None:
         self._sock = sockets.connect(path)
         self._sock.setblocking(True)
-        hello = messages.Hello(messages.PROTOCOL, subscribe=False, attend=attend)
         try:
-            self.welcome: messages.Welcome = self.ask(hello)
+            self.version: str = self.ask(messages.Control(attend)).version
         except (OSError, JobWorkerError):
             self._sock.close()
             raise
@@ -38,8 +40,11 @@ class OwnerLink:
         Raises:
             JobWorkerError: what the supervisor answered, or that it is gone.
         """
-        sockets.send(self._sock, frames.encode(request, 1))
-        frame = frames.receive(self._sock, messages.ANSWERS)
+        try:
+            sockets.send(self._sock, frames.encode(request, 1))
+            frame = frames.receive(self._sock, messages.ANSWERS)
+        except ConnectionError:
+            frame = None
         if frame is None:
             raise AgentUnavailable("the supervisor has closed the connection")
         frame.fds.close()
@@ -59,31 +64,20 @@ class OwnerLink:
         self._sock.close()
 
 
-def upgrade(link: OwnerLink, path: str, *, attend: bool = False) -> OwnerLink:
-    """Have the supervisor start anew with the code and settings of now; a connection in the place of this one.
-
-    Raises:
-        UpgradeRefused: it goes on with what it has.
-        OSError: it does not come back.
-    """
-    with contextlib.closing(link):
-        link.ask(messages.Upgrade())
-        link.wait_closed()
-    return reconnect(path, attend=attend)
-
-
 # A supervisor that has died or is being upgraded is back in well under a second; a slow host may take longer.
 _PATIENCE = 30.0
 _PAUSE = 0.02
 
 
-def reconnect(path: str, *, attend: bool = False) -> OwnerLink:
-    """A connection to the supervisor that comes after one that has gone.
+def next_of(link: OwnerLink, path: str, *, attend: bool = False) -> OwnerLink:
+    """A connection to the supervisor that comes after one that has said it will go; in the place of that one's.
 
     Raises:
         OSError: none has come for a long time.
         JobWorkerError: it does not want us.
     """
+    with contextlib.closing(link):
+        link.wait_closed()
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:

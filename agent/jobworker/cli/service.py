@@ -16,15 +16,14 @@ import sys
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-import jobworker
-from jobworker import codec
+from jobworker import codec, root_side
 from jobworker.cli import owner_link
 from jobworker.cli.owner_link import OwnerLink
-from jobworker.errors import InvalidField, JobWorkerError, UpgradeRefused
+from jobworker.errors import InvalidField, JobWorkerError
 from jobworker.settings import schema
 from jobworker.settings.schema import Settings
+from jobworker.wire import messages
 
-_KEEPER = os.path.join(os.path.dirname(jobworker.__file__), "keeper", "__main__.py")
 # Isolated: no variable and no directory of a user's decides what is imported.
 _PYTHON = (sys.executable, "-I")
 _PATIENCE = 60
@@ -83,7 +82,7 @@ def keeper(config: str, gateway_user: str, settings_path: str) -> NoReturn:
         OSError: the configuration cannot be read.
     """
     _write(with_user(canonical(config), gateway_user), settings_path)
-    command = [sys.executable, "-I", "-S", "-E", _KEEPER, "--settings", settings_path]
+    command = root_side.keeper("--settings", settings_path)
     os.execv(command[0], command)
 
 
@@ -123,26 +122,38 @@ def upgrade(config: str, gateway_user: str, settings_path: str) -> tuple[str, st
     except OSError as error:
         fix = f"a keeper that runs has it ({_START}); of one that was started by hand, give its --settings"
         raise AgentProblem(f"{settings_path}: cannot be read: {error.strerror}", fix) from None
-    # Who the keeper was started with: another one than the gateway's would shut that out.
-    _write(replace(settings, gateway_uid=settings.gateway_uid or _gateway_uid(before)), settings_path)
-    try:
-        return upgrade_in(settings.socket_path)
-    except UpgradeRefused:
-        # The next start is to find what the running version can read.
-        _put_back(settings_path, before)
-        raise
+    with contextlib.closing(_reached(settings.socket_path)) as old:
+        # Who the keeper was started with: another one than the gateway's would shut that out.
+        _write(replace(settings, gateway_uid=settings.gateway_uid or _gateway_uid(before)), settings_path)
+        try:
+            old.ask(messages.Upgrade())
+        except JobWorkerError:
+            # The next start is to find what the running version can read.
+            _put_back(settings_path, before)
+            raise
+        return _upgraded(old, settings.socket_path)
 
 
 def upgrade_in(socket_path: str) -> tuple[str, str]:
     """The same with the settings as they are, for the agent behind this socket."""
+    with contextlib.closing(_reached(socket_path)) as old:
+        old.ask(messages.Upgrade())
+        return _upgraded(old, socket_path)
+
+
+def _reached(socket_path: str) -> OwnerLink:
     try:
-        old = OwnerLink(socket_path)
+        return OwnerLink(socket_path)
     except OSError as error:
         problem = f"{socket_path}: no agent can be reached there: {error.strerror}"
         raise AgentProblem(problem, f"start it ({_START}), or be the user that it runs as") from None
+
+
+def _upgraded(old: OwnerLink, socket_path: str) -> tuple[str, str]:
+    """The versions before and after, once the one after is there."""
     try:
-        with contextlib.closing(owner_link.upgrade(old, socket_path)) as new:
-            return old.welcome.version, new.welcome.version
+        with contextlib.closing(owner_link.next_of(old, socket_path)) as new:
+            return old.version, new.version
     except OSError as error:
         problem = f"{socket_path}: the agent has not come back: {error.strerror}"
         raise AgentProblem(problem, "its log says why: journalctl -u jobworker-keeper") from None

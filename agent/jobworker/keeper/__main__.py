@@ -1,4 +1,8 @@
-"""The keeper's program: `python -I -S -E … --settings FILE [--ready-fd N | --resume-fd N | --check FORMAT]`."""
+"""The keeper's program: `--settings FILE [--ready-fd N] [--subreaper yes | --resume-fd N]`.
+
+With `--subreaper yes` the process has prepared itself; with `--resume-fd N` it goes on with what an earlier
+program held. With `--check FORMAT` it tells by its exit status whether it would understand that.
+"""
 
 import os
 import sys
@@ -6,6 +10,7 @@ import sys
 # -I and -S leave the package out of the path; at its end, nothing there can stand in for the standard library.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from jobworker import root_side
 from jobworker.keeper.keeper import Keeper
 from jobworker.wire import handover, stderr
 
@@ -26,17 +31,14 @@ def prepare(command: list[str]) -> None:
 
 def main(arguments: list[str]) -> int:
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    python = (sys.executable, "-I", "-S", "-E")
-    own = os.path.abspath(__file__)
     if "--check" in options:
         return 0 if int(options["--check"]) in handover.READABLE else 1
     if not options.keys() & {"--resume-fd", "--subreaper"}:
-        prepare([*python, own, *arguments, "--subreaper", "yes"])
+        prepare(root_side.keeper(*arguments, "--subreaper", "yes"))
     stderr.replace()
-    supervisor = os.path.join(os.path.dirname(os.path.dirname(own)), "supervisor", "__main__.py")
     settings = ("--settings", options["--settings"])
     ready_fd = int(options["--ready-fd"]) if "--ready-fd" in options else None
-    keeper = Keeper((*python, own, *settings), (*python, supervisor, *settings), ready_fd)
+    keeper = Keeper(tuple(root_side.keeper(*settings)), tuple(root_side.supervisor(*settings)), ready_fd)
     with open("/proc/self/comm", "w", encoding="ascii") as file:
         file.write("jw-keeper")
     if "--resume-fd" in options:

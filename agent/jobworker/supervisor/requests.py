@@ -132,7 +132,7 @@ class Requests:
         permitted, handler = _TABLE[type(request)]
         if not permitted & connection.peers:
             raise PermissionDenied(name, " or ".join(peer.value for peer in permitted), "another user's id")
-        if not connection.greeted and not isinstance(request, messages.Hello):
+        if not connection.greeted and not isinstance(request, messages.Hello | messages.Control):
             raise ProtocolError(f"{name} before Hello")
         if isinstance(request, _MAY_WAIT):
             with self._waits(request, reply) as counted:
@@ -143,16 +143,18 @@ class Requests:
     def hello(self, connection: Connection, request: messages.Hello, reply: Reply) -> None:
         if request.protocol != messages.PROTOCOL:
             raise ProtocolError(f"version {request.protocol} is spoken, {messages.PROTOCOL} is understood")
-        if request.attend and Peer.OWNER not in connection.peers:
-            raise PermissionDenied("Hello(attend)", Peer.OWNER.value, "another user's id")
         connection.greeted = True
-        connection.attending = request.attend
         host, epoch = self._registry.starts.host_info(), self._registry.revisions.epoch
         policy, level = self._news.policy(), self._log.level
         reply(messages.Welcome(messages.PROTOCOL, host, jobworker.__version__, policy, epoch, level), ())
         if request.subscribe:
             records = sorted(self._registry.records(), key=lambda record: record.revision)
             connection.subscribe([record.job_id for record in records], whole=self._registry.is_whole)
+
+    def control(self, connection: Connection, request: messages.Control, reply: Reply) -> None:
+        connection.greeted = True
+        connection.attending = request.attend
+        reply(messages.Running(jobworker.__version__), ())
 
     def start_job(self, _: Connection, request: messages.StartJob, reply: Reply) -> None:
         def started(outcome: Outcome) -> None:
@@ -316,6 +318,7 @@ _OWNER = frozenset({Peer.OWNER})
 # Every request there is: who may make it, and what answers it. What is not here is refused.
 _TABLE: dict[type[Any], tuple[frozenset[Peer], Handler]] = {
     messages.Hello: (_GATEWAY | _OWNER, Requests.hello),
+    messages.Control: (_OWNER, Requests.control),
     messages.StartJob: (_GATEWAY, Requests.start_job),
     messages.StopJob: (_GATEWAY, Requests.stop_job),
     messages.SignalJob: (_GATEWAY, Requests.signal_job),

@@ -6,10 +6,10 @@ import gc
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 
 import jobworker
+from jobworker import root_side
 from jobworker.kernel import spawn, syscalls
 from jobworker.kernel.cgroup import detect
 from jobworker.kernel.cgroup.base import Hierarchy
@@ -216,7 +216,10 @@ class Supervisor:
         self._tally.save()
         held = {job_id: job.held() for job_id, job in self._registry.running.items()}
         try:
-            handover.execute(upgrade.keeper_command(self._settings_path), handover.State(0, -1, held))
+            handover.execute(
+                root_side.keeper("--settings", self._settings_path, "--subreaper", "yes"),
+                handover.State(0, -1, held),
+            )
         except OSError as error:
             problem = "no new job is taken, and if this process died too, those that run would be lost"
             self._log.error(f"could not become a keeper: {problem}", error=str(error))
@@ -257,7 +260,8 @@ class Supervisor:
             options += ["--audit-lost", lost]
             if self._parked:
                 options += ["--parked", "yes"]
-            os.execv(sys.executable, [*upgrade.command(self._settings_path), *options])
+            command = root_side.supervisor("--settings", self._settings_path, *options)
+            os.execv(command[0], command)
 
         upgrade.Proof(self._loop, self._settings_path, proven)
 

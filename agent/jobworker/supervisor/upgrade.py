@@ -10,26 +10,13 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 from collections.abc import Callable
 
+from jobworker import root_side
 from jobworker.supervisor.loop import Loop
 
 # Of a slow machine under load, too: nothing waits for the proof but who has asked for the upgrade.
 _PATIENCE = 100.0
-
-
-def command(settings_path: str) -> list[str]:
-    """The command line of this program, as it is on disk now."""
-    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-    return [sys.executable, "-I", "-S", "-E", program, "--settings", settings_path]
-
-
-def keeper_command(settings_path: str) -> list[str]:
-    """The command line of the keeper's program, for a process that is to become one."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    program = os.path.join(package, "keeper", "__main__.py")
-    return [sys.executable, "-I", "-S", "-E", program, "--settings", settings_path, "--subreaper", "yes"]
 
 
 class Proof:
@@ -44,7 +31,7 @@ class Proof:
         self._done = done
         self._said = b""
         try:
-            self._start([*command(settings_path), "--check", "yes"])
+            self._start(root_side.supervisor("--settings", settings_path, "--check", "yes"))
         except OSError as error:
             done(str(error))
 

@@ -17,8 +17,9 @@ from jobworker.wire.callers import Caller, CallReport
 from jobworker.wire.host import HostInfo
 from jobworker.wire.measures import Life, Totals
 
-# Raised whenever a message changes; both sides refuse a peer of another version.
-PROTOCOL = 9
+# Raised whenever a message changes; both sides refuse a peer of another version. `Control`, `Upgrade`, `Shutdown`,
+# `Running`, `Done` and `Failed` stay as they are: with them a version that was installed takes over from another.
+PROTOCOL = 10
 # The supervisor writes so many lines without letting a job's output wait.
 MAX_REPORTS = 64
 
@@ -32,15 +33,22 @@ class Hello:
 
     To a subscriber every job is reported once by `JobChanged`, then `Synced`, then what changes: all of it in the
     order of revisions.
+    """
+
+    protocol: int
+    subscribe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The first message of a connection of the owner's, whatever the version of either side. Answer: `Running`.
 
     Attributes:
         attend: this connection is what the supervisor stays for: once the last such one has closed and no job
             is active any more, the supervisor ends. Nobody attends to a supervisor that is a system service.
     """
 
-    protocol: int
-    subscribe: bool
-    attend: bool = False
+    attend: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +264,13 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """The version of the supervisor's program."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobReply:
     record: JobRecord
 
@@ -391,6 +406,7 @@ class DrainChanged:
 
 REQUESTS: tuple[type[Any], ...] = (
     Hello,
+    Control,
     StartJob,
     StopJob,
     SignalJob,
@@ -411,6 +427,7 @@ REQUESTS: tuple[type[Any], ...] = (
 )
 ANSWERS: tuple[type[Any], ...] = (
     Welcome,
+    Running,
     JobReply,
     StartPlanned,
     StdinTaken,

@@ -233,7 +233,7 @@ class Campaign:
         self._reach_supervisor()
 
     def _reach_supervisor(self) -> None:
-        OwnerLink(os.path.join(self._agent.state_dir, "supervisor.sock"), attend=False).close()
+        OwnerLink(os.path.join(self._agent.state_dir, "supervisor.sock")).close()
 
     def _reach_gateway(self) -> None:
         host, _, port = self._agent.addr.rpartition(":")
