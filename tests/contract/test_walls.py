@@ -71,6 +71,7 @@ def test_the_keeper_has_loaded_next_to_nothing() -> None:
         "jobworker.wire",
         "jobworker.wire.keeping",
         "jobworker.wire.sockets",
+        "jobworker.root_side",
         "jobworker.wire.stderr",
     }
     assert not modules & {"dataclasses", "json", "typing", "inspect", "ctypes"}
