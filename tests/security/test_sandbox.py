@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from jobworker.wire import messages
 from support.callers import caller
 from support.leftovers import cgroups
 from support.link import Link
-from support.root_side import RootSide, root_side
+from support.root_side import RootSide, fresh_root_side, root_side
 from support.scripts import PYTHON, python, run, shell
 from support.waiting import until
 
@@ -82,6 +83,29 @@ def test_what_it_puts_there_counts_as_its_memory(link: Link, sandbox: str, place
 
 
 @CONFINED
+def test_no_link_leads_what_stays_writable_elsewhere(sandbox: str) -> None:
+    # In /tmp nothing of the host's is seen.
+    with tempfile.TemporaryDirectory(dir="/srv") as directory, tempfile.NamedTemporaryFile() as hidden:
+        place = Path(directory)
+        (place / "b" / "a" / "cache").mkdir(parents=True)
+        (place / "other" / "cache").mkdir(parents=True)
+        for open_to_all in (place, *place.rglob("*")):
+            os.chmod(open_to_all, 0o777)  # noqa: S103
+        (place / "shared").symlink_to("/tmp")  # noqa: S108
+        writable = (f"{place}/b", f"{place}/b/a/cache", f"{place}/shared")
+        with fresh_root_side(isolation=IsolationSettings(writable=writable)) as side:
+            link = side.link(subscribe=True)
+            turn = f"cd {place}/b; echo 1 > a/cache/x && rm -r a && ln -s {place}/other a && echo turned"
+            assert shell(link, turn, sandbox) == "turned\n"
+            look = f"touch {place}/b/y && echo writable; touch {place}/b/a/cache/x; ls {hidden.name}"
+            said = shell(link, f"({look}) 2>&1", sandbox)
+        assert "writable\n" in said
+        assert "Read-only file system" in said
+        assert f"cannot access '{hidden.name}'" in said
+        assert not list((place / "other" / "cache").iterdir())
+
+
+@CONFINED
 def test_a_device_in_its_directory_is_none(link: Link, sandbox: str) -> None:
     job = link.start(
         "/bin/sh", "-c", "until read go < gate; do sleep 0.01; done 2>/dev/null; head -c 8 zero", sandbox=sandbox
@@ -118,7 +142,7 @@ import ctypes, errno, socket
 libc = ctypes.CDLL(None, use_errno=True)
 def told(name, result):
     print(name, "worked" if result >= 0 else errno.errorcode[ctypes.get_errno()])
-for flag in (0x20000, 0x10000000, 0x40000000, 0x20000000):
+for flag in (0x80, 0x20000, 0x10000000, 0x40000000, 0x20000000):
     told(f"unshare {flag:#x}", libc.unshare(flag))
 told("mount", libc.mount(b"none", b"/tmp", b"tmpfs", 0, None))
 told("umount", libc.umount2(b"/proc", 2))
@@ -150,7 +174,30 @@ def test_system_calls_that_reach_into_the_host(link: Link, sandbox: str) -> None
     assert {answers.pop(f"socket {family}") for family in (17, 38, 40)} == {"EAFNOSUPPORT"}
     assert answers.pop("ptrace of init") in ("EPERM", "ESRCH")
     assert set(answers.values()) == {"EPERM"}
-    assert len(answers) == 17
+    assert len(answers) == 18
+
+
+# push rbx; mov eax, socketcall; mov ebx, SYS_SOCKET; mov ecx, arguments; int 0x80; pop rbx; ret
+_SOCKETCALL = """
+import ctypes, struct, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+page = libc.mmap(None, 4096, 7, 0x62, -1, 0)
+code = b"\\x53\\xb8\\x66\\0\\0\\0\\xbb\\1\\0\\0\\0\\xb9" + struct.pack("<I", page + 64) + b"\\xcd\\x80\\x5b\\xc3"
+ctypes.memmove(page, code, len(code))
+for family in (1, 2, 38, 40):
+    ctypes.memmove(page + 64, struct.pack("<III", family, 1, 0), 12)
+    print(ctypes.CFUNCTYPE(ctypes.c_int)(page)())
+"""
+
+
+@CONFINED
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the code is that of x86-64")
+def test_a_32_bit_program_gets_no_socket_rather_than_any(link: Link, sandbox: str) -> None:
+    bare = subprocess.run([*PYTHON, _SOCKETCALL], capture_output=True, text=True, check=False)
+    if bare.returncode or bare.stdout.startswith("-"):
+        pytest.skip("this kernel runs no 32-bit programs")
+    assert python(link, _SOCKETCALL, sandbox) == f"{-errno.EAFNOSUPPORT}\n" * 4
 
 
 @CONFINED

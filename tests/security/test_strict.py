@@ -17,7 +17,7 @@ from jobworker.jobs import EndReason
 from jobworker.kernel import landlock
 from support.leftovers import cgroups
 from support.link import Link
-from support.root_side import RootSide
+from support.root_side import RootSide, fresh_root_side
 from support.scripts import PYTHON, python, run, shell
 
 pytestmark = pytest.mark.root
@@ -86,6 +86,15 @@ def test_what_cannot_be_executed_leaves_nothing(link: Link, side: RootSide, sand
     assert side.open_files(link) <= before
     left = [name for path in cgroups(instance) for name in os.listdir(path) if name.count("-") == 3]
     assert [name for name in left if name not in os.listdir(f"{side.state_dir}/jobs")] == []
+
+
+def test_in_strict_not_even_root_s_job_sees_what_its_init_knows() -> None:
+    rule = "{name: root, allow: [Start], users: [root], allow_root: true, sandboxes: [strict]}"
+    with fresh_root_side(policy=f"version: 1\nrules: [{rule}]\n") as side:
+        look = "for file in environ mem maps; do cat /proc/1/$file 2>&1; done; cat /proc/1/comm"
+        said = shell(side.link(subscribe=True), look, "strict", user="root")
+    denied = [f"cat: /proc/1/{file}: Permission denied" for file in ("environ", "mem", "maps")]
+    assert said.splitlines() == [*denied, "jw-init"]
 
 
 def test_in_strict_it_outlives_supervisor_and_keeper(side: RootSide) -> None:

@@ -1,4 +1,4 @@
-"""Mounts by descriptor, without a path that somebody could turn: fsopen(2), open_tree(2), move_mount(2).
+"""Mounts by descriptor: fsopen(2), open_tree(2), move_mount(2). A path is one without links, whoever may turn it.
 
 A mount of this kind is at no place until it is attached to one; nobody else sees it, and it is gone when the last
 descriptor of something in it is.
@@ -26,7 +26,7 @@ NOEXEC = 0x08
 _CLOEXEC = 1
 _SET_STRING, _CREATE = 1, 6
 _OPEN_TREE_CLONE = 1
-_FROM_EMPTY_PATH = 0x04
+_FROM_EMPTY_PATH, _TO_EMPTY_PATH = 0x04, 0x40
 _MS_PRIVATE = 1 << 18
 # linux/fcntl.h
 _AT_FDCWD = -100
@@ -62,8 +62,12 @@ def clone(path: str, *, attributes: int) -> int:
     Returns:
         An O_PATH descriptor of its root.
     """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
-    tree = syscalls.call(_NR_OPEN_TREE, path, _AT_FDCWD, os.fsencode(path), flags)
+    place = _opened(path)
+    try:
+        flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE | _AT_EMPTY_PATH
+        tree = syscalls.call(_NR_OPEN_TREE, path, place, b"", flags)
+    finally:
+        os.close(place)
     # Or what is attached below it would appear where it was cloned from.
     _set(tree, "", attributes, _MS_PRIVATE)
     return tree
@@ -71,7 +75,16 @@ def clone(path: str, *, attributes: int) -> int:
 
 def attach(tree: int, path: str) -> None:
     """Put a mount over a path."""
-    syscalls.call(_NR_MOVE_MOUNT, path, tree, b"", _AT_FDCWD, os.fsencode(path), _FROM_EMPTY_PATH)
+    place = _opened(path)
+    try:
+        syscalls.call(_NR_MOVE_MOUNT, path, tree, b"", place, b"", _FROM_EMPTY_PATH | _TO_EMPTY_PATH)
+    finally:
+        os.close(place)
+
+
+def _opened(path: str) -> int:
+    """A directory by its real path: of what jobs may write they can make a link at any time."""
+    return syscalls.openat2(_AT_FDCWD, path, os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS)
 
 
 def restrict_all(attributes: int) -> None:

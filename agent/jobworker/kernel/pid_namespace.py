@@ -92,6 +92,9 @@ def _be_init(link: int, group: Group) -> None:
         oom.reset_score()
         os.dup2(link, 0)
         syscalls.close_range(1)
+        # Its memory is the supervisor's, with what other jobs were given, and a job that sees it may be root's.
+        # Who looks into it needs capabilities that no job has (ptrace(2)), for those that it keeps and for this.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         # What is not ours to wait for is not to stay as a zombie.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         with socket.socket(fileno=0) as told:

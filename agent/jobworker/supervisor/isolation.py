@@ -45,10 +45,8 @@ class Isolation:
     def __init__(self, settings: IsolationSettings, directory: str, hierarchy: Hierarchy, log: Log) -> None:
         self.default = settings.default
         self._refuses = settings.missing == "refuse"
-        self._writable = tuple(os.path.realpath(path) for path in settings.writable if os.path.isdir(path))
-        if absent := [path for path in settings.writable if not os.path.isdir(path)]:
-            log.warning("isolation.writable names what is no directory", paths=absent)
         self._private = private_directories()
+        self._writable = _writable(settings.writable, (*self._private, "/proc"), log)
         model = Confinement(frozenset(), directory, self._writable, self._private)
         found = _in_a_child(lambda: codec.dumps(_look(model)))
         looked = codec.loads(Found, found)
@@ -79,6 +77,22 @@ class Isolation:
     def support(self) -> tuple[PartSupport, ...]:
         """For those who ask what can be had here."""
         return tuple(PartSupport(part, self._reasons.get(part, "")) for part in Part)
+
+
+def _writable(paths: tuple[str, ...], own: tuple[str, ...], log: Log) -> tuple[str, ...]:
+    """The directories that stay writable, by their real paths; `own` are those that each job has for itself."""
+    found = {path: os.path.realpath(path) for path in paths if os.path.isdir(path)}
+    if absent := [path for path in paths if path not in found]:
+        log.warning("isolation.writable names what is no directory", paths=absent)
+    if shared := [path for path, real in found.items() if any(_holds(real, each) for each in own)]:
+        log.warning("isolation.writable leads to what each job has of its own: it stays so", paths=shared)
+    real = set(found.values()) - {found[path] for path in shared}
+    # One below another is in that already; and those who may write there could make a link of the way to it.
+    return tuple(path for path in sorted(real) if not any(_holds(other, path) for other in real - {path}))
+
+
+def _holds(directory: str, path: str) -> bool:
+    return path == directory or path.startswith(f"{directory.rstrip('/')}/")
 
 
 def _names(parts: list[Part]) -> tuple[str, ...]:
