@@ -273,6 +273,11 @@ def _candidates(spec: JobSpec, default_path: str) -> Iterator[str]:
 class _Launch:
     """A process that has been cloned and has not told yet whether it could execute the command.
 
+    If it tells that it did, there is a job (`_conclude`). If it failed, is late or is not wanted any more
+    (`_fail`), it is killed; once its group is empty and it can be waited for (`_undo_when_gone`, `_on_gone`), all
+    is undone and the answer given. If it does not go away (`_on_stuck`) the answer comes then, and what it holds
+    is undone when it does go.
+
     Args:
         undos: what can be undone at any time, and what only when no process is left.
     """

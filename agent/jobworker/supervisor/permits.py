@@ -102,7 +102,8 @@ class Permits:
         """Check that a job which runs may be given new limits: those that it could be started with now.
 
         Args:
-            caller: who wants that. The job could be started by this caller, or by who has started it.
+            caller: who wants that. The job could be started by this caller, or by who has started it: an operator
+                who may start nothing tunes what others run, within what these may have.
             record: of the job.
             spec: of the job, with all limits as they would be.
 

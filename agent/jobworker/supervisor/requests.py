@@ -78,7 +78,10 @@ class Requests:
     def answer(self, connection: Connection, request: Any, reply: Reply) -> None:
         """Answer a request, now or later, or say what is wrong with it."""
         with self._answering(request, reply):
-            self._dispatch(connection, request, reply)
+            handler = self._handler(connection, request)
+            counted = self._counted(request, reply) if isinstance(request, _MAY_WAIT) else reply
+            with self._answering(request, counted):
+                handler(self, connection, request, counted)
 
     @contextlib.contextmanager
     def _answering(self, request: Any, reply: Reply) -> Iterator[None]:
@@ -95,9 +98,23 @@ class Requests:
             self._log.error("a request failed", request=name, error=str(error))
             reply(frames.failed(HostFault.of(f"answering {name}", error)), ())
 
-    @contextlib.contextmanager
-    def _waits(self, request: Any, reply: Reply) -> Iterator[Reply]:
-        """Count a request until it is answered.
+    def _handler(self, connection: Connection, request: Any) -> Handler:
+        """What answers a request.
+
+        Raises:
+            PermissionDenied: not to this peer.
+            ProtocolError: not yet.
+        """
+        name = type(request).__name__
+        permitted, handler = _TABLE[type(request)]
+        if not permitted & connection.peers:
+            raise PermissionDenied(name, " or ".join(peer.value for peer in permitted), "another user's id")
+        if not connection.greeted and not isinstance(request, messages.Hello | messages.Control):
+            raise ProtocolError(f"{name} before Hello")
+        return handler
+
+    def _counted(self, request: Any, reply: Reply) -> Reply:
+        """Count a request until it is answered by what is returned.
 
         The gateway does not know how many there are: a call that its client takes back is none there any more.
 
@@ -115,8 +132,7 @@ class Requests:
                 del self._waiting[principal]
             reply(message, fds)
 
-        with self._answering(request, answer):
-            yield answer
+        return answer
 
     def _with_limits(self, request: Any, reply: Reply, do: Callable[[], None]) -> None:
         """Do what depends on the limits file, once that has been read if it has changed."""
@@ -126,19 +142,6 @@ class Requests:
                 do()
 
         self._profiles.read(done)
-
-    def _dispatch(self, connection: Connection, request: Any, reply: Reply) -> None:
-        name = type(request).__name__
-        permitted, handler = _TABLE[type(request)]
-        if not permitted & connection.peers:
-            raise PermissionDenied(name, " or ".join(peer.value for peer in permitted), "another user's id")
-        if not connection.greeted and not isinstance(request, messages.Hello | messages.Control):
-            raise ProtocolError(f"{name} before Hello")
-        if isinstance(request, _MAY_WAIT):
-            with self._waits(request, reply) as counted:
-                handler(self, connection, request, counted)
-        else:
-            handler(self, connection, request, reply)
 
     def hello(self, connection: Connection, request: messages.Hello, reply: Reply) -> None:
         if request.protocol != messages.PROTOCOL:
