@@ -185,6 +185,11 @@ def test_what_is_none_is_written_as_the_reference_says() -> None:
         ("isolation: {default: lax}", "isolation.default: 'lax' is not one of host, standard, strict"),
         ("isolation: {missing: ignore}", "isolation.missing: 'ignore' is not one of refuse, report"),
         ("isolation: {writable: /srv}", "isolation.writable: must be a list"),
+        (
+            "jobs: {default_pids: 0100}",
+            "jobs.default_pids: '0100' is 64 to some and something else to others; write it in",
+        ),
+        ("jobs: {max_active: 1:30}", "jobs.max_active: '1:30' is 90 to some"),
         ("isolation: {writable: [srv]}", "isolation.writable[0]: 'srv' is not an absolute path"),
         ("isolation: {writable: [/a, /b/..]}", "isolation.writable[1]: / holds /tmp, of which each job"),
         (

@@ -175,12 +175,17 @@ class Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(item, f"{field}[{i}]") for i, item in enumerate(node.value)]
         try:
-            return yaml.SafeLoader("").construct_object(node)
+            made = yaml.SafeLoader("").construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             # A date that there is not, say, is no YAML error.
             problem = getattr(error, "problem", None) or str(error)
             self.wrong(node, field, f"is not what it looks like: {problem}; put it in quotes if it is text")
             return None
+        if type(made) is int and str(made) != node.value:
+            # 010 is eight here and ten to a reader of YAML 1.2; 1:30 is ninety, and text there.
+            problem = f"{node.value!r:.40} is {made} to some and something else to others"
+            self.wrong(node, field, f"{problem}; write it in decimal, or in quotes if it is text", str(made))
+        return made
 
     def text(self, node: Any, field: str, example: str = "") -> str:
         if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
