@@ -130,7 +130,7 @@ def test_mutated_frames(side: RootSide) -> None:
     chance = random.Random(20)  # noqa: S311 - damage, not secrets
     templates = [
         frames.encode(messages.OpenLog("k7f3-9m2q-x4tz-b1cd", 3), 1),
-        frames.encode(messages.StopJob(CALLER, "k7f3-9m2q-x4tz-b1cd", 15, 100, force=False, wait=True), 2),
+        frames.encode(messages.StopJob(CALLER, "k7f3-9m2q-x4tz-b1cd", 15, 100, force=False), 2),
         frames.encode(messages.Hello(messages.PROTOCOL, subscribe=True), 3),
     ]
     for _ in range(300):

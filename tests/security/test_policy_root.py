@@ -179,7 +179,7 @@ def test_the_role_comes_first(link: Link) -> None:
     with pytest.raises(PermissionDenied, match="Start needs the role WRITER"):
         link.ask(messages.StartJob(reader, JobSpec("/bin/true")))
     with pytest.raises(PermissionDenied, match="Stop needs the role WRITER"):
-        link.ask(messages.StopJob(reader, record.job_id, 15, 0, force=True, wait=False))
+        link.ask(messages.StopJob(reader, record.job_id, 15, 0, force=True))
     link.stop(record.job_id, force=True)
 
 
@@ -272,8 +272,7 @@ def test_a_named_users_job_goes_on_after_a_crash() -> None:
             assert (link.inspect(record.job_id).user, link.inspect(record.job_id).uid) == ("web", WEB)
             with pytest.raises(JobNotFound):
                 link.stop(record.job_id, force=True)
-            request = messages.StopJob(caller(OPERATOR), record.job_id, 9, 0, force=True, wait=True)
-            assert link.ask(request).record.ended_ns
+            assert link.stop(record.job_id, who=caller(OPERATOR), force=True).ended_ns
 
 
 def test_without_a_policy_no_user_is_to_be_had() -> None:
@@ -334,16 +333,15 @@ def test_a_host_that_has_less_than_the_rule_gives_what_it_has() -> None:
 def test_only_whom_the_policy_names_stops_a_job(link: Link) -> None:
     record = start(link, ANYONE, "/bin/sleep", "1000")
 
-    def stop(principal: str) -> Any:
-        request = messages.StopJob(caller(principal), record.job_id, 9, 0, force=True, wait=True)
-        return link.ask(request)
+    def stop(principal: str) -> JobRecord:
+        return link.stop(record.job_id, who=caller(principal), force=True)
 
     with pytest.raises(JobNotFound):
         stop(OPERATOR)
     with pytest.raises(PolicyDenied, match="no rule of this agent's policy allows this Stop"):
         stop(DEPLOY)
     assert link.inspect(record.job_id).ended_ns == 0
-    assert stop(ANYONE).record.ended_ns
+    assert stop(ANYONE).ended_ns
     # What has ended is no less hidden.
     with pytest.raises(JobNotFound):
         stop(OPERATOR)
@@ -407,7 +405,7 @@ def test_an_update_gives_no_more_than_a_start(link: Link) -> None:
     # What is not started by a rule, as another user say, is given nothing by one either.
     with pytest.raises(PolicyDenied):
         give(OPERATOR, record, memory_bytes=65 << 20)
-    link.ask(messages.StopJob(caller(HELD), record.job_id, 9, 0, force=True, wait=True))
+    link.stop(record.job_id, who=caller(HELD), force=True)
 
 
 @pytest.mark.parametrize("draining", [True, False])

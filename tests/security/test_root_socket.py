@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from jobworker.errors import InvalidField, JobWorkerError, PermissionDenied
 from jobworker.jobs import MAX_PRINCIPAL, JobSpec
 from jobworker.wire import messages
+from support.callers import caller
+from support.leased import leased
 from support.link import CALLER, Link
 from support.root_side import RootSide, fresh_root_side
 from support.trails import events
@@ -20,6 +23,8 @@ pytestmark = pytest.mark.root
 GATEWAY = 12345
 # Answers to one peer before it has read some, and the descriptors of each; requests without one.
 UNREAD, FDS, UNANSWERED = 512, 2, 2_048
+# As many of those can be one principal's.
+ONES = 256
 
 
 @pytest.fixture
@@ -29,10 +34,10 @@ def side() -> Iterator[RootSide]:
         yield running
 
 
-def send_all_that_is_taken(bad: Link, other: Link, request: object, at_most: int) -> int:
+def send_all_that_is_taken(bad: Link, other: Link, requests: Iterable[object]) -> int:
     """Send without reading; how many requests were taken."""
     sent = 0
-    while sent < at_most:
+    for request in requests:
         if bad.offer(request) is None:
             # Whatever could be read has been once another one is answered twice.
             for _ in range(2):
@@ -43,11 +48,17 @@ def send_all_that_is_taken(bad: Link, other: Link, request: object, at_most: int
     return sent
 
 
+def drains(count: int) -> Iterator[messages.Drain]:
+    """By as many principals as it takes."""
+    return (messages.Drain(caller(f"spiffe://test/user/{n // ONES}"), draining=True) for n in range(count))
+
+
 def test_who_does_not_read_is_not_listened_to(side: RootSide) -> None:
     link, bad = side.link(subscribe=True), side.link()
     record = link.wait_ended(link.start("/bin/echo", "hi").job_id)
     before = side.open_files(link)
-    taken = send_all_that_is_taken(bad, link, messages.OpenLog(record.job_id, 0), 4 * UNREAD)
+    requests = itertools.repeat(messages.OpenLog(record.job_id, 0), 4 * UNREAD)
+    taken = send_all_that_is_taken(bad, link, requests)
     assert taken < 4 * UNREAD
     assert side.open_files(link) <= before + FDS * UNREAD
     bad.close()
@@ -56,18 +67,19 @@ def test_who_does_not_read_is_not_listened_to(side: RootSide) -> None:
 
 def test_who_goes_with_requests_in_flight_is_gone(side: RootSide) -> None:
     link = side.link()
-    record = link.start("/bin/sh", "-c", "trap '' TERM; echo up; while :; do sleep 100; done")
-    link.wait_output(record.job_id)
-    before = side.open_files(link)
-    bad = side.link()
-    wait = messages.StopJob(CALLER, record.job_id, 15, 3_600_000, force=False, wait=True)
-    for _ in range(UNANSWERED):
-        bad.send(wait)
-    # All of them have been read.
-    assert send_all_that_is_taken(bad, link, wait, UNANSWERED) < UNANSWERED
-    bad.close()
-    side.wait_for(lambda: side.open_files(link) <= before)
-    link.stop(record.job_id, force=True)
+    with leased(str(Path(side.state_dir).parent / "true"), "/bin/true") as program:
+        starting = link.send(messages.StartJob(CALLER, JobSpec(program.path)))
+        program.wait_until_asked()
+        before = side.open_files(link)
+        bad = side.link()
+        # They are answered once no job is being started any more.
+        for request in drains(UNANSWERED):
+            bad.send(request)
+        # All of them have been read.
+        assert send_all_that_is_taken(bad, link, drains(UNANSWERED)) < UNANSWERED
+        bad.close()
+        side.wait_for(lambda: side.open_files(link) <= before)
+    assert link.answer(starting).message.record.job_id
 
 
 def test_the_agent_does_not_end_with_a_gateway_that_attended(side: RootSide) -> None:

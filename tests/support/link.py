@@ -14,7 +14,9 @@ from jobworker.errors import AgentUnavailable, JobWorkerError
 from jobworker.jobs import MAX_STDIN_BYTES, JobRecord, JobSpec
 from jobworker.limits import Limits
 from jobworker.wire import frames, messages, sockets
+from jobworker.wire.callers import Caller
 from support.callers import caller
+from support.waiting import until
 
 # Who the tests are, by the word of the gateway that they stand in for.
 CALLER = caller()
@@ -92,10 +94,26 @@ class Link:
         record: JobRecord = self.ask(messages.InspectJob(job_id)).record
         return record
 
-    def stop(self, job_id: str, *, grace_ms: int = 10_000, force: bool = False, wait: bool = True) -> JobRecord:
-        request = messages.StopJob(CALLER, job_id, signal.SIGTERM, grace_ms, force, wait)
+    def stop(
+        self,
+        job_id: str,
+        *,
+        who: Caller = CALLER,
+        grace_ms: int = 10_000,
+        force: bool = False,
+        wait: bool = True,
+    ) -> JobRecord:
+        """Stop a job; with `wait` until it has ended, or is found to be stuck."""
+        request = messages.StopJob(who, job_id, signal.SIGTERM, grace_ms, force)
         record: JobRecord = self.ask(request).record
+        if wait:
+            until(lambda: self._is_over(job_id), wanted=True, seconds=DEADLINE)
+            record = self.inspect(job_id)
         return record
+
+    def _is_over(self, job_id: str) -> bool:
+        record = self.inspect(job_id)
+        return bool(record.ended_ns) or record.stuck
 
     def write_stdin(
         self, job_id: str, data: bytes = b"", *, offset: int | None = None, end: bool = False

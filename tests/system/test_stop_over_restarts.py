@@ -46,7 +46,7 @@ def test_no_other_signal_comes_and_the_grace_stays(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     record = link.start("/usr/bin/python3", "-c", TELLS)
     output(link, record.job_id, b"up\n")
-    link.ask(messages.StopJob(CALLER, record.job_id, signal.SIGINT, HOUR_MS, force=False, wait=False))
+    link.ask(messages.StopJob(CALLER, record.job_id, signal.SIGINT, HOUR_MS, force=False))
     output(link, record.job_id, b"2\n")
     link = own_side.kill_supervisor(link)
     assert link.inspect(record.job_id).state is State.STOPPING

@@ -107,10 +107,10 @@ def test_a_short_timeout_is_not_none() -> None:
 
 def test_how_to_stop() -> None:
     assert incoming.stop(CALLER, pb.StopRequest(job_id=ID)) == StopJob(
-        CALLER, ID, signal.SIGTERM, 10_000, force=False, wait=False
+        CALLER, ID, signal.SIGTERM, 10_000, force=False
     )
     request = pb.StopRequest(job_id=ID, signal="SIGINT", grace=Duration(), force=True)
-    assert incoming.stop(CALLER, request) == StopJob(CALLER, ID, signal.SIGINT, 0, force=True, wait=False)
+    assert incoming.stop(CALLER, request) == StopJob(CALLER, ID, signal.SIGINT, 0, force=True)
 
 
 @pytest.mark.parametrize("name", ["TERM", "SIGTERM", "term", "sigterm"])

@@ -136,7 +136,6 @@ def stop(caller: Caller, request: pb.StopRequest) -> StopJob:
         signal=_signal(request.signal or "TERM"),
         grace_ms=grace_ms,
         force=request.force,
-        wait=False,
     )
 
 

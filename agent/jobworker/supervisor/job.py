@@ -86,7 +86,6 @@ class Job:
         self._timeout: Timer | None = None
         self._save_again: Timer | None = None
         self._on_record = True
-        self._waiting: list[Callable[[JobRecord], None]] = []
         self.record = record
 
     def announce(self) -> None:
@@ -243,19 +242,9 @@ class Job:
     def _report_stuck(self) -> None:
         self._around.audit.stuck(self.record)
         self._change(stuck=True, detail="killed, but a process of the job does not go away")
-        self._answer_waiting()
 
     def _time_out(self) -> None:
         self.stop(signal.SIGTERM, DEFAULT_GRACE, EndReason.TIMED_OUT)
-
-    def when_ended(self, callback: Callable[[JobRecord], None]) -> None:
-        """Call back with the record when the job has ended, or is found to be stuck."""
-        self._waiting.append(callback)
-
-    def _answer_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for callback in waiting:
-            callback(self.record)
 
     def _finish(self) -> None:
         usage = self._usage()
@@ -282,7 +271,6 @@ class Job:
         self._around.audit.ended(self.record)
         self._around.tally.ended(self.record, time.monotonic() - self._started)
         self._around.grew(self)
-        self._answer_waiting()
 
     def _let_go(self) -> None:
         self._log.close()

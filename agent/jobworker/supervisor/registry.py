@@ -45,8 +45,6 @@ from jobworker.wire.messages import (
     WriteStdin,
 )
 
-Ended = Callable[[JobRecord], None]
-
 
 class Registry:
     """Owns the running jobs and the records of the ended ones.
@@ -181,8 +179,8 @@ class Registry:
             raise JobNotFound(job_id)
         return record
 
-    def stop(self, request: StopJob, ended: Ended) -> None:
-        """Stop a job; `ended` gets its record when it has ended, or is being stopped without `wait`.
+    def stop(self, request: StopJob) -> JobRecord:
+        """Begin to stop a job, or hasten a stop that is under way.
 
         Raises:
             JobNotFound: there is no such job, or not for this caller.
@@ -192,10 +190,7 @@ class Registry:
         job = self._running("Stop", request)
         self._audit.stop_asked(request, again=job.record.state is State.STOPPING)
         job.stop(request.signal, request.grace_ms / 1000, EndReason.STOPPED, force=request.force)
-        if request.wait and not job.record.stuck:
-            job.when_ended(ended)
-        else:
-            ended(job.inspect())
+        return job.inspect()
 
     def signal(self, request: SignalJob) -> JobRecord:
         """Send a signal to a job's main process, or to all of its processes.

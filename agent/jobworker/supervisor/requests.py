@@ -185,7 +185,8 @@ class Requests:
             _check_signal(request.signal)
             if not 0 <= request.grace_ms <= MAX_GRACE_MS:
                 raise InvalidField("grace", f"must be between 0 and {MAX_GRACE_MS // 1000} s", "10s")
-            self._registry.stop(request, lambda record: reply(messages.JobReply(record), ()))
+            record = self._registry.stop(request)
+        reply(messages.JobReply(record), ())
 
     def _say(self, event: str, caller: Caller, **fields: object) -> None:
         """Log what was done for a request."""

@@ -71,7 +71,7 @@ class StartJob:
 
 @dataclass(frozen=True, slots=True)
 class StopJob:
-    """Answer: `JobReply`, when the job has ended or, without `wait`, when the stop is under way.
+    """Answer: `JobReply`, when the stop is under way.
 
     Attributes:
         signal: the first signal's number.
@@ -84,7 +84,6 @@ class StopJob:
     signal: int
     grace_ms: int
     force: bool
-    wait: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,11 +142,12 @@ class Stop(Action):
         bench.link.wait_output(self._job_id)
 
     def act(self, link: Link) -> None:
-        link.stop(self._job_id, grace_ms=30)
+        link.stop(self._job_id, grace_ms=30, wait=False)
+        link.wait_ended(self._job_id)
 
     def settle(self, link: Link, *, exactly: bool) -> None:
         with contextlib.suppress(JobAlreadyEnded):
-            link.stop(self._job_id, force=True)
+            link.stop(self._job_id, force=True, wait=False)
         ended = link.wait_ended(self._job_id)
         assert (ended.end_reason, ended.signal) == (EndReason.STOPPED, signal.SIGKILL), ended
         if exactly:
