@@ -62,27 +62,29 @@ class _Open:
         offset: of its first byte.
         end: behind its last one.
         time_ns: when that came.
-        fresh: so many bytes at its end are of this cell, and next to one another.
-        late: it was open already when this cell began.
-        since: where it began, or was cut last.
-        grown: in this span.
+        run: so many bytes at its end are of this cell, and next to one another.
+        older_than_cell: it was open already when this cell began.
+        uncut_from: where it began, or was cut last.
+        grew_in_span: the source has written something of it in this span.
     """
 
     data: bytes = b""
     offset: int = 0
     end: int = 0
     time_ns: int = 0
-    fresh: int = 0
-    late: bool = False
-    since: int = -1
-    grown: bool = False
+    run: int = 0
+    older_than_cell: bool = False
+    uncut_from: int = -1
+    grew_in_span: bool = False
 
     def more(self, offset: int, data: bytes, time_ns: int) -> _Open:
         end = offset + len(data)
-        fresh = len(data) + (self.fresh if offset == self.end else 0)
+        run = len(data) + (self.run if offset == self.end else 0)
         begins = self.offset if self.data else offset
-        since = offset if self.since < 0 else self.since
-        return _Open(self.data + data, begins, end, time_ns, fresh, self.late, since, grown=True)
+        uncut_from = offset if self.uncut_from < 0 else self.uncut_from
+        return _Open(
+            self.data + data, begins, end, time_ns, run, self.older_than_cell, uncut_from, grew_in_span=True
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +161,31 @@ class Lines:
                     self._enter_cell(source, held)
 
     def _enter_cell(self, source: int, held: _Open) -> None:
-        """Go on with what is open; cut it off if it is long, or has been open since the span before this."""
+        """Go on with what is open where a cell ends, or cut it off there.
+
+        Cells and spans are a grid on the log. Where a cell ends, a line is cut that was open where the one before
+        ended as well, and whose last run of bytes since is longer than a quarter of a cell. Where a span ends,
+        each line is cut that has not been since the one before ended. Both are between two characters of UTF-8
+        where that can be seen. What its source has not gone on with for a span is forgotten.
+        """
         span = SPAN_CELLS * CELL
-        kept, offset, since, spanned = held.data, held.offset, held.since, self.read % span == 0
-        long = held.late and held.fresh > CELL // 4
-        if long or (spanned and since <= self.read - span):
+        kept, offset, uncut_from, is_span_end = held.data, held.offset, held.uncut_from, self.read % span == 0
+        is_long = held.older_than_cell and held.run > CELL // 4
+        if is_long or (is_span_end and uncut_from <= self.read - span):
             rest = self._unfinished(held)
             piece, kept = held.data[: len(held.data) - rest], held.data[len(held.data) - rest :]
             if piece:
                 self._complete(Block(held.offset, self.read, source, held.time_ns, piece, goes_on=True))
-            offset, since = self.read - rest, self.read
-        if held.grown or not spanned:
+            offset, uncut_from = self.read - rest, self.read
+        if held.grew_in_span or not is_span_end:
             self._open[source] = replace(
-                held, data=kept, offset=offset, fresh=0, late=True, since=since, grown=held.grown and not spanned
+                held,
+                data=kept,
+                offset=offset,
+                run=0,
+                older_than_cell=True,
+                uncut_from=uncut_from,
+                grew_in_span=held.grew_in_span and not is_span_end,
             )
         else:
             del self._open[source]
@@ -181,7 +195,7 @@ class Lines:
         if held.end != self.read:
             return 0
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.decode(held.data[-min(held.fresh, _MAX_UNFINISHED) :])
+        decoder.decode(held.data[-min(held.run, _MAX_UNFINISHED) :])
         return len(decoder.getstate()[0])
 
     def _complete(self, block: Block) -> None:
