@@ -166,6 +166,19 @@ def test_an_index_that_somebody_has_emptied_takes_no_other_s_place(tmp_path: Pat
     again.close()
 
 
+def test_an_index_goes_on_behind_bytes_that_nobody_came_to_note(tmp_path: Path) -> None:
+    # The life before died between the first splice of the segment and its record.
+    (tmp_path / f"job_{ID}.log").write_bytes(b"a" * 100)
+    log = open_log(tmp_path)
+    feed(log, b"b" * 100)
+    with no_room_beyond(200):
+        feed(log, b"c" * 50)
+    log.close()
+    again = open_log(tmp_path)
+    assert (again.size, again.lost, index(tmp_path)) == (250, 50, [(100, 100, 1), (200, 50, LOST)])
+    again.close()
+
+
 @contextlib.contextmanager
 def no_room_beyond(size: int) -> Iterator[None]:
     """Files can't grow over this size, as if the disk were full."""

@@ -82,7 +82,7 @@ class OutputLog:
     def _take_over_index(self) -> None:
         """Go on behind all that the index knows: gaps at the end of the log are in no file."""
         known = self._index_ends()
-        if known is None or known[0].offset % self._segment_bytes or not known[1].length:
+        if known is None or not known[1].length:
             return
         first, last = known
         # A first record that could not be written is zeros, and tells nothing.
