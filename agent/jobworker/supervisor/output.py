@@ -28,8 +28,6 @@ ROUND_BYTES = 64 * 1024
 # When nothing else is ready there is nobody to be fair to.
 LONE_BYTES = 1024 * 1024
 
-_SPLICE_F_NONBLOCK = 2
-
 
 class OutputLog:
     """The log of one job, new or of an earlier life; owns the descriptors of its directory and open segment.
@@ -80,29 +78,35 @@ class OutputLog:
             return 0
 
     def _take_over_index(self) -> None:
-        """Go on behind all that the index knows: gaps at the end of the log are in no file."""
+        """Go on where an earlier life was, which the index tells: gaps at the end of the log are in no file.
+
+        Afterwards a live index that tells anything is that of the open segment, `size` is behind all output that
+        files have and all that indexes tell of, and `_written` is how long the open segment's file has to be.
+        """
         known = self._index_ends()
         if known is None or not known[1].length:
+            # It died before it had noted anything in this segment, or somebody has emptied the index.
             return
         first, last = known
-        # A first record that could not be written is zeros, and tells nothing.
+        # A first record of zeros tells nothing: the index was emptied while it was written.
         number = (first if first.length else last).offset // self._segment_bytes
         start = number * self._segment_bytes
         if number < self._segment:
-            # A rotation was cut off after the log's own rename.
+            # It died in a rotation, behind the log's own rename.
             self._rename("idx", number)
             self._closed = segments.closed(self._directory, self._name)
             return
         if number > self._segment:
-            # Segments that are gaps as a whole have no file.
+            # No file tells the number: the segments before were gaps as a whole, or have all been dropped.
             self._segment, self.size = number, start + self._written
         if last.offset // self._segment_bytes == number and last.end <= self._end_of_segment():
+            # The file ends earlier if it died over a gap, and later if it died before it had noted a splice.
             self.size = max(self.size, last.end)
             if last.source != LOST:
-                # Else it was cut while nobody was there.
+                # This was in the file: where that is shorter, it was cut while nobody was there.
                 self._written = max(self._written, last.end - start)
         if self.lost or last.source == LOST:
-            # Of segments that were dropped, what was known of them is all there is.
+            # It may have died before the job's record had the count, which is all there is of dropped segments.
             self.lost = max(self.lost, self._count_lost())
 
     def _index_ends(self) -> tuple[index.Record, index.Record] | None:
@@ -155,7 +159,7 @@ class OutputLog:
         try:
             self._prepare()
             self._look_for_a_cut()
-            moved = os.splice(pipe, self._log, count, offset_dst=at, flags=_SPLICE_F_NONBLOCK)
+            moved = os.splice(pipe, self._log, count, offset_dst=at, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             raise
         except OSError as error:
