@@ -51,7 +51,7 @@ _log = structlog.get_logger()
 Context = aio.ServicerContext[Any, Any]
 # grpc's stubs know handlers that are not coroutines only.
 Handler = Any
-Work = Callable[["_Decision", Peer], Awaitable[bytes]]
+Work = Callable[["_CallRecord", Peer], Awaitable[bytes]]
 
 # What was asked was not done for who asked, or for how; all else is what became of a call that was let in.
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
@@ -61,7 +61,7 @@ _TELLING = (Unauthenticated, PermissionDenied, QuotaExceeded, CapExceeded, Agent
 
 
 class Gate(aio.ServerInterceptor):
-    """Authenticates and authorises each call before its request is read, and logs each decision.
+    """Authenticates and authorises each call before its request is read, and logs each.
 
     Nothing passes beside it: methods that do not exist and those of other services are judged as well.
     """
@@ -102,77 +102,77 @@ class Gate(aio.ServerInterceptor):
     async def guard(self, call: _Method, context: Context, work: Work, *, streaming: bool) -> bytes:
         """Do the work of a call if the caller may have it done, and turn what goes wrong into a status."""
         name, reports, method = self._reports.new_call(), self._reports, call.name
-        decision = _Decision(method, context.peer(), name, time.monotonic(), self._calls, reports, self._tracer)
+        record = _CallRecord(method, context.peer(), name, time.monotonic(), self._calls, reports, self._tracer)
         if self._tracer:
-            decision.traceparent = call.asked(TRACEPARENT)
+            record.traceparent = call.asked(TRACEPARENT)
         asked = call.asked(REQUEST_ID)
-        decision.take_request_id(asked)
-        context.set_trailing_metadata(((REQUEST_ID, decision.request or name),))
+        record.take_request_id(asked)
+        context.set_trailing_metadata(((REQUEST_ID, record.request or name),))
         self._calls.started(method)
         try:
-            decision.peer = self._peers.identify(context.auth_context())
+            record.peer = self._peers.identify(context.auth_context())
             if call.metadata is None:
                 raise InvalidField("metadata", f"has more than {_MAX_METADATA} bytes")
             if asked:
                 check_request_id(asked, REQUEST_ID)
-            result = await self._in_its_lane(decision, decision.peer, lane_of(method, streaming=streaming), work)
+            result = await self._in_its_lane(record, record.peer, lane_of(method, streaming=streaming), work)
         except aio.AbortError:
-            decision.log(context.code().name)
+            record.log(context.code().name)
             raise
         except (asyncio.CancelledError, aio.BaseError):
             # The client is gone, or the server is stopping and its patience is over.
-            decision.log("CANCELLED")
+            record.log("CANCELLED")
             raise
         except Exception as error:  # noqa: BLE001 - the top loop of a call
-            if decision.peer is None:
-                decision.presented = self._peers.presented(context.auth_context())
-            return await self._refuse(context, decision, error)
-        decision.log("OK")
+            if record.peer is None:
+                record.presented = self._peers.presented(context.auth_context())
+            return await self._refuse(context, record, error)
+        record.log("OK")
         return result
 
-    async def _in_its_lane(self, decision: _Decision, peer: Peer, lane: Lane, work: Work) -> bytes:
+    async def _in_its_lane(self, record: _CallRecord, peer: Peer, lane: Lane, work: Work) -> bytes:
         caller = peer.principal.uri
         try:
             with self.quotas.hold(caller, lane):
                 # Streams go on for days, and what is urgent does not wait.
                 turn = self._turns.turn(caller) if lane is Lane.CALLS else nullcontext()
                 async with turn:
-                    return await self._admitted(decision, peer, work)
+                    return await self._admitted(record, peer, work)
         except QuotaExceeded:
             # Who asks again at once is told later and later: a refusal costs as much as a small call.
             with self.quotas.hold_back(caller) as seconds:
                 await asyncio.sleep(seconds)
             raise
 
-    async def _admitted(self, decision: _Decision, peer: Peer, work: Work) -> bytes:
-        access.authorise(decision.method, peer.principal)
-        await self.permits.admit(decision.method, peer.principal)
+    async def _admitted(self, record: _CallRecord, peer: Peer, work: Work) -> bytes:
+        access.authorise(record.method, peer.principal)
+        await self.permits.admit(record.method, peer.principal)
         access.PRINCIPAL.set(peer.principal)
-        access.CALLER.set(decision.caller())
-        return await work(decision, peer)
+        access.CALLER.set(record.caller())
+        return await work(record, peer)
 
-    async def _refuse(self, context: Context, decision: _Decision, error: Exception) -> NoReturn:
+    async def _refuse(self, context: Context, record: _CallRecord, error: Exception) -> NoReturn:
         rule, answer = status.rule_of(error), status.answer(error)
         if not rule.public:
-            _log.error("internal error", method=decision.method[:120], exc_info=error)
+            _log.error("internal error", method=record.method[:120], exc_info=error)
         if isinstance(error, InvalidField):
-            decision.field = error.field
-        self._tell(decision, answer.code.name, rule.reason, error)
+            record.field = error.field
+        self._tell(record, answer.code.name, rule.reason, error)
         trailers = (*context.trailing_metadata(), *answer.trailers)
         await context.abort(answer.code, answer.message, trailers)
 
-    def _tell(self, decision: _Decision, code: str, reason: str, error: Exception) -> None:
+    def _tell(self, record: _CallRecord, code: str, reason: str, error: Exception) -> None:
         more = {"detail": str(error)} if isinstance(error, _TELLING) else {}
         if denial := permits.denial(error):
             more |= {"rule": denial.rule, "problem": denial.problem}
-        if decision.peer and isinstance(error, QuotaExceeded | CapExceeded):
+        if record.peer and isinstance(error, QuotaExceeded | CapExceeded):
             # Whoever can be refused any number of times must not fill log and trail with that.
-            untold = self.quotas.tell(decision.peer.principal.uri, error)
+            untold = self.quotas.tell(record.peer.principal.uri, error)
             if untold is None:
-                decision.count(code, reason)
+                record.count(code, reason)
                 return
             more["detail"] += f" ({untold} more refusals were not told)" if untold else ""
-        decision.log(code, reason=reason, **more)
+        record.log(code, reason=reason, **more)
 
     def check(self, peer: Peer) -> None:
         """Check once more that the peer may go on.
@@ -204,28 +204,28 @@ class _Method:
         return str((self.metadata or {}).get(key, default))
 
     async def unary(self, _requests: object, context: Context) -> bytes:
-        async def work(decision: _Decision, peer: Peer) -> bytes:
+        async def work(record: _CallRecord, peer: Peer) -> bytes:
             request = await self._receive(context, peer)
-            decision.about(request)
+            record.about(request)
             await self.gate.permits.examine(self.name, peer.principal, request)
             answer = await self.handler.unary_unary(request, context)
-            decision.about(getattr(answer, "job", None))
+            record.about(getattr(answer, "job", None))
             return requests.encode(answer)
 
         return await self.gate.guard(self, context, work, streaming=False)
 
     async def stream(self, _requests: object, context: Context) -> None:
-        async def work(decision: _Decision, peer: Peer) -> bytes:
+        async def work(record: _CallRecord, peer: Peer) -> bytes:
             # Now, and not with the first message: a stream that is ended while that one is under way would
             # send these a second time with its status, which grpc's core refuses; no status would go out.
             _compress(context, self.asked(COMPRESSION, "identity"))
             await context.send_initial_metadata(())
             async with self.gate.hold(peer) as held:
                 request = await self._receive(context, peer)
-                decision.about(request)
+                record.about(request)
                 held.check = await self.gate.permits.examine(self.name, peer.principal, request)
                 # It may go on for days.
-                decision.report("stream_opened", "")
+                record.report("stream_opened", "")
                 if self.handler.request_streaming:
                     await self.handler.stream_stream(self._following(request, context, peer), context)
                 else:
@@ -287,7 +287,7 @@ _NOT_SERVED: Handler = grpc.unary_unary_rpc_method_handler(_not_served)
 
 
 @dataclass(slots=True)
-class _Decision:
+class _CallRecord:
     """What log and audit trail tell of a call. Of what the request holds only the job: arguments may be secret."""
 
     method: str

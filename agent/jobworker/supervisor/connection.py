@@ -37,7 +37,7 @@ class Peer(enum.Enum):
     OWNER = "the supervisor's own user"
 
 
-class Owner(Protocol):
+class Serving(Protocol):
     """What a connection needs of the server that it belongs to."""
 
     loop: Loop
@@ -58,7 +58,7 @@ class Owner(Protocol):
 class Connection:
     """One peer; owns its socket."""
 
-    def __init__(self, server: Owner, sock: socket.socket, peers: frozenset[Peer]) -> None:
+    def __init__(self, server: Serving, sock: socket.socket, peers: frozenset[Peer]) -> None:
         self._server = server
         self._sock = sock
         self._answers: deque[tuple[bytes, tuple[int, ...]]] = deque()

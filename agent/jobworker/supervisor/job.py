@@ -21,7 +21,6 @@ from jobworker.limits import Limits, LimitStatus
 from jobworker.supervisor.keeper_link import End
 from jobworker.supervisor.loop import Timer
 from jobworker.supervisor.main_process import MainProcess
-from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.pump import Pump
 from jobworker.supervisor.stand_in import Stream
 from jobworker.supervisor.stdin import NOT_OPEN, Stdin
@@ -46,6 +45,7 @@ class Job:
         record: what is known, as of the last change. Usage and log size are brought up to date by `inspect`.
         group: its processes.
         limits: that the group was given.
+        output: what it has written.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Job:
         self._around = around
         self.group = handles.group
         self.limits = handles.limits
-        self._log = handles.log
+        self.output = handles.output
         self._main = MainProcess(around.loop, handles.pidfd, self._main_has_ended, foreign=handles.foreign)
         self._pump = Pump(
             around.loop,
             around.log,
             record.job_id,
-            handles.log,
+            handles.output,
             {handles.stdout: Source.STDOUT, handles.stderr: Source.STDERR},
             grew=lambda: around.grew(self),
             closed=self._advance,
@@ -115,7 +115,7 @@ class Job:
         if self.record.timeout_ms:
             left = self._started + self.record.timeout_ms / 1000 - time.monotonic()
             self._timeout = loop.call_after(max(0.0, left), self._time_out)
-        self.record = replace(self.record, log_bytes=self._log.size)
+        self.record = replace(self.record, log_bytes=self.output.size)
         if self._unsure:
             self._around.tally.started(None)
             pid = self.group.command_pid(self._main.pid)
@@ -126,21 +126,17 @@ class Job:
         self._on_group()
 
     @property
-    def output(self) -> OutputLog:
-        return self._log
-
-    @property
     def log_bytes(self) -> int:
-        return self._log.size
+        return self.output.size
 
     @property
     def lost_bytes(self) -> int:
-        return self._log.lost
+        return self.output.lost
 
     def _losing(self) -> None:
-        if self._log.failing:
+        if self.output.failing:
             self._around.tally.output_lost()
-        self._change(lost_bytes=self._log.lost)
+        self._change(lost_bytes=self.output.lost)
 
     # What it reads.
 
@@ -264,8 +260,8 @@ class Job:
             usage=usage,
             stuck=False,
             detail=self._end_detail(),
-            log_bytes=self._log.size,
-            lost_bytes=self._log.lost,
+            log_bytes=self.output.size,
+            lost_bytes=self.output.lost,
             output_ended=True,
         )
         self._around.audit.ended(self.record)
@@ -273,7 +269,7 @@ class Job:
         self._around.grew(self)
 
     def _let_go(self) -> None:
-        self._log.close()
+        self.output.close()
         self._main.close()
         self._around.let_go(self.group)
         self._around.keeper.release(self.record.job_id)
@@ -316,7 +312,7 @@ class Job:
 
     def inspect(self) -> JobRecord:
         """The record with usage and log size as of now."""
-        size, lost, failing = self._log.size, self._log.lost, self._log.failing
+        size, lost, failing = self.output.size, self.output.lost, self.output.failing
         detail = f"output is being lost: {failing}" if failing else self.record.detail
         taken = self._stdin.taken if self._stdin else self.record.stdin_bytes
         usage = self._usage()

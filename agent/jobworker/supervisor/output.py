@@ -51,7 +51,7 @@ class OutputLog:
         self._name = f"job_{job_id}"
         self._segment_bytes = segment_bytes
         self._keep_closed = max(0, keep - segment_bytes) if keep else None
-        self._log = -1
+        self._fd = -1
         self.lost = lost
         self.cut = 0
         self.failing = ""
@@ -139,8 +139,8 @@ class OutputLog:
             OSError: they can't be opened, or made.
         """
         self._index.open()
-        if self._log < 0:
-            self._log = self._open_file("log")
+        if self._fd < 0:
+            self._fd = self._open_file("log")
 
     def _open_file(self, kind: str) -> int:
         return beneath.open_regular(self._directory, f"{self._name}.{kind}", os.O_RDWR | os.O_CREAT)
@@ -159,7 +159,7 @@ class OutputLog:
         try:
             self._prepare()
             self._look_for_a_cut()
-            moved = os.splice(pipe, self._log, count, offset_dst=at, flags=os.SPLICE_F_NONBLOCK)
+            moved = os.splice(pipe, self._fd, count, offset_dst=at, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -177,7 +177,7 @@ class OutputLog:
         Raises:
             OSError: the index does not take that; nothing may be written now.
         """
-        found = os.fstat(self._log).st_size
+        found = os.fstat(self._fd).st_size
         if found < self._written:
             self._index.lose(self._segment * self._segment_bytes + found, self.size)
             self.lost += self._written - found
@@ -221,7 +221,7 @@ class OutputLog:
         return len(self._closed)
 
     @property
-    def begun_segments(self) -> int:
+    def open_segment(self) -> int:
         """The number of the open segment."""
         return self._segment
 
@@ -269,9 +269,9 @@ class OutputLog:
         return bool(data)
 
     def _close_log(self) -> None:
-        if self._log >= 0:
-            os.close(self._log)
-        self._log = -1
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def close(self) -> None:
         self._close_log()

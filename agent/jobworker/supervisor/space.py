@@ -16,11 +16,11 @@ from jobworker.supervisor.output import OutputLog
 
 @dataclass(slots=True)
 class _Running:
-    """A running job's log, the bytes that count for it, and how many segments it has closed."""
+    """A running job's log, the bytes that count for it, and the number of its open segment."""
 
-    log: OutputLog
+    output: OutputLog
     bytes: int = 0
-    segments: int = 0
+    open_segment: int = 0
 
 
 class Space:
@@ -53,13 +53,13 @@ class Space:
         soon_full = self._total - self._total // 16
         return bool(self._total) and self.ended > max(self._total // 2, soon_full - self._running_bytes)
 
-    def grew(self, job_id: str, log: OutputLog) -> bool:
+    def grew(self, job_id: str, output: OutputLog) -> bool:
         """A running job has more output, or is new; True if it has closed a segment since the last time."""
         job = self._running.get(job_id)
         if job is None:
-            job = self._running[job_id] = _Running(log)
+            job = self._running[job_id] = _Running(output)
         self._count(job)
-        rotated, job.segments = log.begun_segments != job.segments, log.begun_segments
+        rotated, job.open_segment = output.open_segment != job.open_segment, output.open_segment
         self._make_room()
         return rotated
 
@@ -73,8 +73,8 @@ class Space:
             self._running_bytes -= job.bytes
 
     def _count(self, job: _Running) -> None:
-        self._running_bytes += job.log.stored - job.bytes
-        job.bytes = job.log.stored
+        self._running_bytes += job.output.stored - job.bytes
+        job.bytes = job.output.stored
 
     def _make_room(self) -> None:
         if not self._total:
@@ -82,10 +82,10 @@ class Space:
         if self.is_crowded:
             self._crowded()
         while self._running_bytes + self.ended + self.leaving > self._total:
-            having = [job for job in self._running.values() if job.log.closed_segments]
+            having = [job for job in self._running.values() if job.output.closed_segments]
             if not having:
                 return
             most = max(having, key=lambda job: job.bytes)
-            if not most.log.drop_oldest():
+            if not most.output.drop_oldest():
                 return
             self._count(most)

@@ -70,7 +70,7 @@ class Handles:
     """
 
     group: Group
-    log: OutputLog
+    output: OutputLog
     pidfd: int
     stdout: int
     stderr: int
