@@ -133,8 +133,8 @@ class Registry:
         elif job_id in self.ended:
             self._retention.resized(job_id)
 
-    def end(self) -> None:
-        """Leave no process behind."""
+    def end_compressor(self) -> None:
+        """End the process that compresses logs, if there is one."""
         if self._compressor:
             self._compressor.end()
 
@@ -300,7 +300,7 @@ class Registry:
 
     def tell_idle(self) -> None:
         """Call back who waits until no job is active, if so it is."""
-        if not self.running and not self.starts.pending:
+        if not self.running and self.starts.is_idle:
             callbacks, self._when_idle = self._when_idle, []
             for callback in callbacks:
                 callback()

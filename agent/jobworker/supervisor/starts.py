@@ -110,9 +110,9 @@ class Starts:
             self._start_late(request, started)
 
     @property
-    def pending(self) -> int:
-        """Starts that are under way, or wait until they can be, and those who wait until there are none."""
-        return len(self._launching) + len(self._early or ()) + len(self._when_settled)
+    def is_idle(self) -> bool:
+        """No start is under way or waits until it can be, and nobody waits until there are none."""
+        return not (self._launching or self._early or self._when_settled)
 
     def is_launching(self, job_id: str) -> bool:
         return job_id in self._launching

@@ -288,7 +288,7 @@ class Supervisor:
         self._server.finish()
         self._audit.end("stopped")
         if not self._leaving:
-            self._registry.end()
+            self._registry.end_compressor()
             # Else the next one may be making a job's cgroup there.
             self._hierarchy.remove()
 
