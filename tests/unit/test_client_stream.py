@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 import pytest
@@ -19,8 +19,9 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client import connect
 from jobworker.client.failures import CallFailed
 from jobworker.client.output import Chunk, End, Gap, Item, Lines
+from jobworker.client.rpc import streams
 from jobworker.client.rpc.backoff import Backoff
-from jobworker.client.rpc.stream import Position, resumed
+from jobworker.client.rpc.stream import Position, Resumption
 from jobworker.jobs import OutputFormat, Source
 from support import scripted
 
@@ -79,10 +80,16 @@ def test_a_stream_is_resumed_wherever_the_connection_breaks() -> None:
         assert wire.connections > 5
 
 
+def resumed(open_at: Callable[[int], Iterable[pb.StreamResponse]], backoff: Backoff = QUICK) -> Iterator[Item]:
+    """The items of a stream from the beginning on, opened at an offset each time."""
+    position = Position(0, filtered=False)
+    return streams.output(lambda: open_at(position.offset), Resumption(position, backoff))
+
+
 def test_a_call_that_ends_without_an_end_is_resumed() -> None:
     log = Log(b"0123456789", 3)
     calls = [itertools.islice(log.serve(0), 2), log.serve(6)]
-    items = list(resumed(lambda _offset: calls.pop(0), Position(0, filtered=False), QUICK))
+    items = list(resumed(lambda _offset: calls.pop(0)))
     assert data_of(items) == log.data
 
 
@@ -94,7 +101,7 @@ def test_a_stream_that_makes_no_progress_is_given_up() -> None:
         yield scripted.chunk(0, b"same again")
         raise CallFailed("UNAVAILABLE", f"break {len(calls)}")
 
-    stream = resumed(open_at, Position(0, filtered=False), QUICK)
+    stream = resumed(open_at)
     assert next(stream) == Chunk(0, b"same again")
     with pytest.raises(CallFailed, match="break 4"):
         list(stream)
@@ -110,7 +117,7 @@ def test_progress_resets_the_attempts() -> None:
             raise CallFailed("UNAVAILABLE", "again")
         yield scripted.end(len(data))
 
-    items = list(resumed(open_at, Position(0, filtered=False), Backoff(attempts=1, first=0.0001)))
+    items = list(resumed(open_at, Backoff(attempts=1, first=0.0001)))
     assert data_of(items) == data
 
 
@@ -124,7 +131,7 @@ def test_what_another_attempt_cannot_mend_ends_the_stream(code: str) -> None:
         raise CallFailed(code, "no")
 
     with pytest.raises(CallFailed, match="no"):
-        list(resumed(open_at, Position(0, filtered=False), QUICK))
+        list(resumed(open_at))
     assert calls == [0]
 
 
@@ -213,7 +220,7 @@ def test_lines_are_resumed_where_the_last_of_them_ended() -> None:
 def test_what_is_cut_where_a_line_of_the_other_source_has_ended_is_not_lost() -> None:
     ended = pb.OutputEnd(offset=9, output_ended=True, data=b"rest\n")
     calls = [[lines(0, b"err\n", 9), pb.StreamResponse(end=ended)]]
-    items = list(resumed(lambda _offset: calls.pop(0), Position(0, filtered=False), QUICK))
+    items = list(resumed(lambda _offset: calls.pop(0)))
     assert items == [Lines(0, b"err\n", 9), Lines(9, b"rest\n", 9), End(9, output_ended=True)]
 
 

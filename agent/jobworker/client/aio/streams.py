@@ -25,7 +25,7 @@ OpenCall = Callable[[AsyncIterator[pb.WriteStdinRequest]], AsyncGenerator[pb.Wri
 
 
 async def output(open_there: Open[pb.StreamResponse], resumption: stream.Resumption) -> AsyncGenerator[Item, None]:
-    """The items of a stream that is opened again wherever it breaks; see `stream.resumed`."""
+    """The items of a stream that is opened again wherever it breaks; see `rpc.streams.output`."""
     while True:
         resumption.open()
         failure: CallFailed | None = None
@@ -42,7 +42,7 @@ async def output(open_there: Open[pb.StreamResponse], resumption: stream.Resumpt
 
 
 async def changes(open_there: Open[pb.WatchResponse], resumption: watch.Resumption) -> AsyncGenerator[Event, None]:
-    """The events of a watch that is opened again wherever it breaks; see `watch.resumed`."""
+    """The events of a watch that is opened again wherever it breaks; see `rpc.streams.changes`."""
     while True:
         failure: CallFailed | None = None
         try:
@@ -61,7 +61,7 @@ async def changes(open_there: Open[pb.WatchResponse], resumption: watch.Resumpti
 
 
 async def ends(events: AsyncGenerator[Event, None], job_ids: tuple[str, ...]) -> AsyncGenerator[job_pb2.Job, None]:
-    """Each of the jobs once it has ended; see `waiting.ends`."""
+    """Each of the jobs once it has ended; see `rpc.streams.ends`."""
     waiting = Waiting(job_ids)
     async with aclosing(events):
         try:
@@ -73,7 +73,7 @@ async def ends(events: AsyncGenerator[Event, None], job_ids: tuple[str, ...]) ->
 
 
 async def idle(events: AsyncGenerator[Event, None]) -> None:
-    """Follow a watch of all jobs until each has ended; see `waiting.idle`."""
+    """Follow a watch of all jobs until each has ended; see `rpc.streams.idle`."""
     active = Active()
     async with aclosing(events):
         try:

@@ -16,13 +16,11 @@ from jobworker.client.changes import Event
 from jobworker.client.endpoint import Endpoint
 from jobworker.client.options import Options
 from jobworker.client.output import Item
-from jobworker.client.rpc import calls, requests, watch
+from jobworker.client.rpc import calls, requests, stream, streams, watch
 from jobworker.client.rpc.calls import Call, Result
 from jobworker.client.rpc.connection import Connection
 from jobworker.client.rpc.retries import STREAM
-from jobworker.client.rpc.stream import resumed
 from jobworker.client.rpc.upload import Upload, Written
-from jobworker.client.rpc.waiting import ends, idle
 from jobworker.client.rpc.writing import Writer
 from jobworker.limits import Limits
 
@@ -170,10 +168,10 @@ class Client:
             output_format=output_format,
         )
 
-        def open_there(_offset: int) -> Iterator[pb.StreamResponse]:
+        def open_there() -> Iterator[pb.StreamResponse]:
             return self._connection.stream("Stream", reading.request(), compress=compress)
 
-        return resumed(open_there, reading.position, STREAM)
+        return streams.output(open_there, stream.Resumption(reading.position, STREAM))
 
     def write_stdin(
         self,
@@ -243,13 +241,14 @@ class Client:
         """
         request = requests.watch(job_ids, states, labels, principal, resume_token)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
+        standing = watch.Standing(resume_token, snapshot)
 
-        def open_at(standing: watch.Standing) -> Iterator[pb.WatchResponse]:
+        def open_there() -> Iterator[pb.WatchResponse]:
             request.resume_token, request.snapshot = standing.token, standing.snapshot
             left = None if timeout is None else max(0.0, deadline - time.monotonic())
             return self._connection.stream("Watch", request, left)
 
-        return watch.resumed(open_at, watch.Standing(resume_token, snapshot), STREAM, deadline)
+        return streams.changes(open_there, watch.Resumption(standing, STREAM, deadline))
 
     def ends(self, job_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[job_pb2.Job]:
         """Each of these jobs once it has ended, in the order of their ends.
@@ -265,7 +264,7 @@ class Client:
         wanted = tuple(dict.fromkeys(job_ids))
         if not wanted:
             return iter(())
-        return ends(self.watch(job_ids=calls.watched(wanted), snapshot=True, timeout=timeout), wanted)
+        return streams.ends(self.watch(job_ids=calls.watched(wanted), snapshot=True, timeout=timeout), wanted)
 
     def wait(
         self, job_ids: Iterable[str], *, first: bool = False, timeout: float | None = None
@@ -309,7 +308,7 @@ class Client:
         Raises:
             WaitTimedOut: some have not ended in time.
         """
-        idle(self.watch(snapshot=True, timeout=timeout))
+        streams.idle(self.watch(snapshot=True, timeout=timeout))
 
     def resolve(self, text: str) -> str:
         """The id of the one job whose id this is or begins with.

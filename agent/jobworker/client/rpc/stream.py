@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
@@ -101,33 +101,6 @@ class Resumption:
         if self.position.offset > self._before or time.monotonic() - self._opened > self._long:
             self._breaks.progress()
         return self._breaks.pause(failure or CallFailed(UNAVAILABLE, "the stream broke off before its end"))
-
-
-def resumed(
-    open_at: Callable[[int], Iterable[pb.StreamResponse]], position: Position, backoff: Backoff
-) -> Generator[Item, None, None]:
-    """The items of a stream that is opened again wherever it breaks.
-
-    Args:
-        open_at: opens the stream at an offset; what it raises as UNAVAILABLE is a break.
-        position: where to begin.
-        backoff: see `Resumption`.
-
-    Raises:
-        JobWorkerError: what another attempt cannot mend, or the last of too many breaks.
-    """
-    stream = Resumption(position, backoff)
-    while True:
-        stream.open()
-        failure: CallFailed | None = None
-        try:
-            for response in open_at(position.offset):
-                yield from stream.items(response)
-                if stream.ended:
-                    return
-        except CallFailed as error:
-            failure = error
-        time.sleep(stream.pause(failure))
 
 
 def _accepted(response: pb.StreamResponse, position: Position) -> Iterator[Item]:

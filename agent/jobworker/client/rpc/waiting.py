@@ -1,50 +1,13 @@
-"""The ends of jobs, from a watch that begins with a snapshot."""
+"""The ends of jobs, by a watch that begins with a snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable
 
 from jobworker.api.v1 import job_pb2
 from jobworker.client.changes import Changed, Event, Mark, Removed, Restarted
 from jobworker.client.failures import CallFailed, WaitTimedOut
 from jobworker.errors import JobNotFound, JobWorkerError
-
-
-def ends(events: Generator[Event, None, None], job_ids: tuple[str, ...]) -> Iterator[job_pb2.Job]:
-    """Each of the jobs once it has ended; closes the watch behind the last.
-
-    Raises:
-        JobNotFound: one of them is not there.
-        WaitTimedOut: the watch has come to its deadline.
-    """
-    waiting = Waiting(job_ids)
-    try:
-        for event in events:
-            if job := waiting.take(event):
-                yield job
-            if not waiting.job_ids:
-                return
-    except CallFailed as failure:
-        raise timed_out(failure, waiting.job_ids) from None
-    finally:
-        events.close()
-
-
-def idle(events: Generator[Event, None, None]) -> None:
-    """Follow a watch of all jobs, with a snapshot, until each that it told of has ended.
-
-    Raises:
-        WaitTimedOut: the watch has come to its deadline.
-    """
-    active = Active()
-    try:
-        for event in events:
-            if active.none_is_left(event):
-                return
-    except CallFailed as failure:
-        raise timed_out(failure, sorted(active.job_ids)) from None
-    finally:
-        events.close()
 
 
 def timed_out(failure: CallFailed, job_ids: Iterable[str]) -> JobWorkerError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
@@ -83,41 +82,6 @@ class Resumption:
         """
         if time.monotonic() >= self._deadline:
             raise CallFailed("DEADLINE_EXCEEDED", "the watch has come to its time-out")
-
-
-def resumed(
-    open_at: Callable[[Standing], Iterable[pb.WatchResponse]],
-    standing: Standing,
-    backoff: Backoff,
-    deadline: float = math.inf,
-) -> Generator[Event, None, None]:
-    """The events of a watch that is opened again wherever it breaks.
-
-    Args:
-        open_at: opens the watch; what it raises as UNAVAILABLE is a break.
-        standing: where to begin.
-        backoff: see `Resumption`.
-        deadline: likewise.
-
-    Raises:
-        JobWorkerError: what another attempt cannot mend, the last of too many breaks, or that the first token is
-            not good any more.
-    """
-    watch = Resumption(standing, backoff, deadline)
-    while True:
-        failure: CallFailed | None = None
-        try:
-            for response in open_at(standing):
-                if event := watch.event(response):
-                    yield event
-                watch.stand(response)
-        except CallFailed as error:
-            failure = error
-        told, pause = watch.broke(failure)
-        if told:
-            yield told
-        time.sleep(watch.left(pause))
-        watch.check()
 
 
 def _event(response: pb.WatchResponse) -> Event | None:
