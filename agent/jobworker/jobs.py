@@ -28,7 +28,7 @@ MAX_STRING_BYTES = 131_072 - 1
 MAX_STDIN_BYTES = 65_536
 # All of a specification, as it is encoded, must fit one message between the agent's processes.
 MAX_SPEC_BYTES = 256 * 1024
-# A record has to fit a message as well, and this may be twelve bytes a character there.
+# A record has to fit a message as well, and this may be six bytes a character there.
 MAX_PRINCIPAL = 4096
 MAX_ARGS = 8_192
 MAX_ENV = 1_024

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobworker.errors import AgentUnavailable, InvalidField, JobNotFound, ProtocolError
+from jobworker.errors import AgentUnavailable, JobNotFound, ProtocolError
 from jobworker.gateway import link as link_module
 from jobworker.gateway.connection import Connection, ConnectionLost
 from jobworker.gateway.link import Lost, SupervisorLink
@@ -135,13 +135,6 @@ def test_an_answer_of_another_type_is_an_error(supervisor: ScriptedSupervisor) -
     supervisor.handlers[InspectJob] = lambda _: Done()
     with pytest.raises(ProtocolError):
         run(supervisor.path, lambda link, _: link.ask(INSPECT, JobReply, repeatable=True))
-
-
-def test_a_request_that_fits_no_frame_is_the_clients_fault(supervisor: ScriptedSupervisor) -> None:
-    request = StartJob(CALLER, JobSpec("true", ("\x01" * 100_000,)))
-    with pytest.raises(InvalidField) as caught:
-        run(supervisor.path, lambda link, _: link.ask(request, JobReply, repeatable=False))
-    assert caught.value.field == "args"
 
 
 def dying(times: int) -> Callable[[Any], Any]:

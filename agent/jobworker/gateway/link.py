@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 import structlog
 
-from jobworker.errors import AgentUnavailable, InvalidField, JobWorkerError, ProtocolError
+from jobworker.errors import AgentUnavailable, JobWorkerError, ProtocolError
 from jobworker.gateway.connection import Connection, ConnectionLost
 from jobworker.wire import frames
 from jobworker.wire.messages import PROTOCOL, Failed, Hello, Welcome
@@ -81,10 +81,6 @@ class SupervisorLink:
             except ConnectionLost:
                 self._leave(connection)
                 continue
-            except ProtocolError:
-                # Only a job's strings can be this large: JSON makes six characters of a control character.
-                problem = "command, args and env hold too much that has to be escaped; put the data into a file"
-                raise InvalidField("args", problem) from None
             return _checked(frame, answer)
         raise AgentUnavailable(f"the supervisor went away over this; {_UNKNOWN}")
 
