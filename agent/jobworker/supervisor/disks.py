@@ -23,6 +23,9 @@ _WAIT = 10.0
 # Of one principal. What can't be killed counts as well, until its file system answers.
 _MOST = 32
 _RETRY_SECONDS = 1
+# Of what is wrong with a directory so many characters are told: errors quote its path, which may be as long as an
+# argument. What is found fits into a pipe then, where it waits for the helper's end, and into an answer.
+_MOST_TOLD = 300
 # More than is found.
 _SIZE = 65_536
 
@@ -135,7 +138,7 @@ class Disks:
 
 
 def _looking(directory: str) -> str:
-    return f"looking for the disk of {directory!r}"
+    return f"looking for the disk of {directory!r:.{_MOST_TOLD}}"
 
 
 def _find(directory: str) -> None:
@@ -144,5 +147,5 @@ def _find(directory: str) -> None:
     try:
         found = Found(disk.of_path(directory), "")
     except (NoDisk, OSError) as error:
-        found = Found(None, str(error))
+        found = Found(None, str(error)[:_MOST_TOLD])
     os.write(0, codec.dumps(found))
