@@ -2,7 +2,8 @@
 
 It holds no job and no cgroup: everything about jobs it asks of the supervisor over a socket, so it can be
 restarted at any time and no job notices. From the network inwards: `server`, `gate` (with `certificates`,
-`access`, `requests`, `status`), `servicer` (with `convert`), then `mirror` and `output`, which stand on `link`.
+`access`, `requests`, `status`), `servicer` (with `incoming`, `outgoing`), then `mirror` and `output`, which stand
+on `link`.
 """
 
 import os

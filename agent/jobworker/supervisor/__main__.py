@@ -1,5 +1,8 @@
 """The supervisor's program, started by the keeper: `--settings FILE --link-fd N [--ready-fd N] [--parked yes]`.
 
+In an upgrade it is executed by the version before it, which adds `--stand-in-fd N`, the connection to who moves
+the output meanwhile, and `--audit-lost N,N`, the lines that it could not write to each of the audit trails.
+
 With `--check yes` in place of the link it reads settings and state as a start would, and ends; with `--survey yes`
 it tells what it finds of the host, as canonical JSON.
 """

@@ -51,7 +51,7 @@ class Plan:
         asked: by the client, with the defaults filled in.
         settable: those of them that can be set here.
         disk: that the IO limits are for.
-        refused: why others can't be set, by name; only where the request allows best effort.
+        refused: why others can't be set, by name: defaults, and what was asked for where best effort will do.
     """
 
     asked: Limits

@@ -155,10 +155,10 @@ class Store:
         return True
 
     def set_draining(self, draining: bool) -> None:  # noqa: FBT001 - there is nothing else to say
-        """Have it on the disk.
+        """Have later supervisors know of it. It is not flushed: a power cut soon after may undo it.
 
         Raises:
-            OSError: it can't be; nothing has changed.
+            OSError: it can't be written; nothing has changed.
         """
         if draining:
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
