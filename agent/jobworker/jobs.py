@@ -101,15 +101,14 @@ def check_principal(uri: str, field: str) -> str:
     return uri
 
 
-def check_user(name: str, field: str = "user") -> str:
-    """Return the name if it can be that of a user, or is empty.
+def check_user(name: str) -> None:
+    """Check what can be the name of a user, or is empty.
 
     Raises:
         InvalidField: it can't be.
     """
     if name and not _USER.fullmatch(name):
-        raise InvalidField(field, f"{name!r:.60} is not the name of a user", "www-data")
-    return name
+        raise InvalidField("user", f"{name!r:.60} is not the name of a user", "www-data")
 
 
 class State(enum.Enum):

@@ -80,12 +80,11 @@ class Applied:
 NOT_SANDBOXED = Applied()
 
 
-def check_profile(name: str, field: str = "sandbox") -> str:
-    """Return the name of a profile, or the empty one.
+def check_profile(name: str) -> None:
+    """Check the name of a profile, which may be empty.
 
     Raises:
-        InvalidField: it is none.
+        InvalidField: there is no such profile.
     """
     if name and name not in PROFILES:
-        raise InvalidField(field, f"{name!r:.40} is not one of {', '.join(PROFILES)}", Profile.STANDARD.value)
-    return name
+        raise InvalidField("sandbox", f"{name!r:.40} is not one of {', '.join(PROFILES)}", Profile.STANDARD.value)

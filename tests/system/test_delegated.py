@@ -26,7 +26,7 @@ from jobworker.jobs import EndReason, State
 from jobworker.kernel.cgroup import detect, tree
 
 top = Path(detect.cgroup_mounts().v2)
-before = top / tree.own_cgroup("").lstrip("/")
+before = top / tree.own_cgroup().lstrip("/")
 unit = top / f"jobworker-test-{os.getpid()}.service"
 unit.mkdir()
 os.setxattr(unit, "trusted.delegate", b"1")

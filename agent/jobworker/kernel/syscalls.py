@@ -129,9 +129,9 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> tuple[int, int]:
     return pid, pidfd.value
 
 
-def close_range(first: int, last: int = 0xFFFF_FFFF) -> None:
-    """close_range(2): close every descriptor from `first` to `last`."""
-    call(_NR_CLOSE_RANGE, "close_range", first, last, 0)
+def close_range(first: int) -> None:
+    """close_range(2): close every descriptor from `first` on."""
+    call(_NR_CLOSE_RANGE, "close_range", first, 0xFFFF_FFFF, 0)
 
 
 def openat2(directory_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:

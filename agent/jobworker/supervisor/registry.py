@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 
 from jobworker.errors import (
@@ -290,7 +291,7 @@ class Registry:
         self.starts.abandon()
         self._when_idle.append(idle)
         for job in tuple(self.running.values()):
-            job.stop(15, DEFAULT_GRACE, EndReason.STOPPED)
+            job.stop(signal.SIGTERM, DEFAULT_GRACE, EndReason.STOPPED)
         self.tell_idle()
 
     def on_idle(self, callback: Callable[[], None]) -> None:

@@ -64,10 +64,6 @@ class StartJob:
     idempotency: Idempotency = field(default_factory=Idempotency)
     dry_run: bool = False
 
-    @property
-    def principal(self) -> str:
-        return self.caller.principal
-
 
 @dataclass(frozen=True, slots=True)
 class StopJob:

@@ -115,7 +115,7 @@ def _v2(mount: str, instance: str, parent: str) -> V2Hierarchy:
 
 def _own_cgroup(mount: str) -> str:
     """What the service manager has started the agent in; since then it may have moved to the leaf there."""
-    own = tree.own_cgroup("")
+    own = tree.own_cgroup()
     above, name = os.path.split(own)
     return above if name == _LEAF and _is_delegated(mount + above) else own
 

@@ -121,11 +121,11 @@ def _freeze_kill_thaw(group: CgroupDir) -> None:
         group.write("cgroup.freeze", "0")
 
 
-def own_cgroup(controller: str) -> str:
-    """The calling process's cgroup in the v2 hierarchy (`""`) or in that of a v1 controller; cgroups(7)."""
+def own_cgroup() -> str:
+    """The calling process's cgroup in the v2 hierarchy; cgroups(7)."""
     with open("/proc/self/cgroup", encoding="utf-8") as file:
         for line in file:
             _, controllers, path = line.rstrip("\n").split(":", 2)
-            if controller in controllers.split(","):
+            if not controllers:
                 return path
     return "/"
