@@ -113,7 +113,10 @@ class _Ready:
         return ""
 
     def _unread(self, conditions: tuple[tuple[str, Any], ...]) -> str:
-        """Of a call that names no job, or has not been read: what allows may hold, and what denies does not."""
+        """For a call without a job or specification, or not read yet: the condition that fails; empty for none.
+
+        A rule that allows may still match then; one that denies does not, if it has such conditions.
+        """
         return conditions[0][0] if conditions and not self._allows else ""
 
     def decision(self, request: Request) -> Decision:

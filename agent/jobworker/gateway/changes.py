@@ -68,7 +68,7 @@ class Changes:
     Attributes:
         epoch: of the supervisor's revisions.
         newest: revision of the newest change.
-        floor: of what was removed before this revision not everything is known.
+        floor: the oldest revision that a token may have: not all removals before it are known.
     """
 
     def __init__(self) -> None:

@@ -79,7 +79,7 @@ class Registry:
         self._audit = around.audit
         self._users = Users(settings)
         keep, give_back = self._users.keep, self._users.give_back
-        # What becomes of a segment beside it, and the segment itself, should it be dropped meanwhile.
+        # The copy that is made beside a segment, and the segment itself: it stays open if it is dropped meanwhile.
         reserved = 2 * settings.segment_bytes if settings.compress_logs else 0
         self._space = Space(settings.keep_logs, reserved)
         self._retention = Retention(

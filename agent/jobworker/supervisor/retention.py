@@ -33,8 +33,8 @@ class Retention:
     Args:
         space: what they share with the running ones.
         forget: called with the id of a job that is gone.
-        left: called with the user id of a job of an earlier life of which files are left.
-        removed: called with that of one of which none is left.
+        left: called with a removed job's user id if an earlier life has left files of it.
+        removed: called with a job's user id once its last file is gone.
     """
 
     def __init__(

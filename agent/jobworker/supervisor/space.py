@@ -28,11 +28,11 @@ class Space:
 
     Args:
         total: bytes; 0 for no bound.
-        reserved: of these for what is being compressed.
+        reserved: how many of these are kept free for compressing segments.
 
     Attributes:
         ended: the bytes of ended jobs.
-        leaving: of those that are being removed.
+        leaving: the bytes of jobs that are being removed.
     """
 
     def __init__(self, total: int, reserved: int) -> None:

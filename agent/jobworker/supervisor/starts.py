@@ -344,7 +344,7 @@ class Starts:
 
 
 def _planned(tell: Started, rule: str) -> Started:
-    """Tells of a job that a dry run asks for in the way that it is asked."""
+    """Wrap `tell`, so that a record is told as `StartPlanned`, which answers a dry run."""
     return lambda outcome: tell(StartPlanned(outcome, rule) if isinstance(outcome, JobRecord) else outcome)
 
 
