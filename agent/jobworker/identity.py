@@ -135,10 +135,11 @@ def check_dates(not_before: float, not_after: float, now: float) -> None:
         Unauthenticated: the certificate is not valid then.
     """
     if now < not_before:
-        raise Unauthenticated(f"the certificate is valid from {_utc(not_before)} on only")
+        raise Unauthenticated(f"the certificate is valid from {utc(not_before)} on only")
     if now > not_after:
-        raise Unauthenticated(f"the certificate expired at {_utc(not_after)}")
+        raise Unauthenticated(f"the certificate expired at {utc(not_after)}")
 
 
-def _utc(seconds: float) -> str:
+def utc(seconds: float) -> str:
+    """Seconds of Unix time, to be read."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -20,6 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from jobworker.errors import PkiProblem, Unauthenticated
 from jobworker.gateway import credentials
+from jobworker.identity import utc
 from jobworker.settings.schema import TlsSettings
 
 _MAX_LIST_BYTES = 64 * 1024 * 1024
@@ -105,9 +106,9 @@ class Revocations:
 
     def _check_listed(self, listed: IssuerList, certificate: x509.Certificate, now: float) -> None:
         if (date := listed.dates.get(certificate.serial_number)) is not None:
-            raise Unauthenticated(f"the certificate, or that of its issuer, was revoked at {_utc(date)}")
+            raise Unauthenticated(f"the certificate, or that of its issuer, was revoked at {utc(date)}")
         if now > listed.ends and not self.stale_allowed:
-            problem = f"the agent's revocation list ended at {_utc(listed.ends)}"
+            problem = f"the agent's revocation list ended at {utc(listed.ends)}"
             raise Unauthenticated(f"{problem}: a newer one must be installed there")
 
     def _issuer(self, certificate: x509.Certificate) -> Authority | None:
@@ -228,7 +229,7 @@ def _read_list(path: str, crl: x509.CertificateRevocationList) -> IssuerList:
         raise PkiProblem(path, f"holds a list of {who} that does not say when the next one comes")
     begins = crl.last_update_utc.timestamp()
     if begins > time.time() + _SKEW:
-        raise PkiProblem(path, f"holds a list of {who} from {_utc(begins)}", "compare the clocks of both hosts")
+        raise PkiProblem(path, f"holds a list of {who} from {utc(begins)}", "compare the clocks of both hosts")
     try:
         extensions = list(crl.extensions)
     except (ValueError, x509.DuplicateExtension):
@@ -281,7 +282,3 @@ def _serials(path: str) -> Iterator[int]:
                 problem = f"line {number} is not a serial number in hexadecimal: {serial!r:.60}"
                 raise PkiProblem(path, problem, "`worker-pki show` tells a certificate's")
             yield int(matched[1], 16)
-
-
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

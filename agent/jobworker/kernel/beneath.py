@@ -8,6 +8,8 @@ import stat
 
 from jobworker.kernel import syscalls
 
+# How a directory is opened by name, and no link to one.
+OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _PIECE = 1024 * 1024
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 

@@ -11,7 +11,8 @@ import itertools
 import os
 from collections.abc import Iterator
 
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+from jobworker.kernel import beneath
+
 _OPEN_PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -19,7 +20,7 @@ def remove(parent_fd: int, names: tuple[str, ...]) -> None:
     """Remove directories with all that is in them; what can't be removed stays."""
     for name in names:
         with contextlib.suppress(OSError):
-            top = os.open(name, _OPEN_DIR, dir_fd=parent_fd)
+            top = os.open(name, beneath.OPEN_DIR, dir_fd=parent_fd)
             try:
                 _empty(top)
                 # The agent may have put the last compressed segment there meanwhile.
@@ -36,7 +37,7 @@ def _empty(top: int) -> None:
     while waiting:
         name = waiting.pop()
         with contextlib.suppress(OSError):
-            fd = os.open(name, _OPEN_DIR, dir_fd=top)
+            fd = os.open(name, beneath.OPEN_DIR, dir_fd=top)
             try:
                 waiting += _clear(fd, top, fresh)
             finally:

@@ -41,7 +41,6 @@ FLUSHED = "flushed.json"
 _MAX_RECORD = 2 * 1024 * 1024
 # A process that a supervisor was making when it was killed holds the lock until it executes its command.
 _LOCK_PATIENCE = 2.0
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 # Jobs' users must get through to their work directories, and see nothing on the way.
 _PASS_THROUGH = 0o711
 
@@ -75,7 +74,7 @@ class Store:
     def __init__(self, path: str) -> None:
         self.path = os.path.realpath(path)
         os.makedirs(self.path, mode=0o700, exist_ok=True)
-        self.fd = os.open(self.path, _OPEN_DIR)
+        self.fd = os.open(self.path, beneath.OPEN_DIR)
         _set_mode(self.fd, _PASS_THROUGH)
         self.jobs_fd = self._make_dir("jobs", _PASS_THROUGH)
         self.removed_fd = self._make_dir("removed", 0o700)
@@ -109,7 +108,7 @@ class Store:
     def _make_dir(self, name: str, mode: int) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.fd)
-        fd = os.open(name, _OPEN_DIR, dir_fd=self.fd)
+        fd = os.open(name, beneath.OPEN_DIR, dir_fd=self.fd)
         _set_mode(fd, mode)
         return fd
 
@@ -348,10 +347,10 @@ def check(path: str) -> None:
     Raises:
         HostFault: there is one that this version is too old for.
     """
-    fd = os.open(path, _OPEN_DIR)
+    fd = os.open(path, beneath.OPEN_DIR)
     _check_format(fd)
     os.close(fd)
-    jobs_fd = os.open(os.path.join(path, "jobs"), _OPEN_DIR)
+    jobs_fd = os.open(os.path.join(path, "jobs"), beneath.OPEN_DIR)
     for name in os.listdir(jobs_fd):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, ProtocolError):
             load(jobs_fd, name)

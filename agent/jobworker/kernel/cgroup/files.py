@@ -10,8 +10,9 @@ import contextlib
 import os
 from collections.abc import Callable
 
+from jobworker.kernel import beneath
+
 _CHUNK = 4096
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class CgroupDir:
@@ -23,10 +24,10 @@ class CgroupDir:
 
     @classmethod
     def open(cls, path: str) -> CgroupDir:
-        return cls(os.open(path, _OPEN_DIR), path)
+        return cls(os.open(path, beneath.OPEN_DIR), path)
 
     def child(self, name: str) -> CgroupDir:
-        return CgroupDir(os.open(name, _OPEN_DIR, dir_fd=self.fd), f"{self.path}/{name}")
+        return CgroupDir(os.open(name, beneath.OPEN_DIR, dir_fd=self.fd), f"{self.path}/{name}")
 
     def make_child(self, name: str) -> CgroupDir:
         """Make the child cgroup unless it exists, and open it."""
