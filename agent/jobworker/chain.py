@@ -118,4 +118,6 @@ def _to_the_second(seconds: int) -> str:
 
 def floor_ns(text: str) -> int:
     """Nanoseconds of Unix time at or before a stamp, by less than a second."""
+    # By its inverse: what the standard library reads times with would load datetime, locale and more into the
+    # supervisor, which asks for this once. And no text, as of a damaged trail, is an error.
     return (bisect_right(range(_MAX_SECONDS), text, key=lambda seconds: stamp(seconds * _NANOS)) - 1) * _NANOS
