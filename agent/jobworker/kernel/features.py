@@ -18,9 +18,14 @@ def why_not(attempt: Callable[[], None]) -> str:
     try:
         attempt()
     except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "error")
-        return f"{error.filename or 'the kernel'}: {name}, {error.strerror}"
+        return because(error)
     return ""
+
+
+def because(error: OSError) -> str:
+    """What has failed at what, to be told as a reason."""
+    name = errno.errorcode.get(error.errno or 0, "error")
+    return f"{error.filename or 'the kernel'}: {name}, {error.strerror}"
 
 
 def clone3(cgroup_fd: int | None) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import os
 
 from jobworker import chain
+from jobworker.kernel import beneath
 from jobworker.supervisor import helper, retry
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
@@ -26,7 +27,6 @@ _MOST_REMEMBERED = 10_000
 _AUDIT = "audit:"
 _LINKED = f"{FLUSHED}.new"
 _OPEN_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
-_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Flusher:
@@ -105,7 +105,7 @@ def _flush_until_closed() -> None:
 def _flush_audit(name: str) -> None:
     # A file that has been closed and renamed is named anew.
     with contextlib.suppress(OSError):
-        directory = os.open(f"../{chain.DIRECTORY}", _OPEN_DIR, dir_fd=0)
+        directory = os.open(f"../{chain.DIRECTORY}", beneath.OPEN_DIR, dir_fd=0)
         try:
             _flush(directory, name)
             os.fsync(directory)
@@ -116,13 +116,13 @@ def _flush_audit(name: str) -> None:
 def _flush_job(job_id: str, flushed: dict[str, int]) -> None:
     # A job that is being removed, a disk that is failing: what can't be flushed is not lost by that.
     with contextlib.suppress(OSError):
-        directory = os.open(job_id, _OPEN_DIR, dir_fd=0)
+        directory = os.open(job_id, beneath.OPEN_DIR, dir_fd=0)
         try:
             _flush_record(directory)
             os.fsync(directory)
         finally:
             os.close(directory)
-        logs = os.open(f"{job_id}/logs", _OPEN_DIR, dir_fd=0)
+        logs = os.open(f"{job_id}/logs", beneath.OPEN_DIR, dir_fd=0)
         try:
             _flush_logs(logs, flushed)
             os.fsync(logs)

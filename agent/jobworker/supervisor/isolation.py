@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from jobworker import codec
 from jobworker.errors import SandboxUnsupported
 from jobworker.jobs import JobSpec
-from jobworker.kernel import seccomp, syscalls
+from jobworker.kernel import features, seccomp, syscalls
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.confinement import Confinement, private_directories
 from jobworker.sandbox import PARTS, Applied, Part, Profile
@@ -106,7 +105,7 @@ def _look(model: Confinement) -> Found:
     try:
         program = seccomp.make()
     except OSError as error:
-        reasons[Part.SYSTEM_CALLS] = _because(error)
+        reasons[Part.SYSTEM_CALLS] = features.because(error)
     model = replace(model, filter=seccomp.Filter(program) if program else None)
     rest = frozenset(Part) - reasons.keys()
     if _why_not(rest, model):
@@ -120,14 +119,7 @@ def _why_not(parts: frozenset[Part], model: Confinement) -> str:
     ready = model.filter if Part.SYSTEM_CALLS in parts else None
     model = replace(model, parts=parts | {Part.NO_NEW_PRIVILEGES}, filter=ready)
 
-    def attempt() -> bytes:
-        try:
-            _go_into(model)
-        except OSError as error:
-            return _because(error).encode()
-        return b""
-
-    return _in_a_child(attempt).decode()
+    return _in_a_child(lambda: features.why_not(lambda: _go_into(model)).encode()).decode()
 
 
 def _go_into(model: Confinement) -> None:
@@ -167,8 +159,3 @@ def _in_a_child(work: Callable[[], bytes]) -> bytes:
     if os.waitpid(child, 0)[1]:
         raise ChildProcessError("a look at what sandboxes this host can have ended early")
     return data
-
-
-def _because(error: OSError) -> str:
-    name = errno.errorcode.get(error.errno or 0, "error")
-    return f"{error.filename or 'the kernel'}: {name}, {error.strerror}"
