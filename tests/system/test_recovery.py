@@ -254,7 +254,7 @@ def test_an_agent_that_ends_takes_no_more_jobs(own_side: RootSide) -> None:
     # What a client may try again, as it may whatever else a restart cuts off.
     with pytest.raises(AgentUnavailable):
         link.start("/bin/true")
-    link.stop(record.job_id, force=True)
+    link.stop(record.job_id, force=True, wait=False)
     link.drain()
 
 
