@@ -231,17 +231,16 @@ def test_settings_that_are_none(tmp_path: Path) -> None:
 # Certificates that end while they are in use.
 
 
-@pytest.fixture
-def short_lived(tmp_path: Path) -> certs.Files:
-    ca = certs.dev_pki().pair("ca")
-    return make(Recipe(end=timedelta(seconds=3)), ca).save(tmp_path, "short")
+def short_lived(directory: Path) -> certs.Files:
+    """One that lasts for a connection and a call, made when there is somebody to connect to."""
+    return make(Recipe(end=timedelta(seconds=5)), certs.dev_pki().pair("ca")).save(directory, "short")
 
 
-def test_a_stream_ends_with_its_certificate(tmp_path: Path, short_lived: certs.Files) -> None:
+def test_a_stream_ends_with_its_certificate(tmp_path: Path) -> None:
     supervisor = ScriptedSupervisor(str(tmp_path))
     supervisor.records = [record(1)]
     try:
-        with gateway.gateway(tmp_path) as running, running.stub(short_lived) as stub:
+        with gateway.gateway(tmp_path) as running, running.stub(short_lived(tmp_path)) as stub:
             call = stub.Stream(pb.StreamRequest(job_id=job_id(1), follow=True, offset=0))
             with pytest.raises(grpc.RpcError) as caught:
                 next(call)
@@ -255,7 +254,7 @@ def test_a_stream_ends_with_its_certificate(tmp_path: Path, short_lived: certs.F
         supervisor.close()
 
 
-def test_so_does_one_whose_client_has_not_read_yet(tmp_path: Path, short_lived: certs.Files) -> None:
+def test_so_does_one_whose_client_has_not_read_yet(tmp_path: Path) -> None:
     """The first message is still under way then, and the status must come behind it all the same."""
     size = 1024 * 1024
     supervisor = ScriptedSupervisor(str(tmp_path))
@@ -264,11 +263,10 @@ def test_so_does_one_whose_client_has_not_read_yet(tmp_path: Path, short_lived: 
         LogSegment(request.job_id, 0, 0), (zeros(size), os.memfd_create("index"))
     )
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 * 1024)]
-    credentials = gateway.credentials(short_lived)
     try:
         with (
             gateway.gateway(tmp_path) as running,
-            grpc.secure_channel(running.address, credentials, options) as slow,
+            grpc.secure_channel(running.address, gateway.credentials(short_lived(tmp_path)), options) as slow,
         ):
             call = JobWorkerServiceStub(slow).Stream(pb.StreamRequest(job_id=job_id(1)))
             running.wait_for_calls("Stream", 1)
@@ -289,8 +287,8 @@ def zeros(size: int) -> int:
     return fd
 
 
-def test_so_does_a_watch_of_the_health(running: gateway.Gateway, short_lived: certs.Files) -> None:
-    with running.channel(short_lived) as channel:
+def test_so_does_a_watch_of_the_health(running: gateway.Gateway, tmp_path: Path) -> None:
+    with running.channel(short_lived(tmp_path)) as channel:
         call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(call).status == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(grpc.RpcError) as caught:

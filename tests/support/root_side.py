@@ -239,10 +239,21 @@ class RootSide:
         return len(os.listdir(f"/proc/{self.supervisor_pid()}/fd"))
 
     def flusher_pid(self) -> int:
-        return self.child("jw-flusher")
+        return self._helper("jw-flusher")
 
     def compressor_pid(self) -> int:
-        return self.child("jw-compressor")
+        return self._helper("jw-compressor")
+
+    def _helper(self, name: str) -> int:
+        """One that is forked twice, and bears its name from when it runs."""
+        found: list[int] = []
+
+        def look() -> bool:
+            found.append(self.child(name))
+            return True
+
+        self.wait_for(look)
+        return found[0]
 
     def child(self, name: str) -> int:
         """The keeper's child of this name.
@@ -288,7 +299,17 @@ class RootSide:
             assert select.select([self._successor], [], [], DEADLINE)[0], self.log()
             os.close(self._successor)
             self._successor = None
-        return self.keeper.wait(DEADLINE)
+        try:
+            return self.keeper.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            # This test fails, and no other for what it would leave behind.
+            with contextlib.suppress(LookupError):
+                supervisor = self.supervisor_pid()
+                self.keeper.kill()
+                os.kill(supervisor, signal.SIGKILL)
+            self.keeper.kill()
+            self.keeper.wait()
+            raise
 
 
 def _replace(path: str, text: str) -> None:

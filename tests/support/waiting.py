@@ -7,7 +7,7 @@ import select
 import time
 from collections.abc import Callable
 
-_SECONDS = 6.0
+_SECONDS = 60.0
 _DEADLINE = 60
 
 

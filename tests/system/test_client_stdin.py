@@ -230,3 +230,4 @@ def test_what_cannot_be_read_here_is_not_taken_for_the_output(agent: Agent) -> N
             )
         assert (done.returncode, done.stdout) == (code, b"")
         assert b"<stdin>: cannot be used: Bad file descriptor" in done.stderr
+    agent.cli("stop", job_id, "--force", check=True)

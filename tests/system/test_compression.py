@@ -110,6 +110,8 @@ def test_a_supervisor_that_takes_over_goes_on_behind_compressed_segments(tmp_pat
         link = side.link(subscribe=True)
         script = f"{SCRIPT}; trap 'echo more; exit 3' USR1; while :; do sleep 0.02; done"
         record = link.start("/bin/sh", "-c", script)
+        # The open segment may still be on its way when the last closed one is compressed.
+        side.wait_for(lambda: link.inspect(record.job_id).log_bytes == len(WRITTEN))
         side.wait_for(lambda: all_compressed(side, record))
         os.kill(side.supervisor_pid(), signal.SIGKILL)
         link = side.reconnect(subscribe=True)

@@ -96,12 +96,13 @@ def test_no_inode_left(tmp_path: Path) -> None:
         link = side.link(subscribe=True)
         fill = Path(side.state_dir, "fill")
         fill.mkdir()
-        running = link.start("/bin/sh", "-c", f"sleep 0.5; head -c {3 * MIB} /dev/zero; exit 6")
+        running = link.start("/bin/sh", "-c", f"read go; head -c {3 * MIB} /dev/zero; exit 6", stdin_open=True)
         with suppress(OSError):
             for number in range(2000):
                 go(fill / str(number))
         with pytest.raises(HostFault):
             link.start("/bin/true")
+        link.feed(running.job_id, b"go\n", end=True)
         ended = link.wait_ended(running.job_id)
         assert (ended.exit_code, ended.log_bytes) == (6, 3 * MIB)
         assert ended.lost_bytes >= MIB

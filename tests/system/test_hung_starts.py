@@ -90,10 +90,13 @@ def only_job(side: RootSide) -> str:
 
 
 def process_of(job_id: str) -> int:
-    """The one that is to execute the command."""
+    """The one that is to execute the command.
+
+    Raises:
+        LookupError: there is none yet.
+    """
     pids = {int(line) for path in cgroups(job_id) for line in Path(path, "cgroup.procs").read_text().split()}
-    (pid,) = (pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "jw-supervisor\n")
-    return pid
+    return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "jw-supervisor\n"][0]  # noqa: RUF015
 
 
 def gone(side: RootSide, job_id: str, pid: int) -> None:
@@ -198,7 +201,7 @@ def test_a_tracer_that_keeps_it_is_waited_for(side: RootSide) -> None:
     link = side.link()
     before, supervisor = side.open_files(link), side.supervisor_pid()
     seq = link.send(messages.StartJob(CALLER, JobSpec("/bin/true", ("slow",)), Idempotency("", "")))
-    side.wait_for(lambda: bool(os.listdir(os.path.join(side.state_dir, "jobs")) and cgroups(only_job(side))))
+    side.wait_for(lambda: bool(os.listdir(os.path.join(side.state_dir, "jobs")) and process_of(only_job(side))))
     job_id = only_job(side)
     with seized(process_of(job_id)):
         with pytest.raises(JobWorkerError, match=rf"not done within {_WAIT} s"):

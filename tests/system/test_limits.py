@@ -164,9 +164,10 @@ def test_weights_divide_a_cpu(link: Link) -> None:
 
 def test_a_quota_is_kept(link: Link) -> None:
     spin = "import time; end = time.monotonic() + 2\nwhile time.monotonic() < end: pass"
-    record, _ = run(link, Limits(cpu_millis=250), "/usr/bin/python3", "-I", "-c", spin)
+    # So little that it is held back where others leave it next to nothing, too.
+    record, _ = run(link, Limits(cpu_millis=50), "/usr/bin/python3", "-I", "-c", spin)
     lasted_usec = (record.ended_ns - record.started_ns) // 1000
-    assert record.usage.cpu_usec < lasted_usec * 0.25 * 1.3
+    assert record.usage.cpu_usec < lasted_usec * 0.05 * 1.3
     assert record.usage.throttled_usec > 0
 
 
@@ -195,7 +196,7 @@ def test_a_cpu_that_is_not_there(link: Link) -> None:
 
 def test_a_directory_that_is_on_no_disk(link: Link) -> None:
     with pytest.raises(
-        LimitUnsupported, match=r"limits\.io_write cannot be enforced .* /dev is on devtmpfs|tmpfs"
+        LimitUnsupported, match=r"limits\.io_write cannot be enforced .* /dev is on (devtmpfs|tmpfs)"
     ):
         link.start("/bin/true", workdir="/dev", limits=Limits(io_write_bps=_MIB))
     job = link.start("/bin/true", workdir="/dev", limits=Limits(io_write_bps=_MIB), best_effort=True)

@@ -235,12 +235,14 @@ def test_no_descriptor_is_left_of_it(side: RootSide, link: Link) -> None:
     def held_by_keeper() -> int:
         return len(os.listdir(f"/proc/{side.keeper_pid}/fd"))
 
+    held = held_by_keeper()
     one_life()
-    before = side.open_files(link), held_by_keeper()
+    before = side.open_files(link)
     for _ in range(5):
         one_life()
-    side.wait_for(lambda: held_by_keeper() == before[1])
-    assert side.open_files(link) == before[0]
+    # It lets go when it comes to that, also of what it held at the beginning.
+    side.wait_for(lambda: held_by_keeper() <= held)
+    assert side.open_files(link) == before
 
 
 def test_it_is_on_record_without_what_it_holds(side: RootSide, link: Link) -> None:

@@ -171,7 +171,8 @@ def test_a_process_that_was_being_made_holds_the_lock_for_a_moment(own_side: Roo
 def test_a_second_agent_on_the_same_directory_is_refused(own_side: RootSide) -> None:
     with pytest.raises(RuntimeError, match="another agent is using"):
         RootSide(os.path.dirname(own_side.state_dir))
-    assert own_side.link().inspect is not None
+    link = own_side.link()
+    assert link.stop(link.start("/bin/sleep", "1000").job_id).ended_ns
 
 
 def test_the_keeper_may_die(own_side: RootSide) -> None:
@@ -203,12 +204,15 @@ def test_the_keeper_may_die(own_side: RootSide) -> None:
 @pytest.mark.parametrize("adopted", [False, True])
 def test_a_job_that_ends_while_there_is_no_keeper(own_side: RootSide, *, adopted: bool) -> None:
     link = own_side.link(subscribe=True)
-    records = [link.start("/bin/sh", "-c", f"echo {n}; read line < /proc/self/fd/0; exit {n}") for n in range(10)]
-    waiting = [link.start("/bin/sh", "-c", f"sleep 0.{n}; echo {n}; exit {n}") for n in range(10)]
+    gates = [gate(own_side, n) for n in range(20)]
+    records = [link.start("/bin/sh", "-c", f"echo {n}; read go < {gates[n]}; exit {n}") for n in range(10)]
+    waiting = [link.start("/bin/sh", "-c", f"read go < {gates[10 + n]}; echo {n}; exit {n}") for n in range(10)]
     if adopted:
         # Children of the keeper now, and nobody's when it dies.
         link = own_side.kill_supervisor(link)
     own_side.kill_keeper()
+    for number in range(20):
+        open_gate(own_side, number)
     link.drain()
     link = own_side.reconnect(subscribe=True)
     for n in range(10):

@@ -140,6 +140,7 @@ def test_a_stop_ends_jobs_and_a_restart_does_not(service: Service) -> None:
     service.keeper = service.start()
     assert service.link().inspect(job.job_id).pid == job.pid
     assert service.end(signal.SIGTERM) == 0
+    service.manager.wait_for(lambda manager: not manager.stored)
     service.keeper = service.start()
     assert service.link().inspect(job.job_id).end_reason is not EndReason.LOST
 

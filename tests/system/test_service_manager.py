@@ -90,20 +90,23 @@ def check_end(ended: JobRecord, reason: EndReason, **fields: int) -> None:
 
 def test_jobs_that_end_while_nobody_is_there(side: RootSide, manager: ServiceManager) -> None:
     link = side.link(subscribe=True)
-    exiting = link.start("/bin/sh", "-c", "sleep 0.1; echo the last words; exit 7")
-    killed = link.start("/bin/sh", "-c", "sleep 0.1; echo the last words; kill -9 $$")
+    wait = "trap go=1 USR1; echo up; until [ $go ]; do sleep 0.02; done 2>&-; echo the last words"
+    exiting, killed = (link.start("/bin/sh", "-c", f"{wait}; {end}") for end in ("exit 7", "kill -9 $$"))
+    for record in (exiting, killed):
+        link.wait_output(record.job_id)
     fds = [os.pidfd_open(record.pid) for record in (exiting, killed)]
     wait_until_stored(manager, 2)
     die(side, both=True)
     for fd in fds:
+        signal.pidfd_send_signal(fd, signal.SIGUSR1)
         assert select.select([fd], [], [], DEADLINE)[0]
         os.close(fd)
     link = start_again(side)
     ended = link.wait_ended(exiting.job_id)
-    assert link.read_log(ended) == b"the last words\n"
+    assert link.read_log(ended) == b"up\nthe last words\n"
     check_end(ended, EndReason.EXITED, exit_code=7)
     ended = link.wait_ended(killed.job_id)
-    assert link.read_log(ended) == b"the last words\n"
+    assert link.read_log(ended) == b"up\nthe last words\n"
     check_end(ended, EndReason.SIGNALED, signal=signal.SIGKILL)
 
 
@@ -181,8 +184,7 @@ def test_nothing_stays_in_the_store(side: RootSide, manager: ServiceManager) -> 
     for record in records:
         link.wait_ended(record.job_id)
     side.close()
-    manager.wait_for(lambda manager: not manager.stored)
-    assert manager.said == ["READY=1", "STOPPING=1"]
+    manager.wait_for(lambda manager: not manager.stored and manager.said == ["READY=1", "STOPPING=1"])
     assert running.job_id
 
 
@@ -206,7 +208,7 @@ def test_a_restart_leaves_the_jobs_to_the_next_keeper(side: RootSide, manager: S
     wait_until_stored(manager, 1)
     side.keeper.send_signal(signal.SIGUSR1)
     assert side.keeper.wait(DEADLINE) == 0
-    assert manager.said == ["READY=1", "STOPPING=1"]
+    manager.wait_for(lambda manager: manager.said == ["READY=1", "STOPPING=1"])
     link = start_again(side)
     assert link.inspect(running.job_id).pid == running.pid
     link.wait_output(running.job_id)

@@ -54,7 +54,10 @@ def test_from_one_version_to_the_next_and_back(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     old, pids = link.welcome.version, (own_side.keeper.pid, own_side.supervisor_pid())
     script = "i=0; until [ -e enough ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
+    idle = descriptors(pids[0])
     records = [link.start("/bin/sh", "-c", script) for _ in range(5)]
+    # Nobody waits until the keeper has taken what it is handed: two pipes and a pidfd for each.
+    own_side.wait_for(lambda: descriptors(pids[0]) == idle + 3 * len(records))
     before = descriptors(pids[0]), own_side.open_files(link)
     for version in ("9.9.9", old, "10.0.0"):
         set_version(own_side, version)

@@ -56,6 +56,7 @@ class Ends(threading.Thread):
                         return
 
 
+@pytest.mark.timeout(600)
 def test_no_end_is_missed_whatever_dies(whole: Whole) -> None:
     """A thousand jobs end while gateway and supervisor are killed: each end is told, with its exit code."""
     link = whole.side.link()

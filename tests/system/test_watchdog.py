@@ -40,7 +40,7 @@ def test_it_tells_that_it_lives_until_it_is_stopped(tmp_path: Path, manager: Ser
     gateway.process.send_signal(signal.SIGCONT)
     manager.wait_for(lambda manager: len(manager.said) > said)
     end(gateway)
-    assert "STOPPING=1" in manager.said
+    manager.wait_for(lambda manager: "STOPPING=1" in manager.said)
 
 
 def test_no_watchdog_no_signs(tmp_path: Path, manager: ServiceManager) -> None:

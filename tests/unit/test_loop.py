@@ -23,11 +23,11 @@ def test_a_timer_may_be_further_away_than_epoll_can_count(loop: Loop) -> None:
 
 def test_timers_fire_in_the_order_of_their_deadlines(loop: Loop) -> None:
     fired: list[int] = []
-    loop.call_after(0.003, loop.stop)
-    loop.call_after(0.002, lambda: fired.append(2))
-    loop.call_after(0.001, lambda: fired.append(1))
-    cancelled = loop.call_after(0.001, lambda: fired.append(0))
+    loop.call_after(0.1, lambda: fired.append(2))
+    loop.call_after(0.01, lambda: fired.append(1))
+    cancelled = loop.call_after(0.01, lambda: fired.append(0))
     cancelled.cancel()
+    loop.call_after(0.2, loop.stop)
     loop.run()
     assert fired == [1, 2]
 

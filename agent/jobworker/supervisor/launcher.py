@@ -194,6 +194,10 @@ class Launcher:
             errors = stdout_w if order.spec.merge_stderr else stderr_w
             pipes = spawn.Pipes(reading, stdout_w, errors, report_w)
             self._promise(order, group)
+            # For EPOLLHUP alone, which always comes: what is said before that matters only if it is late. Before
+            # there is a process, since one that could not be watched might have executed the command all the same.
+            self._around.loop.watch(report, 0, _nobody_hears_yet)
+            undo.callback(self._around.loop.forget, report)
             announce = self._announce(order.record.job_id)
             pid, pidfd = spawn.start(self._command(order, work), pipes, group, announce)
             last.callback(os.close, pidfd)
@@ -232,6 +236,10 @@ class Launcher:
             user=order.user,
             open_files=self._open_files,
         )
+
+
+def _nobody_hears_yet() -> None:
+    """Of a report, in the round in which its process is cloned."""
 
 
 def _pipe(undo: contextlib.ExitStack, childs: contextlib.ExitStack) -> tuple[int, int]:
@@ -307,8 +315,7 @@ class _Launch:
         self._again: Timer | None = None
         stuck, wait = self._on_stuck, around.kill_wait
         self._stopping = Stopping(around.loop, handles.group, EndReason.STOPPED, wait, stuck)
-        # For EPOLLHUP alone, which always comes: what is said before that matters only if it is late.
-        around.loop.watch(report_fd, 0, self._on_end)
+        around.loop.redirect(report_fd, self._on_end)
         self._deadline = around.loop.call_after(_LAUNCH_WAIT, self._too_late)
 
     def _hear(self) -> bool:

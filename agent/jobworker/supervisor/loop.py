@@ -80,6 +80,10 @@ class Loop:
             self._epoll.register(fd, events)
         self._callbacks[fd] = callback
 
+    def redirect(self, fd: int, callback: Callback) -> None:
+        """Call another one back for a descriptor that is watched, which cannot fail."""
+        self._callbacks[fd] = callback
+
     def forget(self, fd: int) -> None:
         """Stop watching, before the descriptor is closed; forgetting twice is fine."""
         if self._callbacks.pop(fd, None):

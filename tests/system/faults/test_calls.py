@@ -35,6 +35,14 @@ def test_a_death_before_any_call(bench: Bench, action: Callable[[Bench], Action]
     assert bench.restarts > len(made) // 2
 
 
+def test_no_process_is_lost_that_could_not_be_watched(bench: Bench) -> None:
+    made = [each for each in calls.failures(bench.record(Start)) if each[0].name == "epoll_ctl"]
+    assert len(made) > len(calls.ERRORS["epoll_ctl"])
+    for call, error in made:
+        print(f"{error} from {call}")
+        bench.fail(Start, call, error)
+
+
 @_ACTIONS
 def test_a_failure_of_any_call(bench: Bench, action: Callable[[Bench], Action]) -> None:
     made = calls.failures(bench.record(action))
