@@ -120,7 +120,7 @@ def test_what_the_agent_runs_itself_is_no_command_for_people() -> None:
     [
         (("worker-client", "query"), "Missing argument 'ID'; see `worker-client query --help`\n"),
         (("worker-agent", "policy", "chek"), "No such command 'chek'. Did you mean"),
-        (("worker-agent", "dev", "--dir", "/proc/x", "--listen", "x"), "listen: 'x' is not an address of this"),
+        (("worker-agent", "dev", "--dir", "/proc/x", "--listen", "x"), "listen: 'x' is no loopback address"),
         (("worker-pki", "revoke"), "Missing argument 'CERT|SERIAL'; see `worker-pki revoke --help`\n"),
         (("worker-pki", "init", "/proc/x", "--trust-domain", "A B"), "trust-domain: 'A B' is none"),
     ],

@@ -296,11 +296,9 @@ def test_so_does_a_watch_of_the_health(running: gateway.Gateway, tmp_path: Path)
         assert gateway.code(caught.value) == "UNAUTHENTICATED"
 
 
-def test_a_connection_is_of_no_use_behind_its_certificate(
-    running: gateway.Gateway, short_lived: certs.Files
-) -> None:
+def test_a_connection_is_of_no_use_behind_its_certificate(running: gateway.Gateway, tmp_path: Path) -> None:
     """It stays open, and its session could be resumed: TLS does not look at the date again."""
-    with running.channel(short_lived) as channel:
+    with running.channel(short_lived(tmp_path)) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         codes = set()
         deadline = time.monotonic() + 20
