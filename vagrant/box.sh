@@ -1,18 +1,19 @@
 #!/bin/bash
-# Make a Vagrant box out of Debian packages: box.sh SUITE [HASH-ONLY]
+# Make a Vagrant box out of Debian packages: box.sh SUITE
 #
-# For machines that can't download a box. Prints the directory that holds box (for `vagrant box add`), vmlinuz and
-# initrd (the box has no boot loader, the hypervisor boots it by these). Nothing is done if a box of the same recipe
-# is there: the directory's name holds the recipe's hash. Needs root, mmdebstrap, e2fsprogs, qemu-utils.
+# For machines that can't download a box. Prints the directory that holds box (for `vagrant box add`), vmlinuz, initrd
+# (the box has no boot loader, the hypervisor boots it by these), and the key of the user vagrant. Nothing is done if a
+# box of the same recipe is there: the directory's name holds the recipe's hash. Needs root, mmdebstrap, e2fsprogs,
+# qemu-utils.
 set -euo pipefail
 
 suite=$1
 here=$(dirname "$(readlink -f "$0")")
 boxes=${XDG_CACHE_HOME:-$HOME/.cache}/jobworker-vms/boxes
-recipe=$(cat "$here/box.sh" "$here/box-setup.sh" "$here/packages.txt" | sha256sum | cut -c1-12)
-box=$boxes/jobworker-$suite-$recipe
+root=$("$here/root.sh" "$suite")
+box=$boxes/$(basename "$root")-$(sha256sum "$here/box.sh" | cut -c1-4)
 
-if [ -e "$box/box" ]; then
+if [ -e "$box" ]; then
     echo "$box"
     exit
 fi
@@ -20,15 +21,12 @@ fi
 mkdir -p "$boxes"
 work=$(mktemp -d "$boxes/.$suite-XXXXXX")
 trap 'rm -rf "$work"' EXIT
-chmod 755 "$work"
+mkdir "$work/root" "$work/made"
+tar -C "$work/root" -xf "$root/root.tar"
 
-packages=$(paste -sd, "$here/packages.txt")
-mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
-    --customize-hook="$here/box-setup.sh" "$suite" "$work/root" >&2
-
-mkdir "$work/made"
 cp -L "$work"/root/boot/vmlinuz-* "$work/made/vmlinuz"
 cp -L "$work"/root/boot/initrd.img-* "$work/made/initrd"
+cp "$root/key" "$work/made/key"
 # Neither a loop device nor a mount is needed for this. Standard output is for the box's directory alone.
 mke2fs -q -t ext4 -d "$work/root" "$work/disk" 6G >&2
 qemu-img convert -O qcow2 "$work/disk" "$work/box.img"

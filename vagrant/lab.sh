@@ -5,7 +5,7 @@
 NETNS=jobworker-vms
 LIB=/var/lib/libvirt/jobworker
 RUN=/run/jobworker-vms
-PACKAGES="vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu qemu-system-x86
+VM_PACKAGES="vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu qemu-system-x86
     qemu-utils seabios ipxe-qemu dnsmasq-base mmdebstrap e2fsprogs iproute2 iptables openssh-client"
 
 # A /dev/kvm that some may open and others not makes libvirtd look for its abilities again at each step, ten seconds
@@ -21,16 +21,16 @@ lab_enter() {
 }
 
 lab_install() {
-    # shellcheck disable=SC2086 # a list
-    dpkg-query -W $PACKAGES >/dev/null 2>&1 && return
-    say "installing $(echo $PACKAGES)"
+    dpkg-query -W "$@" >/dev/null 2>&1 && return
+    say "installing $*"
     apt-get -qq update
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $PACKAGES >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >/dev/null
 }
 
 lab_up() {
     [ "$(id -u)" = 0 ] || fail "needs root here: there is no libvirtd or VirtualBox that serves ordinary users"
-    lab_install
+    # shellcheck disable=SC2086 # a list
+    lab_install $VM_PACKAGES
     local suite box name
     for suite in $(suites "$@"); do
         say "box of $suite: built unless it is cached"
@@ -40,6 +40,7 @@ lab_up() {
         # The hypervisor's own user reads these; it may not enter a home directory.
         mkdir -p "$LIB/disks" "$LIB/$name"
         cp -u "$box/vmlinuz" "$box/initrd" "$LIB/$name/"
+        install -m 600 "$box/key" "$LIB/$name/key"
         vagrant box list | grep -q "^$name " || vagrant box add --name "$name" "$box/box" >/dev/null
     done
     lab_start
@@ -60,7 +61,8 @@ lab_start() {
 
 # Whatever is left in the namespace is the lab's own; it goes with it.
 lab_down() {
-    ip netns list 2>/dev/null | grep -qw $NETNS || return 0
+    ip netns list 2>/dev/null | grep -q "^$NETNS\b" || return 0
+    containers_down
     local each pids
     for each in $(lab_enter virsh --quiet list --all --name 2>/dev/null); do
         lab_enter virsh --quiet destroy "$each" >/dev/null 2>&1 || true

@@ -1,10 +1,11 @@
 #!/bin/bash
-# Collect what the tests need inside the VMs, which can't reach a package index: wheels.sh DIRECTORY
+# Collect what the tests need inside the machines, which can't reach a package index: wheels.sh DIRECTORY PYTHON...
 #
 # Makes DIRECTORY/<Python version>/ with jobworker built from the working tree, and the wheels that it and its tests
 # need for that Python, by the hashes of requirements/dev.lock.
 set -euo pipefail
 wheels=$1
+shift
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
 pip() { "$root/.venv/bin/pip" --disable-pip-version-check -qq "$@"; }
 
@@ -13,7 +14,7 @@ trap 'rm -rf "$built"' EXIT
 pip wheel --no-deps --no-build-isolation --wheel-dir "$built" "$root"
 
 recipe=$(cat "$root/requirements/dev.lock" "$0" | sha256sum)
-for version in 3.11 3.13; do
+for version in "$@"; do
     target=(--only-binary ":all:" --python-version "$version")
     if [ "$(cat "$wheels/$version/recipe" 2>/dev/null)" != "$recipe" ]; then
         rm -rf "$wheels/$version"

@@ -82,14 +82,15 @@ def test_after_a_power_cut_jobs_are_lost_and_the_agent_is_back(member: Member) -
     wait_for(lambda: member.cli("stream", running) == "begun\n")
     before = boot_id(member)
     # What was written two seconds ago is on the disk. A clean reboot would stop the units, and these their jobs.
-    cut = "sync; echo b >/proc/sysrq-trigger"
-    member.guest.root.check_output(f"systemd-run --on-active=1 sh -c '{cut}'")
+    cut = "sync; systemctl reboot --force --force"
+    member.guest.root.check_output(f"systemd-run --on-active=1 --timer-property=AccuracySec=100ms sh -c '{cut}'")
     wait_for(lambda: boot_id(member) not in ("", before), seconds=600)
     member.guest.assert_mode()
     wait_for(member.answers)
     job = member.asked("query", running)
     assert (job["state"], job["end_reason"]) == ("ENDED", "LOST")
-    assert "boot" in job["detail"]
+    # The kernel of a container has not booted anew.
+    assert member.guest.kind.container or "boot" in job["detail"]
     assert member.cli("stream", running) == "begun\n"
     check_end(member, ended)
     assert member.cli("stream", ended) == "kept\n"

@@ -26,10 +26,13 @@ def test_nothing_secret_was_said(fleet: Fleet) -> None:
 
 
 def test_another_kind_of_host_is_refused_with_a_sentence(fleet: Fleet) -> None:
-    play = fleet.play("site", "--check", agent_cgroup_modes=["hybrid"])
+    modes = {member.name: member.guest.kind.mode for member in fleet}
+    other = sorted({"v1", "v2", "hybrid"} - set(modes.values()))
+    play = fleet.play("site", "--check", agent_cgroup_modes=other)
     assert play.status != 0
-    for member in fleet:
-        assert f"its cgroups are of the kind {member.guest.kind.mode}" in play.output
+    for name, mode in modes.items():
+        refusal = f"{name}: its cgroups are of the kind {mode}, and agent_cgroup_modes has {', '.join(other)}"
+        assert refusal in play.output
 
 
 @pytest.mark.parametrize(("unit", "most"), [(KEEPER, 44), (GATEWAY, 26)])

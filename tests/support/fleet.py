@@ -151,7 +151,8 @@ class Fleet:
             "jobworker_monitoring": {"hosts": {"controller": monitor}},
         }
         with open(self.inventory, "w") as file:
-            yaml.safe_dump(inventory, file)
+            # Plays take hosts in the order that they stand in here.
+            yaml.safe_dump(inventory, file, sort_keys=False)
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members.values())

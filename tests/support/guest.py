@@ -1,4 +1,4 @@
-"""A virtual machine that the tests run in, and look at from outside."""
+"""A host of the lab, a virtual machine or a container, that the tests run in and look at from outside."""
 
 from __future__ import annotations
 
@@ -29,17 +29,21 @@ class Kind:
         mode: what the agent calls its cgroups.
         mounts: type of the file system on /sys/fs/cgroup, and how many cgroup2 are mounted once it has booted.
         python: version of its own interpreter.
+        container: true if it has no kernel of its own.
     """
 
     mode: str
     mounts: tuple[str, int]
     python: str
+    container: bool = False
 
 
 KINDS = {
     "v1": Kind("v1", ("tmpfs", 0), "3.11"),
     "v2": Kind("v2", ("cgroup2fs", 1), "3.11"),
     "v2-next": Kind("v2", ("cgroup2fs", 1), "3.13"),
+    "c-v1": Kind("v1", ("tmpfs", 0), "3.11", container=True),
+    "c-hybrid": Kind("hybrid", ("tmpfs", 1), "3.11", container=True),
 }
 
 

@@ -1,14 +1,12 @@
 #!/bin/bash
-# What Vagrant needs of a fresh Debian root, and what makes it boot sooner: box-setup.sh ROOT
+# What Vagrant needs of a fresh Debian root, and what makes it boot sooner: root-setup.sh PUBLIC-KEY ROOT
 set -euo pipefail
-root=$1
+key=$1 root=$2
 
 chroot "$root" useradd --create-home --shell /bin/bash vagrant
 echo 'vagrant ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/vagrant"
 install -d -m 700 "$root/home/vagrant/.ssh"
-# The key that everybody has: these machines are reached from their own host alone.
-gem=$(ruby -e 'print Gem::Specification.find_by_name("vagrant").gem_dir')
-install -m 600 "$gem/keys/vagrant.pub" "$root/home/vagrant/.ssh/authorized_keys"
+install -m 600 "$key" "$root/home/vagrant/.ssh/authorized_keys"
 chroot "$root" chown -R vagrant: /home/vagrant/.ssh
 
 echo '/dev/vda / ext4 defaults 0 1' >"$root/etc/fstab"
