@@ -7,7 +7,8 @@ user=jobworker-demo
 home=$(mktemp -d /var/tmp/jobworker-demo-XXXXXX)
 
 clean_up() {
-    pkill -KILL -u "$user" || true
+    # Containers may have a user of the same number.
+    pkill -KILL --ns $$ --nslist pid -u "$user" || true
     userdel "$user"
     rm -rf "$home"
 }

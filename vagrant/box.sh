@@ -3,7 +3,7 @@
 #
 # For machines that can't download a box. Prints the directory that holds box (for `vagrant box add`), vmlinuz, initrd
 # (the box has no boot loader, the hypervisor boots it by these), and the key of the user vagrant. Nothing is done if a
-# box of the same recipe is there: the directory's name holds the recipe's hash. Needs root, mmdebstrap, e2fsprogs,
+# box of the same recipe and root is there: the directory's name holds their hash. Needs root, mmdebstrap, e2fsprogs,
 # qemu-utils.
 set -euo pipefail
 
@@ -11,7 +11,7 @@ suite=$1
 here=$(dirname "$(readlink -f "$0")")
 boxes=${XDG_CACHE_HOME:-$HOME/.cache}/jobworker-vms/boxes
 root=$("$here/root.sh" "$suite")
-box=$boxes/$(basename "$root")-$(sha256sum "$here/box.sh" | cut -c1-4)
+box=$boxes/$(basename "$root")-$(cat "$here/box.sh" "$root/key.pub" | sha256sum | cut -c1-8)
 
 if [ -e "$box" ]; then
     echo "$box"

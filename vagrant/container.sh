@@ -2,7 +2,7 @@
 # Boot a root directory as a host of its own, on the kernel that runs here: container.sh NAME MODE ROOT
 #
 # Runs until the host is powered off; boots it again when it reboots. To be called in the network namespace that is to
-# be the host's. MODE is v1, or hybrid: with a cgroup2 beside the controllers. A virtual machine shows what another
+# be the host's, and with this machine's mounts. MODE is v1, or hybrid: with a cgroup2 beside the controllers. A virtual machine shows what another
 # kernel does; this one is there in a second, and as fast as the machine itself.
 #
 # Sources: https://systemd.io/CONTAINER_INTERFACE, cgroup_namespaces(7), reboot(2).
@@ -49,8 +49,10 @@ if [ "${1:-}" = --init ]; then
 fi
 
 name=$1
-# Its own cgroup in each hierarchy, which is the root to those in there.
-while read -r point; do
+# Its own cgroup in each hierarchy, which is the root to those in there: two that share one share their limits as well.
+points=$(awk '$3 ~ /^cgroup2?$/ { print $2 }' /proc/self/mounts)
+[ -n "$points" ] || { echo "no cgroups are mounted where this is called" >&2; exit 1; }
+for point in $points; do
     cgroup=$point/jobworker-lab/$name
     mkdir -p "$cgroup"
     for each in "${cgroup%/*}" "$cgroup"; do
@@ -59,7 +61,7 @@ while read -r point; do
         done
     done
     echo $$ >"$cgroup/cgroup.procs"
-done < <(awk '$3 ~ /^cgroup2?$/ { print $2 }' /proc/self/mounts)
+done
 
 status=129
 # What reboot(2) in there ends process 1 with: SIGHUP for a restart, SIGINT for an end.

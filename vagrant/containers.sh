@@ -1,6 +1,6 @@
 # Hosts of the lab that are containers: systemd in namespaces of its own (container.sh), as fast as the machine itself.
-# Sourced by `vms`. They have the kernel that runs here, so its cgroups have to be v1's. Each lives in a network
-# namespace of its own, with a cable into the lab's.
+# Sourced by `vms`. They have the kernel that runs here, so its cgroups have to be hybrid. Each has a network namespace
+# of its own, with a cable into the lab's.
 
 CONTAINERS=$LIB/containers
 BRIDGE=10.77.0
@@ -12,14 +12,24 @@ container_address() {
     esac
 }
 
+# Both kinds can be had where v1's controllers and a cgroup2 are mounted.
+containers_can_be_had() {
+    grep -q '^cgroup2 ' /proc/self/mounts && grep -Eq '^cgroup .*\bmemory\b' /proc/self/mounts
+}
+
+# True for one that runs, and not for what a failure has left.
+container_runs() {
+    [ -e "/run/netns/$NETNS-$1" ] && [ -n "$(ip netns pids "$NETNS-$1")" ]
+}
+
 containers_up() {
     [ "$(id -u)" = 0 ] || fail "needs root here, for containers"
-    [ -e /sys/fs/cgroup/memory/memory.limit_in_bytes ] || fail "$*: the kernel here has no cgroup v1 controllers"
+    containers_can_be_had || fail "$*: containers need a kernel with cgroup v1, and a cgroup2 that is mounted beside it"
     lab_install mmdebstrap openssh-client iproute2
     local made name root
     say "root directory of bookworm: built unless it is cached"
     made=$("$HERE/root.sh" bookworm)
-    ip netns list | grep -qw $NETNS || ip netns add $NETNS
+    [ -e /run/netns/$NETNS ] || ip netns add $NETNS
     lab_enter ip link set lo up
     lab_enter ip link show jobworker >/dev/null 2>&1 || {
         lab_enter ip link add jobworker type bridge
@@ -27,9 +37,11 @@ containers_up() {
         lab_enter ip link set jobworker up
     }
     for name in "$@"; do
-        [ ! -e "$CONTAINERS/$name" ] || continue
+        ! container_runs "$name" || continue
         say "booting $name"
+        container_down "$NETNS-$name"
         root=$CONTAINERS/$name
+        rm -rf "$root"
         mkdir -p "$root"
         tar -C "$root" -xf "$made/root.tar"
         rm "$root/etc/fstab"
@@ -40,28 +52,38 @@ containers_up() {
         ip -n "$NETNS-$name" address add "$(container_address "$name")/24" dev host0
         ip -n "$NETNS-$name" link set host0 up
         ip -n "$NETNS-$name" link set lo up
-        setsid ip netns exec "$NETNS-$name" "$HERE/container.sh" "$name" "${name#c-}" "$root" \
+        # `ip netns exec` would hide the cgroups.
+        setsid nsenter --net="/run/netns/$NETNS-$name" "$HERE/container.sh" "$name" "${name#c-}" "$root" \
             >"$CONTAINERS/$name.log" 2>&1 </dev/null &
     done
 }
 
 # As `vagrant ssh-config` tells it.
 containers_ssh_config() {
-    local name
+    local name key
+    key=$("$HERE/root.sh" bookworm)/key
     for name in "$@"; do
-        printf 'Host %s\n  ConnectionAttempts 60\n  HostName %s\n  User vagrant\n  IdentityFile %s/key\n' "$name" "$(container_address "$name")" "$("$HERE/root.sh" bookworm)"
-        printf '  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel FATAL\n'
+        printf 'Host %s\n  HostName %s\n  User vagrant\n  IdentityFile %s\n  IdentitiesOnly yes\n' \
+            "$name" "$(container_address "$name")" "$key"
+        printf '  ConnectionAttempts 60\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel FATAL\n'
     done
 }
 
+# All that is in a network namespace, and the namespace.
+container_down() {
+    local pid pids
+    [ -e "/run/netns/$1" ] || return 0
+    pids=$(ip netns pids "$1")
+    # shellcheck disable=SC2086 # a list
+    [ -z "$pids" ] || kill -KILL $pids || true
+    for pid in $pids; do timeout 60 tail --pid="$pid" -f /dev/null || true; done
+    ip netns delete "$1"
+}
+
 containers_down() {
-    local netns pid pids directory
-    for netns in $(ip netns list | awk -v prefix="$NETNS-" 'index($1, prefix) == 1 { print $1 }'); do
-        pids=$(ip netns pids "$netns")
-        # shellcheck disable=SC2086 # a list
-        [ -z "$pids" ] || kill -KILL $pids
-        for pid in $pids; do timeout 60 tail --pid="$pid" -f /dev/null; done
-        ip netns delete "$netns"
+    local netns directory
+    for netns in /run/netns/"$NETNS"-*; do
+        container_down "${netns##*/}"
     done
     for directory in /sys/fs/cgroup/*/jobworker-lab; do
         [ ! -e "$directory" ] || find "$directory" -depth -type d -exec rmdir {} +

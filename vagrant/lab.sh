@@ -46,11 +46,17 @@ lab_up() {
     lab_start
 }
 
+# The lab's own; another one's machines are not the lab's.
+lab_libvirtd_runs() {
+    [ -e $RUN/libvirtd.pid ] && ip netns pids $NETNS | grep -qx "$(cat $RUN/libvirtd.pid)"
+}
+
 lab_start() {
-    ip netns list | grep -qw $NETNS || ip netns add $NETNS
+    [ -e /run/netns/$NETNS ] || ip netns add $NETNS
     lab_enter ip link set lo up
     mkdir -p $RUN
-    lab_enter virsh --quiet version >/dev/null 2>&1 || {
+    lab_libvirtd_runs || {
+        ! lab_enter virsh --quiet version >/dev/null 2>&1 || fail "another libvirtd runs here: use it, without JOBWORKER_LAB"
         say "starting libvirtd"
         lab_enter virtlogd --daemon --pid-file $RUN/virtlogd.pid
         lab_enter bash -ec "$HIDE_KVM; exec libvirtd --daemon --pid-file $RUN/libvirtd.pid"
@@ -61,16 +67,22 @@ lab_start() {
 
 # Whatever is left in the namespace is the lab's own; it goes with it.
 lab_down() {
-    ip netns list 2>/dev/null | grep -q "^$NETNS\b" || return 0
     containers_down
+    [ ! -e /run/netns/$NETNS ] || lab_end
+    rm -rf $RUN $LIB
+}
+
+lab_end() {
     local each pids
-    for each in $(lab_enter virsh --quiet list --all --name 2>/dev/null); do
-        lab_enter virsh --quiet destroy "$each" >/dev/null 2>&1 || true
-        lab_enter virsh --quiet undefine "$each" >/dev/null
-    done
-    # Not Debian's `default`, which is not ours to remove.
-    lab_enter virsh --quiet net-destroy jobworker >/dev/null 2>&1 || true
-    lab_enter virsh --quiet net-undefine jobworker >/dev/null 2>&1 || true
+    if lab_libvirtd_runs; then
+        for each in $(lab_enter virsh --quiet list --all --name 2>/dev/null); do
+            lab_enter virsh --quiet destroy "$each" >/dev/null 2>&1 || true
+            lab_enter virsh --quiet undefine "$each" >/dev/null
+        done
+        # Not Debian's `default`, which is not ours to remove.
+        lab_enter virsh --quiet net-destroy jobworker >/dev/null 2>&1 || true
+        lab_enter virsh --quiet net-undefine jobworker >/dev/null 2>&1 || true
+    fi
     pids=$(ip netns pids $NETNS)
     # shellcheck disable=SC2086 # a list
     [ -z "$pids" ] || { kill $pids; timeout 60 tail --pid="${pids%%$'\n'*}" -f /dev/null || true; }
@@ -78,5 +90,4 @@ lab_down() {
     # shellcheck disable=SC2086
     [ -z "$pids" ] || kill -KILL $pids
     ip netns delete $NETNS
-    rm -rf $RUN $LIB
 }

@@ -1,4 +1,4 @@
-"""Tests of all virtual machines as one fleet, with cgroup v1 and v2 in it."""
+"""Tests of all hosts of the lab as one fleet, with cgroup v1 and v2 in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests in and around one virtual machine; `vagrant/vms test` says which by the environment."""
+"""Tests in and around one host of the lab; `vagrant/vms test` says which by the environment."""
 
 from __future__ import annotations
 

@@ -29,6 +29,6 @@ SUITES = {
 @pytest.mark.parametrize("suite", SUITES)
 def test_suite(machine: Guest, request: pytest.FixtureRequest, suite: str) -> None:
     if machine.kind.container:
-        pytest.skip("they run on its kernel without it")
+        pytest.skip("the host runs these suites on the same kernel")
     guest: Guest = request.getfixturevalue("guest")
     assert guest.run_suite(*SUITES[suite], name=suite) == 0, f"see build/vms/{guest.name}-{suite}.txt"
