@@ -59,7 +59,7 @@ def package(machine: Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     package = Package(machine, tmp_path_factory.mktemp("deb"))
     package.install(package.build("0.1.0", WHEELHOUSE))
     yield package
-    package.run("dpkg --purge jobworker")
+    package.run("dpkg --purge jobworker; rm /var/tmp/jobworker_*.deb")
 
 
 @pytest.fixture(scope="module")
