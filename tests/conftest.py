@@ -53,6 +53,18 @@ def printout(pytestconfig: pytest.Config) -> list[str]:
     return pytestconfig.stash.setdefault(PRINTOUT, [])
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a worker has for people goes to where all of them are told of (pytest-xdist)."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["printout"] = session.config.stash.get(PRINTOUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    # One that died has nothing to say.
+    node.config.stash.setdefault(PRINTOUT, []).extend(getattr(node, "workeroutput", {}).get("printout", []))
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     for line in config.stash.get(PRINTOUT, []):
         terminalreporter.write_line(line)
