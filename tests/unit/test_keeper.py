@@ -110,6 +110,37 @@ signal.sigwait([signal.SIGTERM])
 """
 
 
+# One life long it counts what it is told.
+_TOLD = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
+wait_for("go")
+say(keeping.READY)
+tell("serving")
+told = set()
+while signal.SIGTERM not in told:
+    told.add(signal.sigwait([signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2]))
+    tell("told%d" % len(told), sorted(map(int, told)))
+"""
+
+
+def test_what_the_supervisor_heeds_is_passed_on_however_often(tmp_path: Path, manager: ServiceManager) -> None:
+    with bare_keeper(tmp_path, _TOLD, manager) as keeper:
+        keeper.wait_for("life0")
+        # Nobody is ready for it yet.
+        keeper.process.send_signal(signal.SIGHUP)
+        keeper.let("go")
+        manager.wait_for(lambda manager: manager.said == ["READY=1"])
+        for _ in range(1000):
+            keeper.process.send_signal(signal.SIGHUP)
+        keeper.wait_for("told1")
+        keeper.process.send_signal(signal.SIGUSR2)
+        keeper.wait_for("told2")
+        keeper.process.send_signal(signal.SIGTERM)
+        assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+        told = [int(signal.SIGHUP), int(signal.SIGUSR2), int(signal.SIGTERM)]
+        assert keeper.wait_for("told3") == str(sorted(told))
+
+
 def test_without_a_descriptor_to_say_so_it_ends_as_it_is_told(tmp_path: Path, manager: ServiceManager) -> None:
     with bare_keeper(tmp_path, _SERVING, manager) as keeper:
         manager.wait_for(lambda manager: manager.said == ["READY=1"])

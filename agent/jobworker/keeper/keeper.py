@@ -30,7 +30,9 @@ _PATIENCE = 100.0
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 # Sent by a service manager that starts another keeper right after; jobs are left to that one.
 _LEAVING = signal.SIGUSR1
-_HEEDED = (*_ENDING, _LEAVING)
+# The supervisor's, to read files and code anew. Who sends one may know of no other process than this one.
+_PASSED_ON = (signal.SIGHUP, signal.SIGUSR2)
+_HEEDED = (*_ENDING, _LEAVING, *_PASSED_ON)
 # Python ignores these two in itself; a program that it starts should not.
 _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -78,17 +80,23 @@ class Keeper:
 
     def _on_signal(self, signum: int, _: object) -> None:
         # Comes between any two instructions, and may not raise, which would be the keeper's end.
+        if signum in _PASSED_ON:
+            self._signal_supervisor(signum)
         # Nobody comes for the jobs where nothing is stored.
-        if signum in _ENDING or (signum == _LEAVING and self._parking):
+        elif signum in _ENDING or (signum == _LEAVING and self._parking):
             self._ending = signal.SIGUSR1 if signum == _LEAVING else signal.SIGTERM
             service_manager.tell("STOPPING=1")
             self._end_supervisor()
 
     def _end_supervisor(self) -> None:
+        if self._ending:
+            self._signal_supervisor(self._ending)
+
+    def _signal_supervisor(self, signum: int) -> None:
         # One that is starting would only die of it, and leave the jobs to another that knows of nothing.
-        if self._supervisor and self._was_ready and self._ending:
+        if self._supervisor and self._was_ready:
             with contextlib.suppress(OSError):
-                os.kill(self._supervisor, self._ending)
+                os.kill(self._supervisor, signum)
 
     def resume(self, state_fd: int) -> None:
         """Go on from where this process was before it executed itself anew."""
