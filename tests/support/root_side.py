@@ -163,6 +163,7 @@ class RootSide:
         # From here on nothing is opened: this process may have more than that already.
         resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         if self._as_user is None and os.geteuid() == 0:
+            os.nice(-5)
             os.setgroups([0, 4, 27])
         elif self._as_user is not None:
             os.setgroups([])

@@ -81,8 +81,8 @@ def test_signals_are_as_a_program_expects_them(link: Link) -> None:
 
 
 def test_limits_and_scores_are_not_the_agent_s(link: Link) -> None:
-    _, output = run(link, "ulimit -Sn; cat /proc/self/oom_score_adj")
-    assert output.split() == [str(schema.JobSettings().open_files), "0"]
+    _, output = run(link, "ulimit -Sn; cat /proc/self/oom_score_adj; nice")
+    assert output.split() == [str(schema.JobSettings().open_files), "0", "0"]
 
 
 @pytest.mark.parametrize("sandbox", ["standard", "strict"])
