@@ -219,10 +219,37 @@ def test_no_other_process_is_to_be_seen(link: Link, sandbox: str) -> None:
     other = link.start("/bin/sleep", "1000", sandbox=sandbox)
     count = "import os; print(sum(name.isdigit() for name in os.listdir('/proc')))"
     assert python(link, count, sandbox) == "1\n"
-    look = f"cat /proc/{other.pid}/cmdline /proc/{os.getpid()}/cmdline /proc/1/environ"
-    shell(link, f"{look}; kill -9 {other.pid}; kill -9 1", sandbox)
+    look = f"exec 2>/dev/null; cat /proc/{other.pid}/cmdline /proc/{os.getpid()}/cmdline"
+    assert shell(link, f"{look}; kill -9 {other.pid}; kill -9 1", sandbox) == ""
     assert link.inspect(other.job_id).ended_ns == 0
     assert link.stop(other.job_id, force=True).end_reason is EndReason.STOPPED
+
+
+# Of each process that is to be seen, what could be read or changed by way of its files.
+_REACH = """
+import os
+files = {"exe": os.O_WRONLY, "mem": os.O_RDWR, "environ": os.O_RDONLY, "fd": os.O_RDONLY | os.O_DIRECTORY}
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    for name, flags in files.items():
+        try:
+            os.close(os.open(f"/proc/{pid}/{name}", flags))
+        except OSError:
+            continue
+        if name == "exe" or int(pid) != os.getpid():
+            print(pid, name)
+"""
+
+
+@pytest.mark.parametrize("sandbox", ["standard", "strict", "host"])
+def test_memory_files_and_program_of_others_are_out_of_reach(link: Link, sandbox: str) -> None:
+    other = link.ask(
+        messages.StartJob(caller(_OPERATOR), JobSpec("/bin/sleep", ("1000",), sandbox=sandbox))
+    ).record
+    spec = JobSpec(PYTHON[0], (*PYTHON[1:], _REACH), sandbox=sandbox)
+    looking = link.ask(messages.StartJob(caller(_OPERATOR), spec)).record
+    # Its own program is no more to be changed than theirs.
+    assert link.read_log(link.wait_ended(looking.job_id)) == b""
+    link.stop(other.job_id, force=True)
 
 
 @CONFINED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -17,11 +18,15 @@ from jobworker.errors import (
     StartFailed,
 )
 from jobworker.jobs import EndReason, JobRecord, State
+from jobworker.kernel.cgroup import tree
+from jobworker.kernel.cgroup.files import CgroupDir
 from jobworker.limits import Limits
 from jobworker.settings import schema
+from jobworker.settings.schema import IsolationSettings
 from support.leftovers import cgroups, processes_of
 from support.link import Link
-from support.root_side import RootSide, root_side
+from support.root_side import RootSide, fresh_root_side, root_side
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -143,6 +148,38 @@ def test_the_job_s_log_is_out_of_its_reach(link: Link) -> None:
     # The flusher comes by.
     assert set(os.listdir(directory)) - {"flushed.json", "flushed.json.new"} == {"job.json", "logs", "work"}
     assert "y" not in os.listdir(f"{directory}/logs")
+
+
+def freezer(job_id: str) -> CgroupDir:
+    """The job's cgroup in a v2 hierarchy, or where there is none to be seen, no test."""
+    found = [path for path in cgroups(job_id) if os.path.exists(f"{path}/cgroup.freeze")]
+    if not found:
+        pytest.skip("the v2 hierarchy here is the agent's own")
+    return CgroupDir.open(found[0])
+
+
+def test_one_that_is_frozen_ends_as_it_is_told(link: Link) -> None:
+    job = link.start("/bin/sleep", "1000")
+    with contextlib.closing(freezer(job.job_id)) as group:
+        group.write("cgroup.freeze", "1")
+        until(lambda: "frozen 1" in group.read("cgroup.events"), True)
+    ended = link.stop(job.job_id, force=True)
+    assert (ended.end_reason, ended.signal) == (EndReason.STOPPED, signal.SIGKILL)
+
+
+def test_where_the_kernel_cannot_kill_a_cgroup_none_gets_away() -> None:
+    # Forks faster than any list of processes is read.
+    script = "f() { while :; do /bin/true & wait; done; }; for i in 1 2 3 4 5 6 7 8; do f & done; echo; wait"
+    # Without a PID namespace, whose end would be that of all.
+    with fresh_root_side(isolation=IsolationSettings(default="host", host_for=("*",))) as side:
+        link = side.link(subscribe=True)
+        job = link.start("/bin/sh", "-c", script, limits=Limits(pids=100))
+        link.wait_output(job.job_id)
+        with contextlib.closing(freezer(job.job_id)) as group:
+            # As kernels before Linux 5.14 have it done.
+            tree._freeze_kill_thaw(group)
+        assert link.wait_ended(job.job_id).signal == signal.SIGKILL
+        assert processes_of(job.uid) == []
 
 
 def test_it_is_in_its_cgroup_before_its_first_instruction(link: Link) -> None:

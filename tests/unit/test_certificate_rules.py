@@ -99,6 +99,8 @@ def test_by_settings(recipe: Recipe, text: str, said: str) -> None:
     ("recipe", "text", "said"),
     [
         (SERVER, "{}", ""),
+        (replace(SERVER, hosts=()), "{}", "names no host"),
+        (replace(SERVER, hosts=(), uris=("spiffe://test/user/agent",)), "{}", "names no host"),
         (replace(SERVER, usage=None), "{}", ""),
         (
             replace(SERVER, usage=None),

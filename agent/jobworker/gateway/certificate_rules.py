@@ -48,6 +48,7 @@ class CertificateRules:
         """
         self._check_strength(certificate)
         self._check_life(certificate, self._settings.max_agent_life_ms)
+        _check_names(certificate)
         _refuse_without(_missing(certificate, self._agent_usages))
 
     def _check_strength(self, certificate: x509.Certificate) -> None:
@@ -65,6 +66,16 @@ class CertificateRules:
         days, most = life / _DAY, timedelta(milliseconds=most_ms) / _DAY
         if most_ms and days > most:
             raise Unauthenticated(f"the certificate is made for {days:.4g} days, and {most:.4g} are the most here")
+
+
+def _check_names(certificate: x509.Certificate) -> None:
+    """Clients compare where they connect to with these alone (RFC 9110, 4.3.4), and would refuse it one by one."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    if not names.get_values_for_type(x509.DNSName) and not names.get_values_for_type(x509.IPAddress):
+        raise Unauthenticated("the certificate names no host: it lacks a DNS name or an address (subjectAltName)")
 
 
 def _oids(usages: tuple[str, ...]) -> tuple[x509.ObjectIdentifier, ...]:
