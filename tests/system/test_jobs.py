@@ -18,14 +18,12 @@ from jobworker.errors import (
     StartFailed,
 )
 from jobworker.jobs import EndReason, JobRecord, State
-from jobworker.kernel.cgroup import tree
 from jobworker.kernel.cgroup.files import CgroupDir
 from jobworker.limits import Limits
 from jobworker.settings import schema
-from jobworker.settings.schema import IsolationSettings
 from support.leftovers import cgroups, processes_of
 from support.link import Link
-from support.root_side import RootSide, fresh_root_side, root_side
+from support.root_side import RootSide, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -165,21 +163,6 @@ def test_one_that_is_frozen_ends_as_it_is_told(link: Link) -> None:
         until(lambda: "frozen 1" in group.read("cgroup.events"), True)
     ended = link.stop(job.job_id, force=True)
     assert (ended.end_reason, ended.signal) == (EndReason.STOPPED, signal.SIGKILL)
-
-
-def test_where_the_kernel_cannot_kill_a_cgroup_none_gets_away() -> None:
-    # Forks faster than any list of processes is read.
-    script = "f() { while :; do /bin/true & wait; done; }; for i in 1 2 3 4 5 6 7 8; do f & done; echo; wait"
-    # Without a PID namespace, whose end would be that of all.
-    with fresh_root_side(isolation=IsolationSettings(default="host", host_for=("*",))) as side:
-        link = side.link(subscribe=True)
-        job = link.start("/bin/sh", "-c", script, limits=Limits(pids=100))
-        link.wait_output(job.job_id)
-        with contextlib.closing(freezer(job.job_id)) as group:
-            # As kernels before Linux 5.14 have it done.
-            tree._freeze_kill_thaw(group)
-        assert link.wait_ended(job.job_id).signal == signal.SIGKILL
-        assert processes_of(job.uid) == []
 
 
 def test_it_is_in_its_cgroup_before_its_first_instruction(link: Link) -> None:
