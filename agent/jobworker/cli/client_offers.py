@@ -65,7 +65,7 @@ def contexts(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
 
     names: tuple[str, ...] = ()
     with suppress(InvalidField):
-        names = context.names(os.environ)
+        names = tuple(context.read(context.config_path(os.environ)).contexts)
     return _plain([(name, "") for name in names], incomplete)
 
 

@@ -44,6 +44,7 @@ COMMANDS = {
     "drain": _Entry("client_drain", "drain", "Take no new jobs on the host, and wait for the others."),
     "undrain": _Entry("client_drain", "undrain", "Take new jobs on the host again."),
     "reload": _Entry("client_reload", "reload", "Have the agent read its files anew."),
+    "context": _Entry("client_context", "context", "List your contexts, or make one the current one."),
     "doctor": _Entry("client_doctor", "doctor", "Find what is wrong between you and the agent."),
     "completion": _Entry("client_completion", "completion", "Have your shell complete what you type."),
     "version": _Entry("client_info", "version", "Print the version of this client."),

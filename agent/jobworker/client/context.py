@@ -115,14 +115,50 @@ def _said(
         yield from _context(config_path(environ), "", must_exist=bool(environ.get("JOBWORKER_CONFIG")))
 
 
-def names(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The contexts that there are.
+@dataclass(frozen=True, slots=True)
+class ContextFile:
+    """What a context file says; nothing, if there is none.
+
+    Attributes:
+        current: the name of the current context; empty for none.
+        contexts: the settings that each has, by its name.
+    """
+
+    path: str
+    current: str
+    contexts: Mapping[str, Mapping[str, str]]
+
+    def context(self, name: str) -> Mapping[str, str]:
+        """The settings of this context, which must be there.
+
+        Raises:
+            InvalidField: it is not; there are others.
+        """
+        if name not in self.contexts:
+            known = ", ".join(self.contexts) or "none"
+            raise InvalidField(
+                f"{self.path}: contexts", f"{name!r:.80} is not among them; there are: {known:.200}"
+            )
+        return self.contexts[name]
+
+
+def read(path: str, *, must_exist: bool = False) -> ContextFile:
+    """Read a context file.
 
     Raises:
-        InvalidField: the context file is not right.
+        InvalidField: it is not right.
     """
-    path = config_path(environ)
-    return tuple(_contexts(path, _mapping(f"{path}: ", _load(path, must_exist=False), _TOP)))
+    return parse(path, _load(path, must_exist=must_exist))
+
+
+def parse(path: str, data: bytes) -> ContextFile:
+    """Read what a context file holds, or is to hold.
+
+    Raises:
+        InvalidField: it is not right.
+    """
+    file = _mapping(f"{path}: ", _parse(path, data) if data else None, _TOP)
+    return ContextFile(path, _text(f"{path}: current", file.get("current")), _contexts(path, file))
 
 
 def config_path(environ: Mapping[str, str]) -> str:
@@ -135,14 +171,10 @@ def config_path(environ: Mapping[str, str]) -> str:
 
 def _context(path: str, name: str, *, must_exist: bool) -> Iterator[tuple[str, str, str]]:
     """What a context says, the current one for no name; nothing where there is none."""
-    file = _mapping(f"{path}: ", _load(path, must_exist=must_exist), _TOP)
-    contexts = _contexts(path, file)
-    chosen = name or _text(f"{path}: current", file.get("current"))
-    if chosen and chosen not in contexts:
-        known = ", ".join(contexts) or "none"
-        raise InvalidField(f"{path}: contexts", f"{chosen!r:.80} is not among them; there are: {known:.200}")
-    for key, value in contexts.get(chosen, {}).items():
-        yield key, value, f"context {chosen!r} of {path}"
+    file = read(path, must_exist=must_exist)
+    if chosen := name or file.current:
+        for key, value in file.context(chosen).items():
+            yield key, value, f"context {chosen!r} of {path}"
 
 
 def _contexts(path: str, file: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -164,20 +196,20 @@ def _settings(path: str, where: str, value: Any) -> dict[str, str]:
     }
 
 
-def _load(path: str, *, must_exist: bool) -> Any:
-    """The file as plain data; `None` where it does not exist and need not."""
+def _load(path: str, *, must_exist: bool) -> bytes:
+    """The file; nothing where it does not exist and need not."""
     try:
         with open(path, "rb") as file:
             data = file.read(_MAX_FILE + 1)
     except FileNotFoundError:
         if not must_exist:
-            return None
+            return b""
         raise InvalidField(path, "does not exist", _EXAMPLE) from None
     except OSError as error:
         raise InvalidField(path, f"cannot be read: {error.strerror}") from None
     if len(data) > _MAX_FILE:
         raise InvalidField(path, f"is larger than {_MAX_FILE} bytes")
-    return _parse(path, data)
+    return data
 
 
 def _parse(path: str, data: bytes) -> Any:
