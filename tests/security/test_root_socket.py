@@ -23,6 +23,8 @@ pytestmark = pytest.mark.root
 GATEWAY = 12345
 # Answers to one peer before it has read some, and the descriptors of each; requests without one.
 UNREAD, FDS, UNANSWERED = 512, 2, 2_048
+# Of one kind of peer.
+CONNECTIONS = 32
 # As many of those can be one principal's.
 ONES = 256
 
@@ -63,6 +65,15 @@ def test_who_does_not_read_is_not_listened_to(side: RootSide) -> None:
     assert side.open_files(link) <= before + FDS * UNREAD
     bad.close()
     side.wait_for(lambda: side.open_files(link) < before)
+
+
+def test_who_takes_every_connection_does_not_lock_the_owner_out(side: RootSide) -> None:
+    for _ in range(CONNECTIONS):
+        side.link()
+    with pytest.raises(ConnectionError):
+        side.link()
+    # It has come, and is welcome.
+    Link(side.settings.socket_path).close()
 
 
 def test_who_goes_with_requests_in_flight_is_gone(side: RootSide) -> None:

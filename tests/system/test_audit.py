@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -87,7 +88,7 @@ def test_a_denial(agent: Agent) -> None:
 
 def test_a_start_that_fails_and_one_that_makes_no_sense(agent: Agent) -> None:
     assert agent.cli("start", "--", "/no/such\nprogram").returncode
-    failed = wait_for_line(agent.state_dir, "jobs", lambda line: line["event"] == "start_failed")
+    failed = wait_for_line(agent.state_dir, "calls", lambda line: line["event"] == "start_failed")
     assert (failed["command"], failed["problem"]) == ("/no/such\nprogram", "StartFailed")
     # Of what is in a request nothing but the name of the field that is wrong.
     with gateway.channel(agent.addr, certs.DevPki(agent.pki_dir).files("writer")) as channel:
@@ -250,7 +251,19 @@ def test_refusals_of_the_supervisor(side: RootSide, link: Link) -> None:
         ("stop_refused", "JobAlreadyEnded", "deny"),
     ]
     assert SECRET not in json.dumps(refused)
-    assert "start_failed" in names(events(side.state_dir, "jobs"))
+    # Nothing was executed, so that it does not make go what was.
+    assert "start_failed" in names(events(side.state_dir, "calls"))
+    assert "start_failed" not in names(events(side.state_dir, "jobs"))
+
+
+def test_a_line_has_a_bound_whatever_is_in_it(side: RootSide, link: Link) -> None:
+    args = tuple("\U0001f600" * 20 for _ in range(1_000))
+    for command, workdir in (("/bin/true", ""), ("/no/such/" + "\U0001f600" * 900, "/" + "\U0001f600" * 900)):
+        with contextlib.suppress(StartFailed):
+            link.start(command, *args, workdir=workdir)
+    lines = Path(side.state_dir, "audit", "calls.log").read_bytes().splitlines()
+    lines += Path(side.state_dir, "audit", "jobs.log").read_bytes().splitlines()
+    assert 8_000 < max(map(len, lines)) < 24_000
 
 
 def test_arguments_that_are_too_long_for_a_line(side: RootSide, link: Link) -> None:

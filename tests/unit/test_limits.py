@@ -114,6 +114,12 @@ def test_no_text_makes_a_limit_out_of_bounds(text: str) -> None:
 
 def test_a_long_list_of_cpus_is_bounded() -> None:
     assert len(units.cpus_of("0-9999", "x")) == units.MAX_CPUS + 1
+    assert units.cpus_of("0,9000-9999,8192", "x") == {0, units.MAX_CPUS}
+    # It is read by the loop that serves everybody.
+    many = ",".join(["0-8191"] * 5_000)
+    assert len(units.cpus_of(many, "x")) == units.MAX_CPUS
+    with pytest.raises(InvalidField, match="is not a list of CPUs"):
+        units.cpus_of(",".join(["0-8191"] * 10_000), "x")
 
 
 def test_swap_needs_memory() -> None:

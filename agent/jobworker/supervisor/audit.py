@@ -159,8 +159,9 @@ class Audit:
         self._note("job_started", decision="allow", **_job(record), claimed=_claimed(caller))
 
     def start_failed(self, caller: Caller, record: JobRecord, error: JobWorkerError) -> None:
-        fields = {**_job(record), **_problem(error)}
-        self._note("start_failed", decision="allow", **fields, claimed=_claimed(caller))
+        # Nothing was executed, and it can be had any number of times; where it was announced, this is the answer.
+        note = self._note if self._required else self._note_call
+        note("start_failed", decision="allow", **_job(record), **_problem(error), claimed=_claimed(caller))
 
     # The life of a job.
 
@@ -311,7 +312,11 @@ class Audit:
 
 
 def _clip(text: str, most: int = _MAX_TEXT) -> str:
-    return text if len(text) <= most else f"{text[:most]}…"
+    """Text that takes no more than this in a line, where what is not ASCII takes six bytes and more."""
+    kept = text[:most]
+    while (size := len(json.dumps(kept)) - 2) > most:
+        kept = kept[: len(kept) * most // size]
+    return kept if kept == text else f"{kept}…"
 
 
 def _claimed(caller: Caller) -> dict[str, str]:

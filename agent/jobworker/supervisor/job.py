@@ -169,10 +169,12 @@ class Job:
         self._main.has_ended(end)
 
     def _main_has_ended(self, end: End) -> None:
+        # Whatever the record is saved for from now on, the process is reaped then: nobody else knows how it ended.
+        self.record = replace(self.record, **_exit_fields(end))
         self._advance()
         if self.record.state is not State.ENDED:
             # Descendants live on; the exit code is told at once.
-            self._change(**_exit_fields(end))
+            self._change()
 
     def _on_group(self) -> None:
         if not self._empty and not self.group.populated():
@@ -244,8 +246,6 @@ class Job:
 
     def _finish(self) -> None:
         usage = self._usage()
-        exited: dict[str, Any] = _exit_fields(self._main.end) if self._main.end else {}
-        self.record = replace(self.record, **exited)
         self._around.loop.forget(self.group.events_fd)
         if self._stdin:
             self._stdin.job_ended()

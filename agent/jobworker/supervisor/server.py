@@ -19,6 +19,7 @@ from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.requests import Reply
 from jobworker.wire import sockets
 
+# Of each kind of peer: whoever has taken over the gateway does not keep the owner from replacing it.
 _MAX_CONNECTIONS = 32
 _ACCEPT_AGAIN = 1.0
 _BIND_AGAIN = 5.0
@@ -100,7 +101,8 @@ class Server:
         peers = frozenset(
             peer for peer, of in ((Peer.GATEWAY, self._gateway_uid), (Peer.OWNER, os.geteuid())) if uid == of
         )
-        if not peers or len(self._connections) >= _MAX_CONNECTIONS:
+        alike = sum(connection.peers == peers for connection in self._connections)
+        if not peers or alike >= _MAX_CONNECTIONS:
             self.log.warning("connection refused", uid=uid, connections=len(self._connections))
             self.audit.connection_refused(uid)
             sock.close()
