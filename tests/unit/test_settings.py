@@ -54,7 +54,7 @@ jobs:
   keep_logs: 30G
   keep_for: 12h
   first_uid: 100000
-  uid_count: 10
+  uid_count: 17
   default_path: /bin
   cgroup_parent: /system.slice/jobs
   kill_wait: 3s
@@ -165,6 +165,8 @@ def test_what_is_none_is_written_as_the_reference_says() -> None:
         ("quotas: {streams: 2001}", "quotas.streams: 2001 is not a number between 1 and 2000"),
         ("quotas: {calls: 0}", "quotas.calls: 0 is not a number between 1 and 1024"),
         ("quotas: {calls_burst: 49}", "quotas.calls_burst: 49 is less than calls_per_second"),
+        ("jobs: {uid_count: 10}", "jobs.uid_count: 10 is less than the jobs that are kept and those that run"),
+        ("jobs: {keep_ended: 100000}", "jobs.uid_count: 17 is less"),
         ("quotas: {active_jobs: 11}", "quotas.active_jobs: 11 is more than all principals may have together"),
         ("quotas: {jobs_memory: 5}", "quotas.jobs_memory: must be text, or 0 for none; for example 256M"),
         ("quotas: {rate: 5}", "quotas.rate: is not known here; there are streams, calls, calls_per_second"),

@@ -404,12 +404,18 @@ def _discords(made: Settings, found: Mapping[str, Any]) -> Iterator[InvalidField
         made: all settings.
         found: those of the file.
     """
-    quotas, metrics, most = made.quotas, made.metrics, made.jobs.max_active
+    quotas, metrics, jobs, most = made.quotas, made.metrics, made.jobs, made.jobs.max_active
     if "stale_crl" in found.get("tls", {}) and not made.tls.crl:
         yield InvalidField("tls.stale_crl", "is nothing without tls.crl", "crl: /etc/jobworker/lists.pem")
     if made.policy and found.get("isolation", {}).get("host_for"):
         problem = "is nothing beside a policy, whose rules say so"
         yield InvalidField("isolation.host_for", problem, "sandboxes: [host]")
+    if jobs.uid_count < (needed := jobs.keep_ended + most):
+        # Each job that is kept has its own, and without one left no other is started.
+        problem = (
+            f"{jobs.uid_count} is less than the jobs that are kept and those that run (keep_ended + max_active)"
+        )
+        yield InvalidField("jobs.uid_count", problem, str(needed))
     if quotas.active_jobs > most:
         problem = f"{quotas.active_jobs} is more than all principals may have together (jobs.max_active)"
         yield InvalidField("quotas.active_jobs", problem, str(most))
