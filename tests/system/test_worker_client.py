@@ -205,6 +205,11 @@ def test_list_filters(agent: Agent) -> None:
     assert listed("--label", "batch=list", "--state", "pending") == []
     assert listed("--label", "batch=list", "--state", "lost") == []
     assert listed("--label", "batch=list", "--state", "exited", "--state", "running") == jobs[::-1]
+    created = json.loads(agent.cli("query", jobs[1], "--format", "json", check=True).stdout)["created_at"]
+    # As it is shown: to the microsecond, which is no later than the nanosecond that it was.
+    assert listed("--label", "batch=list", "--since", created) == jobs[:0:-1]
+    assert listed("--label", "batch=list", "--until", created) == [jobs[0]]
+    assert listed("--label", "batch=list", "--since", "1h", "--until", "30m") == []
 
 
 def test_a_reader_may_look_and_no_more(agent: Agent) -> None:

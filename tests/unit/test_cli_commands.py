@@ -263,6 +263,8 @@ def test_list_passes_its_filters_on_and_prints_a_job_a_line(agent: scripted.Scri
         assert list(request.states) == [job_pb2.JOB_STATE_RUNNING]
         assert (dict(request.labels), request.principal) == ({"a": "b"}, "spiffe://x/user/y")
     assert agent.cli("list").stdout.splitlines()[1].startswith(ID.encode())
+    refused = agent.cli("list", "--since", "yesterday")
+    assert (refused.returncode, b"neither a time with its zone nor a duration" in refused.stderr) == (2, True)
 
 
 def test_list_stops_at_its_limit(agent: scripted.ScriptedAgent) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,6 +152,8 @@ def test_which_jobs_to_list() -> None:
         ({"id_prefix": "abc"}, "id_prefix"),
         ({"id_prefix": "../."}, "id_prefix"),
         ({"principal": "x" * 401}, "principal"),
+        ({"created_since": Timestamp(seconds=-1)}, "created_since"),
+        ({"created_since": Timestamp(seconds=2), "created_until": Timestamp(seconds=2)}, "created_until"),
         ({"labels": {f"a{i}": "" for i in range(33)}}, "labels"),
     ],
 )

@@ -165,6 +165,8 @@ WANTED = st.builds(
     labels=LABELS,
     principal=st.sampled_from(["", "", "p", "x"]),
     id_prefix=st.sampled_from(["", "", "0000", job_id(1)[:19], job_id(12)[:18], "zzzz"]),
+    since_ns=st.none() | st.integers(0, 8),
+    until_ns=st.none() | st.integers(0, 8),
 )
 
 
@@ -174,6 +176,7 @@ def matches(wanted: Wanted, known: JobRecord) -> bool:
         and known.principal in (wanted.principal or known.principal)
         and known.job_id[: len(wanted.id_prefix)] == wanted.id_prefix
         and set(wanted.labels) <= set(known.labels)
+        and (wanted.since_ns or 0) <= known.created_ns < (8 << 60 if wanted.until_ns is None else wanted.until_ns)
     )
 
 

@@ -13,6 +13,7 @@ from jobworker import jobs, units
 from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_spec import label_option, labels_of
+from jobworker.cli.client_time import moment
 from jobworker.client.failures import CallFailed, NothingMatches
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ _LIST_HELP = """List the jobs of the host, newest first. Also called `ps`.
 worker-client list
 worker-client list --state running --state stopping
 worker-client list --state lost
+worker-client list --since 1h
 worker-client list --label team=build --limit 10 --format json
 """
 
@@ -134,17 +136,39 @@ def meant_by(words: tuple[str, ...]) -> tuple[tuple[jobs.State, ...], Callable[[
 @click.option("--state", multiple=True, type=STATES, help="Only jobs in this state, or that ended so. Repeatable.")
 @label_option("Only jobs with this label. Repeatable.")
 @click.option("--principal", metavar="URI", default="", help="Only jobs that this client started.")
+@click.option("--since", metavar="T", help="Only jobs created at this time or later, or in the last 10m, 2h.")
+@click.option("--until", metavar="T", help="Only jobs created before this time, or longer ago than this.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the newest N.")
-def list_jobs(state: tuple[str, ...], label: tuple[str, ...], principal: str, limit: int | None) -> None:
+def list_jobs(**options: Any) -> None:
+    listed = listing(options)
     with connect() as client:
-        states, meant = meant_by(state)
-        found = client.list_jobs(states=states, labels=labels_of(label), principal=principal)
-        newest = islice(filter(meant, found), limit)
+        newest = listed(client)
         if as_json():
             for job in newest:
                 click.echo(_json(job))
         else:
             click.echo(client_text.table(newest, time.time()))
+
+
+def listing(options: Mapping[str, Any]) -> Callable[[Client], Iterator[Job]]:
+    """What lists the jobs that the options of `list` mean, newest first."""
+    states, meant = meant_by(options["state"])
+    labels = labels_of(options["label"])
+    since, until = (
+        None if options[name] is None else moment(options[name], f"--{name}") for name in ("since", "until")
+    )
+
+    def listed(client: Client) -> Iterator[Job]:
+        found = client.list_jobs(
+            states=states,
+            labels=labels,
+            principal=options["principal"],
+            created_since_ns=since,
+            created_until_ns=until,
+        )
+        return islice(filter(meant, found), options["limit"])
+
+    return listed
 
 
 def _json(job: Job) -> str:

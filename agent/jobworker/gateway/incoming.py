@@ -224,12 +224,10 @@ def view(request: pb.StreamRequest) -> View:
     Raises:
         InvalidField: the first field that is wrong, alone or beside the others.
     """
-    made = View(
-        request.offset,
-        request.tail_lines if request.HasField("tail_lines") else None,
-        _moment(request.since, "since") if request.HasField("since") else None,
-        _moment(request.until, "until") if request.HasField("until") else None,
-    )
+    tail_lines = request.tail_lines if request.HasField("tail_lines") else None
+    since = request.since if request.HasField("since") else None
+    until = request.until if request.HasField("until") else None
+    made = View(request.offset, tail_lines, *_span(since, until))
     if made.tail_lines is not None and made.tail_lines > MAX_TAIL_LINES:
         raise InvalidField("tail_lines", f"{made.tail_lines} is more than {MAX_TAIL_LINES}", "100")
     if made.offset and made.relative:
@@ -237,9 +235,17 @@ def view(request: pb.StreamRequest) -> View:
         raise InvalidField(field, "says where to begin, and so does offset; give one of them", "offset 0")
     if made.until_ns is not None and request.follow:
         raise InvalidField("until", "ends the stream, and follow does not; give one of them", "follow false")
-    if made.until_ns is not None and made.since_ns is not None and made.until_ns <= made.since_ns:
-        raise InvalidField("until", "is not after since", "since 2026-01-31T08:00:00Z, until 2026-01-31T09:00:00Z")
     return made
+
+
+def _span(since: Timestamp | None, until: Timestamp | None, prefix: str = "") -> tuple[int | None, int | None]:
+    """The times in two fields that are called so behind a prefix; None for what was not given."""
+    begin = None if since is None else _moment(since, f"{prefix}since")
+    end = None if until is None else _moment(until, f"{prefix}until")
+    if begin is not None and end is not None and end <= begin:
+        example = f"{prefix}since 2026-01-31T08:00:00Z, {prefix}until 2026-01-31T09:00:00Z"
+        raise InvalidField(f"{prefix}until", f"is not after {prefix}since", example)
+    return begin, end
 
 
 def _moment(timestamp: Timestamp, field: str) -> int:
@@ -257,7 +263,10 @@ def wanted(request: pb.ListRequest) -> Wanted:
     """
     found = _filters(request)
     prefix = jobs.check_job_id_prefix(request.id_prefix) if request.id_prefix else ""
-    return replace(found, id_prefix=prefix)
+    since = request.created_since if request.HasField("created_since") else None
+    until = request.created_until if request.HasField("created_until") else None
+    since_ns, until_ns = _span(since, until, "created_")
+    return replace(found, id_prefix=prefix, since_ns=since_ns, until_ns=until_ns)
 
 
 def _filters(request: pb.ListRequest | pb.WatchRequest) -> Wanted:

@@ -82,12 +82,18 @@ def known(record: JobRecord, share: Callable[[Any], Any]) -> Known:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which jobs to list: those that fit everything that is given."""
+    """Which jobs to list: those that fit everything that is given.
+
+    Attributes:
+        since_ns, until_ns: created then or later, and before then, in Unix time; None for whenever.
+    """
 
     states: frozenset[State] = frozenset()
     labels: tuple[tuple[str, str], ...] = ()
     principal: str = ""
     id_prefix: str = ""
+    since_ns: int | None = None
+    until_ns: int | None = None
 
     def fits(self, job: Known) -> bool:
         return (
@@ -95,6 +101,8 @@ class Wanted:
             and (not self.principal or job.principal == self.principal)
             and job.job_id.startswith(self.id_prefix)
             and all(label in job.labels for label in self.labels)
+            and (self.since_ns is None or job.created_ns >= self.since_ns)
+            and (self.until_ns is None or job.created_ns < self.until_ns)
         )
 
     def choices(self) -> Iterator[tuple[Hashable, ...]]:

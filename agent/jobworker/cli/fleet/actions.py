@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
@@ -16,9 +15,9 @@ from jobworker.cli import client_json, client_plan, client_text
 from jobworker.cli.client_drain import check_idle, drained, wait_seconds
 from jobworker.cli.client_exit import exit_status, notice_of
 from jobworker.cli.client_interrupt import stop_unless_ended
-from jobworker.cli.client_jobs import meant_by, stopping
+from jobworker.cli.client_jobs import listing, stopping
 from jobworker.cli.client_options import ON_MANY_HOSTS
-from jobworker.cli.client_spec import labels_of, spec_of
+from jobworker.cli.client_spec import spec_of
 from jobworker.cli.fleet.interrupts import FleetInterrupts
 from jobworker.cli.fleet.outcome import Outcome, Status, of_error
 from jobworker.cli.fleet.printer import Lane
@@ -164,12 +163,10 @@ def _query(options: Options) -> Action:
 
 
 def _list(options: Options) -> Action:
-    states, meant = meant_by(options["state"])
-    labels = labels_of(options["label"])
+    listed = listing(options)
 
     def act(visit: Visit) -> Outcome:
-        found = visit.client.list_jobs(states=states, labels=labels, principal=options["principal"])
-        for job in islice(filter(meant, found), options["limit"]):
+        for job in listed(visit.client):
             visit.show_job(client_text.event(job), job)
         return visit.done()
 

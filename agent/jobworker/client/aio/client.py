@@ -142,9 +142,11 @@ class AsyncClient:
         labels: Mapping[str, str] | None = None,
         principal: str = "",
         id_prefix: str = "",
+        created_since_ns: int | None = None,
+        created_until_ns: int | None = None,
     ) -> AsyncGenerator[job_pb2.Job, None]:
         """The jobs of the host, newest first; pages are fetched as they are needed."""
-        pages = calls.Pages(states, labels, principal, id_prefix)
+        pages = calls.Pages(states, labels, principal, id_prefix, created_since_ns, created_until_ns)
         while page := pages.next:
             for job in await self._make(page):
                 yield job

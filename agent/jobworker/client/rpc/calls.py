@@ -106,9 +106,17 @@ class Pages:
     """A list, page by page; `next` is the call for the next page, None behind the last one."""
 
     def __init__(
-        self, states: Iterable[jobs.State], labels: Mapping[str, str] | None, principal: str, id_prefix: str
+        self,
+        states: Iterable[jobs.State],
+        labels: Mapping[str, str] | None,
+        principal: str,
+        id_prefix: str,
+        created_since_ns: int | None,
+        created_until_ns: int | None,
     ) -> None:
-        self._request = requests.listing(states, labels, principal, id_prefix, _PAGE)
+        self._request = requests.listing(
+            states, labels, principal, id_prefix, created_since_ns, created_until_ns, _PAGE
+        )
         self.next: Call[Sequence[job_pb2.Job]] | None = self._call()
 
     def _call(self) -> Call[Sequence[job_pb2.Job]]:

@@ -207,9 +207,20 @@ class Client:
         labels: Mapping[str, str] | None = None,
         principal: str = "",
         id_prefix: str = "",
+        created_since_ns: int | None = None,
+        created_until_ns: int | None = None,
     ) -> Iterator[job_pb2.Job]:
-        """The jobs of the host, newest first; pages are fetched as they are needed."""
-        pages = calls.Pages(states, labels, principal, id_prefix)
+        """The jobs of the host, newest first; pages are fetched as they are needed.
+
+        Args:
+            states: only jobs that are in one of these.
+            labels: only jobs that have all of these.
+            principal: only this client's jobs.
+            id_prefix: only jobs whose id begins with this, four characters or more.
+            created_since_ns: only jobs that were created then or later, in nanoseconds of Unix time.
+            created_until_ns: only jobs that were created before then.
+        """
+        pages = calls.Pages(states, labels, principal, id_prefix, created_since_ns, created_until_ns)
         while page := pages.next:
             yield from self._make(page)
 

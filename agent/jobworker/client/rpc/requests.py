@@ -95,6 +95,8 @@ def listing(
     labels: Mapping[str, str] | None,
     principal: str,
     id_prefix: str,
+    created_since_ns: int | None,
+    created_until_ns: int | None,
     page_size: int,
 ) -> pb.ListRequest:
     """Ask for a page of these jobs."""
@@ -103,6 +105,8 @@ def listing(
         labels=_labels(labels),
         principal=_text("principal", principal),
         id_prefix=_text("id_prefix", id_prefix),
+        created_since=_timestamp("created_since", created_since_ns),
+        created_until=_timestamp("created_until", created_until_ns),
         page_size=page_size,
     )
 
