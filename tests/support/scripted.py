@@ -154,12 +154,21 @@ class Wire:
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
         self.brought = 0
+        self._near: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         # A blocked accept() is not ended by close().
-        self._listener.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+
+    def cut(self) -> None:
+        """Break off all connections, behind which nobody listens any more."""
+        self.close()
+        for near in self._near:
+            with contextlib.suppress(OSError):
+                near.shutdown(socket.SHUT_RDWR)
 
     def _connected(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.target))
@@ -172,6 +181,7 @@ class Wire:
             while True:
                 near, _ = self._listener.accept()
                 self.connections += 1
+                self._near.append(near)
                 threading.Thread(target=self._serve, args=(near, next(self._budgets)), daemon=True).start()
 
     def _serve(self, near: socket.socket, budget: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from itertools import repeat
 from typing import Any
 
 import grpc
@@ -14,6 +16,8 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client import aio
 from jobworker.client.aio.client import AsyncClient
 from jobworker.client.failures import CallFailed
+from jobworker.errors import TlsProblem
+from jobworker.jobs import JobSpec
 from support import scripted
 
 ID = "k7f3-9m2q-x4tz-b1cd"
@@ -165,3 +169,28 @@ def test_who_cancels_a_call_finds_it_cancelled(agent: scripted.ScriptedAgent) ->
         asyncio.run(cancel())
     finally:
         left.set()
+
+
+def test_a_call_that_got_through_is_not_called_a_connection_that_never_came_about(
+    agent: scripted.ScriptedAgent,
+) -> None:
+    async def start(port: int) -> None:
+        async with aio.connect(agent.endpoint(port)) as client:
+            await client.start(JobSpec("make"))
+
+    with scripted.breaking_wire(agent.port, repeat(sys.maxsize)) as wire:
+
+        def die(_request: object, context: grpc.ServicerContext) -> pb.StartResponse:
+            gone = threading.Event()
+            context.add_callback(gone.set)
+            wire.cut()
+            gone.wait(10)
+            return pb.StartResponse()
+
+        agent.handlers["Start"] = die
+        with pytest.raises(CallFailed) as caught:
+            asyncio.run(start(wire.port))
+    assert (caught.value.code, caught.value.reason) == ("UNAVAILABLE", "")
+    with pytest.raises(TlsProblem, match="nobody listens"):
+        asyncio.run(start(wire.port))
+    assert len(agent.requests) == 1

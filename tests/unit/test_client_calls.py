@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
+from itertools import repeat
 
 import grpc
 import pytest
@@ -302,6 +304,27 @@ def test_a_connection_that_worked_is_not_explained_by_tls(agent: scripted.Script
         client.stop(ID)
     assert caught.value.code == "UNAVAILABLE"
     assert f"cannot reach the agent at 127.0.0.1:{agent.port}" in str(caught.value)
+
+
+def test_a_call_that_got_through_is_not_called_a_connection_that_never_came_about(
+    agent: scripted.ScriptedAgent,
+) -> None:
+    with scripted.breaking_wire(agent.port, repeat(sys.maxsize)) as wire:
+
+        def die(_request: object, context: grpc.ServicerContext) -> pb.StartResponse:
+            gone = threading.Event()
+            context.add_callback(gone.set)
+            wire.cut()
+            gone.wait(10)
+            return pb.StartResponse()
+
+        agent.handlers["Start"] = die
+        with connect(agent.endpoint(wire.port)) as client:
+            for key in ("", "key"):
+                with pytest.raises(CallFailed) as caught:
+                    client.start(JobSpec("make"), idempotency_key=key)
+                assert (caught.value.code, caught.value.reason) == ("UNAVAILABLE", "")
+    assert len(agent.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ class Connection:
         if isinstance(error, asyncio.CancelledError) and not self._ended_by_close():
             raise error
         failure = self._failures.read(error, request_id)
-        if not self._failures.is_unexplained(failure):
+        if not self._failures.is_unexplained(failure, self._channel.get_state):
             return failure
         # It connects and waits.
         return await asyncio.to_thread(tls.diagnose, self._endpoint) or failure

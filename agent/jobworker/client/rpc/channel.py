@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import grpc
@@ -78,6 +79,7 @@ class Failures:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._agent = f"the agent at {endpoint.addr}"
+        self._connected = False
         self.answered = False
 
     def read(self, error: BaseException, request_id: str) -> CallFailed:
@@ -96,6 +98,16 @@ class Failures:
             return replace(failure, message=f"cannot reach {self._agent}: {failure.message}")
         return failure
 
-    def is_unexplained(self, failure: CallFailed) -> bool:
-        """No connection came about, and grpc does not tell why: it is worth looking closely."""
-        return failure.code == UNAVAILABLE and not failure.reason and not self.answered
+    def is_unexplained(self, failure: CallFailed, state: Callable[[], grpc.ChannelConnectivity]) -> bool:
+        """No connection ever came about, and grpc does not tell why: it is worth looking closely.
+
+        Args:
+            failure: what has become of a call.
+            state: tells how the channel is now.
+        """
+        if failure.code != UNAVAILABLE or failure.reason or self.answered:
+            return False
+        # What was sent over a connection that then broke may have got through, though nothing was answered. grpc
+        # has such a channel idle, and only one that could not connect failed.
+        self._connected = self._connected or state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        return not self._connected

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import grpc
@@ -20,6 +22,9 @@ from jobworker.client.rpc.retries import Retries
 from jobworker.errors import JobWorkerError
 
 Result = TypeVar("Result")
+
+# In which grpc's own thread tells how a channel is, in seconds; it takes one thousandth.
+_MOMENT = 1.0
 
 
 class Connection:
@@ -144,5 +149,18 @@ class Connection:
 
     def _failure(self, error: grpc.RpcError | ValueError, request_id: str) -> JobWorkerError:
         failure = self._failures.read(error, request_id)
-        problem = tls.diagnose(self._endpoint) if self._failures.is_unexplained(failure) else None
-        return problem or failure
+        unexplained = self._failures.is_unexplained(failure, partial(_state, self._channel))
+        return (tls.diagnose(self._endpoint) if unexplained else None) or failure
+
+
+def _state(of: grpc.Channel) -> grpc.ChannelConnectivity:
+    """How a channel is now; one that has been closed says nothing."""
+    told: SimpleQueue[grpc.ChannelConnectivity] = SimpleQueue()
+    tell = told.put
+    of.subscribe(tell)
+    try:
+        return told.get(timeout=_MOMENT)
+    except Empty:
+        return grpc.ChannelConnectivity.SHUTDOWN
+    finally:
+        of.unsubscribe(tell)
