@@ -254,6 +254,29 @@ def test_stop_takes_all_active_jobs_with_a_label(agent: scripted.ScriptedAgent) 
     assert (none.returncode, b"no active job has the labels a=b" in none.stderr) == (1, True)
 
 
+def test_stop_by_label_stops_what_can_be_stopped(agent: scripted.ScriptedAgent) -> None:
+    ids = [f"k7f3-9m2q-x4tz-b1c{end}" for end in "abcdef"]
+    failures = {
+        ids[0]: ("FAILED_PRECONDITION", "JOB_ALREADY_ENDED", "has ended"),
+        ids[1]: ("PERMISSION_DENIED", "POLICY_DENIED", "not this one"),
+        ids[3]: ("NOT_FOUND", "JOB_NOT_FOUND", "was removed"),
+        ids[4]: ("INTERNAL", "INTERNAL", "cannot be killed"),
+    }
+
+    def stop(request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopResponse:
+        if request.job_id in failures:
+            scripted.fail(context, *failures[request.job_id])
+        return pb.StopResponse(job=job_pb2.Job(id=request.job_id, state=job_pb2.JOB_STATE_STOPPING))
+
+    agent.handlers["Stop"] = stop
+    agent.handlers["List"] = lambda _request, _context: pb.ListResponse(jobs=[job_pb2.Job(id=id_) for id_ in ids])
+    done = agent.cli("stop", "--label", "a=b")
+    assert done.stdout.decode().splitlines() == [f"{ids[2]}  STOPPING", f"{ids[5]}  STOPPING"]
+    first, last = done.stderr.decode().splitlines()
+    assert (first, "cannot be killed" in last) == ("worker-client: not this one", True)
+    assert done.returncode == 1
+
+
 def test_list_passes_its_filters_on_and_prints_a_job_a_line(agent: scripted.ScriptedAgent) -> None:
     flags = ("--state", "running", "--label", "a=b", "--principal", "spiffe://x/user/y")
     for name in ("list", "ps"):

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.cli import client_options
 from jobworker.cli.fleet.actions import ACTIONS
@@ -125,6 +126,23 @@ def test_jobs_are_stopped_by_their_label(web: Web) -> None:
     assert ENDED not in listed.states
     (stopped,) = web.each["web1"].asked(pb.StopRequest)
     assert stopped.grace.ToMilliseconds() == 1000
+
+
+def test_a_job_that_cannot_be_stopped_saves_no_other(web: Web) -> None:
+    ids = ("95hh-fhpe-mbrk-zk8a", "95hh-fhpe-mbrk-zk8b", IDS["web2"])
+
+    def stop(request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopResponse:
+        if request.job_id == ids[0]:
+            scripted.fail(context, "NOT_FOUND", "JOB_NOT_FOUND", "was removed")
+        if request.job_id == ids[1]:
+            scripted.fail(context, "PERMISSION_DENIED", "POLICY_DENIED", "not this one")
+        return web.each["web2"].stop(request, context)
+
+    listed = pb.ListResponse(jobs=[job_pb2.Job(id=job_id) for job_id in ids])
+    web.each["web2"].agent.handlers.update(Stop=stop, List=lambda _request, _context: listed)
+    done = web.cli("--group", "web", "stop", "--label", "deploy=7")
+    assert sorted(done.stdout.splitlines()) == [f"{name}: {job_id}  STOPPED" for name, job_id in IDS.items()]
+    assert (done.returncode, "  failed, POLICY_DENIED: web2" in done.stderr) == (1, True)
 
 
 def test_the_other_commands_tell_a_line_each(web: Web) -> None:

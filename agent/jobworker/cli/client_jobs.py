@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 
 from jobworker import jobs, units
 from jobworker.cli import client_json, client_offers, client_text
-from jobworker.cli.client_command import ClientCommand, as_json, connect
+from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
 from jobworker.cli.client_spec import label_option, labels_of
 from jobworker.cli.client_time import moment
 from jobworker.client.failures import CallFailed, NothingMatches
@@ -31,6 +32,9 @@ worker-client stop k7f3
 worker-client stop k7f3 --signal INT --grace 1m
 worker-client stop --label team=build
 worker-client stop k7f3 --force
+
+\b
+Exit codes: as of every command; of several that could not be stopped, that of the last.
 """
 
 _QUERY_HELP = """Show everything that is known of a job.
@@ -52,6 +56,9 @@ worker-client list --since 1h
 worker-client list --label team=build --limit 10 --format json
 """
 
+# Jobs with a label may end, and be removed, while others are stopped.
+_NOTHING_TO_STOP = ("JOB_ALREADY_ENDED", "JOB_NOT_FOUND")
+
 STATES = click.Choice([word.value for word in (*jobs.State, *jobs.EndReason)], case_sensitive=False)
 
 
@@ -71,14 +78,17 @@ STATES = click.Choice([word.value for word in (*jobs.State, *jobs.EndReason)], c
 def stop(**options: Any) -> None:
     stopped = stopping(**options)
     with connect() as client:
-        for job in stopped(client):
+        for job in stopped(client, complain):
             click.echo(_json(job) if as_json() else f"{job.id}  {client_text.status(job)}")
 
 
 def stopping(
     *, job_id: str | None, label: tuple[str, ...], grace: str, signal: str, force: bool, no_wait: bool
-) -> Callable[[Client], Iterator[Job]]:
+) -> Callable[[Client, Callable[[str], None]], Iterator[Job]]:
     """What stops the jobs that the options of `stop` name, and tells how each is then.
+
+    Of several that cannot be stopped it raises the last one's failure, and gives the others' to its second
+    argument.
 
     Raises:
         click.UsageError: no jobs are named, or in two ways.
@@ -88,14 +98,26 @@ def stopping(
         raise click.UsageError("give the ID of a job, or --label")
     labels, grace_ms = labels_of(label), units.parse_duration(grace, "--grace")
 
-    def stopped(client: Client) -> Iterator[Job]:
-        for whole in [client.resolve(job_id)] if job_id else _active(client, labels):
+    def stopped(client: Client, tell: Callable[[str], None]) -> Iterator[Job]:
+        stop_one = partial(client.stop, signal=signal, grace_ms=grace_ms, force=force, wait=not no_wait)
+        if job_id:
+            yield stop_one(client.resolve(job_id))
+            return
+        failure: CallFailed | None = None
+        for whole in _active(client, labels):
             try:
-                yield client.stop(whole, signal=signal, grace_ms=grace_ms, force=force, wait=not no_wait)
+                job = stop_one(whole)
             except CallFailed as error:
-                # Of those with a label, one may end while others are stopped.
-                if job_id or error.reason != "JOB_ALREADY_ENDED":
-                    raise
+                if error.reason in _NOTHING_TO_STOP:
+                    continue
+                # What can be stopped is, whatever cannot.
+                if failure:
+                    tell(str(failure))
+                failure = error
+            else:
+                yield job
+        if failure:
+            raise failure
 
     return stopped
 

@@ -144,7 +144,7 @@ def _stop(options: Options) -> Action:
     stop = stopping(**options)
 
     def act(visit: Visit) -> Outcome:
-        for job in stop(visit.client):
+        for job in stop(visit.client, visit.lane.tell):
             visit.show_job(f"{job.id}  {client_text.status(job)}", job)
         return visit.done()
 
