@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 
 import pytest
@@ -158,6 +159,27 @@ def test_an_agent_that_stays_away_is_given_up() -> None:
         upload.pause(BROKEN)
     with pytest.raises(CallFailed, match="broken"):
         upload.pause(BROKEN)
+
+
+def test_calls_that_lasted_long_and_break_idle_are_no_attempts_in_vain() -> None:
+    upload = Upload(ID, None, Backoff(attempts=1, first=0.0, longest=0.0))
+    for _ in range(5):
+        upload.open()
+        upload.answer(pb.WriteStdinResponse())
+        upload.pause(BROKEN)
+    upload.open()
+    with pytest.raises(CallFailed, match="broken"):
+        # Nobody has answered this one, however long it took.
+        upload.pause(BROKEN)
+
+
+def test_calls_that_break_at_once_are_attempts_in_vain() -> None:
+    upload = Upload(ID, None, Backoff(attempts=1, first=0.0, longest=60.0))
+    for expected in (contextlib.nullcontext(), pytest.raises(CallFailed, match="broken")):
+        upload.open()
+        upload.answer(pb.WriteStdinResponse())
+        with expected:
+            upload.pause(BROKEN)
 
 
 def test_the_offset_is_none_below_zero() -> None:

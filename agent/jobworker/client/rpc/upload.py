@@ -5,6 +5,7 @@ What was sent and is not known to be taken is kept, to be sent again. That is bo
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class Upload:
     Args:
         job_id: whose standard input it is.
         offset: where the first byte belongs; None for behind what was taken before.
-        backoff: attempts without progress, and their pauses. Progress is an answer to something that was sent.
+        backoff: attempts without progress, and their pauses. Progress is an answer to something that was sent,
+            or a call that was answered and lasted longer than the longest of them: input may be idle for hours.
     """
 
     def __init__(self, job_id: str, offset: int | None, backoff: Backoff) -> None:
@@ -56,6 +58,7 @@ class Upload:
         self._resumed = self._answered = False
         self._end = self._end_sent = self._end_taken = False
         self._breaks, self._turns = Breaks(backoff), Retries()
+        self._long, self._opened = backoff.longest, time.monotonic()
 
     @property
     def is_open(self) -> bool:
@@ -94,6 +97,7 @@ class Upload:
     def open(self) -> pb.WriteStdinRequest:
         """The first message of a call."""
         self._calls += 1
+        self._opened = time.monotonic()
         self._sent, self._answered, self._end_sent = 0, False, False
         # The agent knows better where a call has got to that was cut off: `answer` checks that it can be.
         return requests.write_stdin(self._job_id, None if self._resumed else self._taken)
@@ -151,6 +155,8 @@ class Upload:
             CallFailed: another call cannot mend it, or there were too many.
         """
         failure = failure or CallFailed(UNAVAILABLE, "the call ended before all was taken")
+        if self._answered and time.monotonic() - self._opened > self._long:
+            self._breaks.progress()
         if failure.reason == _ENDED and self._all_was_taken(failure):
             return 0.0
         # After a break, the call that was cut off may have come further than this one was told.
