@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from collections import deque
 
 import pytest
@@ -121,6 +122,22 @@ def test_it_holds_no_more_than_may_be_under_way() -> None:
     upload.due()
     upload.answer(pb.WriteStdinResponse(taken=MAX_STDIN_BYTES))
     assert not upload.is_full
+
+
+def test_what_is_under_way_is_not_copied_for_each_piece() -> None:
+    upload, pieces = Upload(ID, None, PATIENT), 50_000
+    upload.answer(pb.WriteStdinResponse())
+    for _ in range(pieces):
+        upload.add(b"x")
+    upload.due()
+    upload.add(b"y")
+    tracemalloc.start()
+    try:
+        (message,) = upload.due()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (message.data, most < pieces) == (b"y", True)
 
 
 def test_another_s_bytes_are_not_taken_for_its_own() -> None:

@@ -50,10 +50,10 @@ class Upload:
             raise InvalidField("offset", f"{offset} is negative", "0")
         self._job_id = job_id
         self._taken = offset
-        # What was not taken yet, as far as is known; of these the first so many were sent by the present call.
-        self._pieces: deque[bytes] = deque()
+        # What was not taken yet, as far as is known: sent by the present call, and behind that all else.
+        self._sent: deque[bytes] = deque()
+        self._unsent: deque[bytes] = deque()
         self._bytes = 0
-        self._sent = 0
         self._calls = 0
         self._resumed = self._answered = False
         self._end = self._end_sent = self._end_taken = False
@@ -73,12 +73,12 @@ class Upload:
     @property
     def nothing_is_due(self) -> bool:
         """All that was added so far has been taken, and the end if it was; more may be added."""
-        return self._answered and not self._pieces and self._end == self._end_taken
+        return self._answered and not self._bytes and self._end == self._end_taken
 
     @property
     def is_sent(self) -> bool:
         """All that was added was sent by the present call, and the end if it was."""
-        return self._answered and self._sent == len(self._pieces) and self._end == self._end_sent
+        return self._answered and not self._unsent and self._end == self._end_sent
 
     @property
     def written(self) -> Written:
@@ -87,7 +87,7 @@ class Upload:
 
     def add(self, data: bytes) -> None:
         for start in range(0, len(data), MAX_STDIN_BYTES):
-            self._pieces.append(data[start : start + MAX_STDIN_BYTES])
+            self._unsent.append(data[start : start + MAX_STDIN_BYTES])
         self._bytes += len(data)
 
     def end(self) -> None:
@@ -98,7 +98,9 @@ class Upload:
         """The first message of a call."""
         self._calls += 1
         self._opened = time.monotonic()
-        self._sent, self._answered, self._end_sent = 0, False, False
+        self._answered = self._end_sent = False
+        self._unsent.extendleft(reversed(self._sent))
+        self._sent.clear()
         # The agent knows better where a call has got to that was cut off: `answer` checks that it can be.
         return requests.write_stdin(self._job_id, None if self._resumed else self._taken)
 
@@ -106,9 +108,9 @@ class Upload:
         """Messages to be sent now, in this order; each is told once a call."""
         if not self._answered or self._end_sent:
             return []
-        pieces = list(self._pieces)[self._sent :]
-        self._sent += len(pieces)
-        messages = [pb.WriteStdinRequest(data=piece) for piece in pieces]
+        messages = [pb.WriteStdinRequest(data=piece) for piece in self._unsent]
+        self._sent.extend(self._unsent)
+        self._unsent.clear()
         if self._end:
             self._end_sent = True
             if messages:
@@ -140,10 +142,10 @@ class Upload:
         self._taken = taken
         self._bytes -= gone
         while gone:
-            piece = self._pieces.popleft()
-            self._sent = max(0, self._sent - (len(piece) <= gone))
+            pieces = self._sent or self._unsent
+            piece = pieces.popleft()
             if len(piece) > gone:
-                self._pieces.appendleft(piece[gone:])
+                pieces.appendleft(piece[gone:])
             gone = max(0, gone - len(piece))
 
     def pause(self, failure: CallFailed | None) -> float:
