@@ -20,6 +20,7 @@ from jobworker.cli.fleet.actions import ACTIONS
 from support import scripted
 from support.inventory import told
 from support.scripted_hosts import ENDED, ERR, IDS, OUT, Web, scripted_web
+from support.unblocking import output_read_late
 
 
 @pytest.fixture
@@ -48,6 +49,12 @@ def test_bytes_are_the_job_s_where_nobody_looks(web: Web) -> None:
     web.each["web1"].output = [(OUT, b"\xff\x1b[2J\r\n")]
     done = subprocess.run(web.command("--host", "web1", "run", "x"), capture_output=True, check=True, timeout=60)
     assert done.stdout == b"web1: \xff\x1b[2J\r\n"
+
+
+def test_no_output_is_lost_where_it_does_not_block(web: Web) -> None:
+    web.each["web1"].output = [(OUT, b"x" * 1023 + b"\n")] * 1000
+    code, written = output_read_late(web.command("--host", "web1", "run", "x"))
+    assert (code, written) == (0, (b"web1: " + b"x" * 1023 + b"\n") * 1000)
 
 
 def test_a_line_without_an_end_is_not_kept_for_ever(web: Web) -> None:

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import scripted
+from support.unblocking import output_read_late
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 
@@ -65,3 +66,11 @@ def test_a_duration_back_is_from_now(agent: scripted.ScriptedAgent) -> None:
     assert agent.cli("stream", ID, "--since", "10m").returncode == 0
     (request,) = agent.requests
     assert before <= request.since.ToNanoseconds() + 600 * 10**9 <= time.time_ns()
+
+
+def test_no_output_is_lost_where_it_does_not_block(agent: scripted.ScriptedAgent) -> None:
+    pieces = [bytes([number]) * 100_000 for number in range(10)]
+    agent.handlers["Stream"] = lambda _request, _context: iter(
+        [*(scripted.chunk(number * 100_000, data) for number, data in enumerate(pieces)), scripted.end(1_000_000)]
+    )
+    assert output_read_late(agent.command("stream", ID)) == (0, b"".join(pieces))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -47,9 +48,24 @@ class Sink:
                 self._write(self._filter.finish())
 
     def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+        write_all(self._fd, data)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, however long whoever reads takes.
+
+    Raises:
+        OSError: the descriptor did.
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            # Others have the same open file, and whether it blocks is up to the last of them to say.
+            writable = select.poll()
+            writable.register(fd, select.POLLOUT)
+            writable.poll()
 
 
 class Gaps:

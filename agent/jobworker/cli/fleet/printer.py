@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobworker.cli import client_json
-from jobworker.cli.client_output import Gaps, json_lines
+from jobworker.cli.client_output import Gaps, json_lines, write_all
 from jobworker.cli.fleet.outcome import Outcome, Status
 from jobworker.cli.terminal import TerminalFilter
 from jobworker.client.output import Chunk, Gap, Item
@@ -61,10 +61,8 @@ class Printer:
         return f"{name} ".encode()
 
     def _write(self, fd: int, data: bytes) -> None:
-        rest = memoryview(data)
         with self._lock:
-            while rest:
-                rest = rest[os.write(fd, rest) :]
+            write_all(fd, data)
 
 
 class Lane:
