@@ -12,6 +12,7 @@ import pytest
 
 from jobworker.cli.fleet import sources
 from jobworker.cli.fleet.inventory import Inventory, of_list
+from jobworker.cli.fleet.patterns import select
 from jobworker.errors import InvalidField
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,53 @@ all:
       $ANSIBLE_VAULT;1.1;AES256
       33363465363230326231623861326636
 """
+
+# Groups with an order that is not the inventory's, and a host that `all` has as well.
+ORDERED = """
+all:
+  hosts: {z9: , a1: }
+  children:
+    db: {hosts: {h2: , h1: }}
+    web: {hosts: {h1: , h2: , h3: , a1: }}
+    site:
+      children:
+        web_b: {hosts: {e2: , e1: }}
+        web:
+      hosts: {s1: , h3: }
+"""
+# Its groups come to be before the one that they are below.
+INI = """
+lone
+[web_b]
+h2
+h1
+[web_a]
+h1
+h3
+[web_all:children]
+web_a
+web_b
+"""
+PATTERNS = (
+    *("web[0]", "web[-1]", "web[0:1]", "web[1:]", "web[9]", "web_b[0]:db", "db:web", "web,db", "site", "site[0]"),
+    *(
+        "web:&db",
+        "db:&web:!web[0]",
+        "db:!h2",
+        "h1,z9,db",
+        "h2",
+        "&h1",
+        "h1[0]",
+        "ungrouped",
+        "nope",
+        "web[0],db[0]",
+    ),
+)
+# For these the order in which hosts and groups came to be counts, which no list tells.
+OPEN_PATTERNS = (
+    *("all", "all[0]", "*", "*[0]", "*[-1]", "*[0:5]", "*[1:]", "web*[0]", "web*[3]", "web_*[0:2]", "h*[1]"),
+    *("&web", "!web", "!h2", "~h[12]", "~web", "~(web|db)$"),
+)
 
 
 @pytest.fixture
@@ -87,6 +135,46 @@ def test_the_library_fills_in_templates(hosts: Path) -> None:
     told: dict[str, Any] = json.loads(done.stdout)
     assert "pki_passphrase" not in done.stdout
     check(of_list(str(hosts), told), "10.0.0.9")
+
+
+def by_ansible(path: Path) -> dict[str, list[str]]:
+    """What Ansible itself makes of each pattern."""
+    script = (
+        "import json, sys\n"
+        "from ansible.errors import AnsibleError\n"
+        "from ansible.inventory.manager import InventoryManager\n"
+        "from ansible.parsing.dataloader import DataLoader\n"
+        "from ansible.plugins.loader import init_plugin_loader\n"
+        "init_plugin_loader()\n"
+        "hosts = InventoryManager(loader=DataLoader(), sources=[sys.argv[1]])\n"
+        "def named(pattern):\n"
+        "    try:\n"
+        "        return [host.name for host in hosts.get_hosts(pattern)]\n"
+        "    except AnsibleError:\n"
+        "        return []\n"
+        "print(json.dumps({pattern: named(pattern) for pattern in sys.argv[2:]}))\n"
+    )
+    command = [BIN / "python", "-c", script, path, *PATTERNS, *OPEN_PATTERNS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told: dict[str, list[str]] = json.loads(done.stdout)
+    return told
+
+
+def by_us(inventory: Inventory, patterns: tuple[str, ...]) -> dict[str, list[str]]:
+    return {pattern: list(select(inventory, pattern, "--limit").hosts) for pattern in patterns}
+
+
+@pytest.mark.parametrize(("name", "text"), [("hosts.yml", ORDERED), ("hosts.ini", INI)], ids=["yaml", "ini"])
+def test_a_pattern_names_the_hosts_that_it_names_to_ansible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
+    (path := tmp_path / name).write_text(text)
+    meant = by_ansible(path)
+    loaded = of_list(str(path), json.loads(by_library(path).stdout), in_order=True)
+    assert by_us(loaded, (*PATTERNS, *OPEN_PATTERNS)) == meant
+    listed = by_us(sources.read(str(path)), PATTERNS)
+    assert listed == {pattern: meant[pattern] for pattern in PATTERNS}
 
 
 def test_what_ansible_does_not_understand_is_told_in_its_words(hosts: Path) -> None:

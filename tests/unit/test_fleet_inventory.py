@@ -40,6 +40,13 @@ def inventory() -> Inventory:
 def test_hosts_are_in_the_inventory_s_order_and_each_once(inventory: Inventory) -> None:
     assert inventory.hosts == ("plain.example.org", "db1", "web2", "web1")
     assert inventory.groups["site"] == ("db1", "web2", "web1")
+    assert list(inventory.groups) == ["all", "ungrouped", "site", "db", "web"]
+
+
+def test_hosts_of_nearer_groups_come_before_those_of_farther_ones() -> None:
+    top = {"hosts": ["b", "a"], "children": ["x", "y"]}
+    listed = {"top": top, "x": {"children": ["z"]}, "y": {"hosts": ["d", "a"]}, "z": {"hosts": ["c"]}}
+    assert of_list("hosts.json", listed).groups["top"] == ("b", "a", "d", "c")
 
 
 def test_no_other_variable_is_kept(inventory: Inventory) -> None:
@@ -99,7 +106,10 @@ def test_groups_and_hosts_add_up_and_a_limit_takes_away(
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
-        (Wanted(("wbe",), (), None), "--group: 'wbe' is not in the inventory; there are: all, site, web"),
+        (
+            Wanted(("wbe",), (), None),
+            "--group: 'wbe' is not in the inventory; there are: all, ungrouped, site, db, web",
+        ),
         (Wanted((), ("web9",), None), "--host: 'web9' is not in the inventory; there are: plain.example.org, db1"),
         (Wanted(("web",), (), ""), "--limit: '' names no host; for example web*"),
         (Wanted(("web",), (), "plain*"), "--limit: leaves no host at all"),

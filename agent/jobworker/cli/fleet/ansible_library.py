@@ -34,7 +34,7 @@ def read(path: str) -> dict[str, Any] | None:
         inventory = manager.InventoryManager(loader=loader, sources=[path])
         known = variables.VariableManager(loader=loader, inventory=inventory)
         hostvars = {}
-        for host in inventory.get_hosts():
+        for host in inventory.hosts.values():
             every = known.get_vars(host=host, include_hostvars=False)
             fill = template.Templar(loader=loader, variables=every).template
             hostvars[host.name] = {name: _plain(fill(every[name])) for name in VARIABLES if name in every}
@@ -45,9 +45,8 @@ def read(path: str) -> dict[str, Any] | None:
 
 
 def _group(group: Any) -> dict[str, Any]:
-    # Of `all` every host is a direct one, in whatever order they came to be.
-    hosts = [] if group.name == "all" else [str(host.name) for host in group.hosts]
-    return {"hosts": hosts, "children": [str(child.name) for child in group.child_groups]}
+    hosts, children = ([str(each.name) for each in found] for found in (group.hosts, group.child_groups))
+    return {"hosts": hosts, "children": children}
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ class Inventory:
     """Hosts and groups in the order that the inventory has them in.
 
     Attributes:
-        groups: each group's hosts, those of the groups below it included; `all` is among them.
+        groups: each group's hosts in its own order, those of the groups below it included; `all` is the first.
         variables: those of VARIABLES that a host has, by its name.
     """
 
@@ -33,12 +34,14 @@ class Inventory:
         return self.groups[ALL]
 
 
-def of_list(path: str, told: Any) -> Inventory:
+def of_list(path: str, told: Any, *, in_order: bool = False) -> Inventory:
     """The inventory that `ansible-inventory --list` has printed.
 
     Args:
         path: where it comes from, for errors.
         told: its JSON as plain data.
+        in_order: groups and hosts are in Ansible's order. What is printed is sorted by their names instead; then
+            they are taken as they come below `all`, which is not far from that order.
 
     Raises:
         InvalidField: it has another form, or no hosts.
@@ -46,12 +49,13 @@ def of_list(path: str, told: Any) -> Inventory:
     top = _mapping(path, told)
     hostvars = _mapping(f"{path}: {_META}.hostvars", _mapping(f"{path}: {_META}", top.get(_META)).get("hostvars"))
     groups = {name: _group(f"{path}: {name}", value) for name, value in top.items() if name != _META}
-    hosts = {name: _members(groups, [name]) for name in groups}
-    everyone = dict.fromkeys((*_members(groups, [ALL, *groups]), *hostvars))
+    everyone = tuple(dict.fromkeys((*_members(groups, [ALL]), *_members(groups, groups), *hostvars)))
     if not everyone:
         raise InvalidField(path, "holds no hosts")
-    variables = {name: _kept(f"{path}: {_META}.hostvars.{name}", hostvars.get(name)) for name in everyone}
-    return Inventory({**hosts, ALL: tuple(everyone)}, variables)
+    names = dict.fromkeys((*hostvars, *everyone)) if in_order else everyone
+    variables = {name: _kept(f"{path}: {_META}.hostvars.{name}", hostvars.get(name)) for name in names}
+    others = (name for name in (groups if in_order else _top_down(groups)) if name != ALL)
+    return Inventory({ALL: everyone, **{name: _members(groups, [name]) for name in others}}, variables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +70,27 @@ def _group(where: str, value: Any) -> _Group:
 
 
 def _members(groups: Mapping[str, _Group], names: Iterable[str]) -> tuple[str, ...]:
-    """The hosts of these groups and of all below them, each once."""
-    found, seen, coming = dict[str, None](), set[str](), list(names)
+    """The hosts of these groups and of all below them, each once: as in Ansible, those of nearer groups before."""
+    found, seen, coming = dict[str, None](), set[str](), deque(names)
     while coming:
-        name = coming.pop(0)
+        name = coming.popleft()
         # A group may be below several others, or be missing where it is empty.
         if name in seen or name not in groups:
             continue
         seen.add(name)
         found.update(dict.fromkeys(groups[name].hosts))
-        coming[:0] = groups[name].children
+        coming.extend(groups[name].children)
+    return tuple(found)
+
+
+def _top_down(groups: Mapping[str, _Group]) -> tuple[str, ...]:
+    """The names of all groups, each followed by those of the groups below it."""
+    found, coming = dict[str, None](), deque((ALL, *groups))
+    while coming:
+        name = coming.popleft()
+        if name in groups and name not in found:
+            found[name] = None
+            coming.extendleft(reversed(groups[name].children))
     return tuple(found)
 
 

@@ -3,6 +3,8 @@
 Terms are parted by `:` or `,`. Plain ones add hosts, those with `&` keep only what they name as well, those with
 `!` take away; in this order, wherever they stand. A term is the name of a group or host, one with wildcards, or a
 regular expression behind `~`; places in it, from 0 and both ends included, may stand behind it in brackets.
+
+At a place is the host that Ansible has there: who has tried a pattern with it means the same one here.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 
-from jobworker.cli.fleet.inventory import ALL, Inventory
+from jobworker.cli.fleet.inventory import Inventory
 from jobworker.errors import InvalidField
 
-_KEEP, _TAKE_AWAY = "&", "!"
+_KEEP, _TAKE_AWAY, _EXPRESSION = "&", "!", "~"
+# A term with one of these may mean hosts beside the groups that it means.
+_OPEN = re.compile(r"[.?*\[]")
 # A colon within brackets parts two places, not two terms.
 _BETWEEN_TERMS = re.compile(r":(?![^\[\]]*\])")
 _PLACES = re.compile(r"(?P<name>.+)\[(?:(?P<one>-?[0-9]+)|(?P<first>[0-9]*)[:-](?P<last>[0-9]*))\]")
@@ -26,7 +31,7 @@ class Selection:
     """What a pattern names.
 
     Attributes:
-        hosts: in the inventory's order.
+        hosts: in the order in which the terms name them.
         unmatched: terms that match nothing in the inventory, misspelt perhaps.
     """
 
@@ -49,17 +54,13 @@ def select(inventory: Inventory, pattern: str, field: str) -> Selection:
     if not terms:
         # As of a script whose variables are not set.
         raise InvalidField(field, f"{pattern!r:.80} names no host", "web*")
-    found = {term: _matches(inventory, term.lstrip(_KEEP + _TAKE_AWAY), field) for term in terms}
-    plain = [term for term in terms if term[0] not in (_KEEP, _TAKE_AWAY)]
-    chosen = set[str]().union(*(found[term] for term in plain)) if plain else set(inventory.hosts)
-    for term in terms:
-        if term[0] == _KEEP:
-            chosen &= set(found[term])
-    for term in terms:
-        if term[0] == _TAKE_AWAY:
-            chosen -= set(found[term])
-    unmatched = tuple(term for term in terms if not found[term])
-    return Selection(tuple(host for host in inventory.hosts if host in chosen), unmatched)
+    found = {term: _found(inventory, term, field) for term in terms}
+    plain = [found[term] for term in terms if term[0] not in (_KEEP, _TAKE_AWAY)]
+    kept = [set(found[term]) for term in terms if term[0] == _KEEP]
+    taken = set[str]().union(*(found[term] for term in terms if term[0] == _TAKE_AWAY))
+    named = dict.fromkeys(chain(*plain) if plain else inventory.hosts)
+    hosts = (host for host in named if host not in taken and all(host in each for each in kept))
+    return Selection(tuple(hosts), tuple(term for term in terms if not found[term]))
 
 
 def _terms(inventory: Inventory, pattern: str) -> list[str]:
@@ -70,20 +71,30 @@ def _terms(inventory: Inventory, pattern: str) -> list[str]:
     return [term for part in parts if (term := part.strip()).lstrip(_KEEP + _TAKE_AWAY)]
 
 
-def _matches(inventory: Inventory, term: str, field: str) -> tuple[str, ...]:
-    """The hosts of one term, in the inventory's order."""
-    if term.startswith("~"):
-        return _named(inventory, _expression(term[1:], field))
-    if places := _PLACES.fullmatch(term):
-        return _at(_named(inventory, _wildcards(places["name"])), places)
-    return _named(inventory, _wildcards(term))
+def _found(inventory: Inventory, term: str, field: str) -> tuple[str, ...]:
+    """The hosts of one term, some of them more than once."""
+    if term in inventory.variables:
+        return (term,)
+    name = term.lstrip(_KEEP + _TAKE_AWAY)
+    if name.startswith(_EXPRESSION):
+        return _named(inventory, _expression(name[1:], field), beside_groups=True)
+    if places := _PLACES.fullmatch(name):
+        return _at(_fitting(inventory, places["name"]), places)
+    return _fitting(inventory, name)
 
 
-def _named(inventory: Inventory, fits: Callable[[str], object]) -> tuple[str, ...]:
-    """The hosts whose names fit, and all hosts of groups whose names do."""
-    found = {host for host in inventory.hosts if fits(host)}
-    found.update(*(hosts for name, hosts in inventory.groups.items() if fits(name)))
-    return tuple(host for host in inventory.hosts if host in found)
+def _fitting(inventory: Inventory, term: str) -> tuple[str, ...]:
+    return _named(inventory, lambda name: fnmatchcase(name, term), beside_groups=bool(_OPEN.search(term)))
+
+
+def _named(inventory: Inventory, fits: Callable[[str], object], *, beside_groups: bool) -> tuple[str, ...]:
+    """All hosts of groups whose names fit; then hosts whose names do, if `beside_groups` or no group's does.
+
+    Who is named twice is there twice, for so Ansible counts places.
+    """
+    groups = [hosts for name, hosts in inventory.groups.items() if fits(name)]
+    hosts = filter(fits, inventory.variables) if beside_groups or not groups else ()
+    return (*chain(*groups), *hosts)
 
 
 def _at(hosts: tuple[str, ...], places: re.Match[str]) -> tuple[str, ...]:
@@ -92,11 +103,6 @@ def _at(hosts: tuple[str, ...], places: re.Match[str]) -> tuple[str, ...]:
         return hosts[at:][:1] if -len(hosts) <= at < len(hosts) else ()
     last = int(places["last"]) + 1 if places["last"] else None
     return hosts[int(places["first"] or 0) : last]
-
-
-def _wildcards(term: str) -> Callable[[str], object]:
-    wanted = "*" if term == ALL else term
-    return lambda name: fnmatchcase(name, wanted)
 
 
 def _expression(text: str, field: str) -> Callable[[str], object]:

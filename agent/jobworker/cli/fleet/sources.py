@@ -37,7 +37,9 @@ def read(path: str) -> Inventory:
         raise InvalidField("--inventory", f"{path:.300} does not exist")
     if path.endswith(".json") and (printed := _printed(path)):
         return of_list(path, printed)
-    return of_list(path, ansible_library.read(path) or _by_command(path))
+    if loaded := ansible_library.read(path):
+        return of_list(path, loaded, in_order=True)
+    return of_list(path, _by_command(path))
 
 
 def _printed(path: str) -> Any:
