@@ -86,6 +86,18 @@ def test_a_job_whose_host_is_lost_is_named_and_nobody_is_told_to_start_it_again(
     assert "  failed, connection lost: web2" in done.stderr
 
 
+def test_a_job_whose_record_is_removed_meanwhile_has_not_gone_well(web: Web) -> None:
+    def removed(_request: Any, context: grpc.ServicerContext) -> Any:
+        scripted.fail(context, "NOT_FOUND", "JOB_NOT_FOUND", "no such job")
+
+    web.each["web2"].agent.handlers["Watch"] = removed
+    done = web.cli("--group", "web", "run", "true")
+    assert done.returncode == 1, done.stderr
+    assert "worker-client: 2 hosts: 1 ok, 1 failed" in done.stderr
+    assert "  failed, its end was not seen: web2" in done.stderr
+    assert "may go on" not in done.stderr
+
+
 def test_json_is_an_object_for_each_event(web: Web) -> None:
     line = {"type": "line", "offset": 0, "end": 3, "source": "STDERR", "text": "no"}
     web.each["web1"].output = [(OUT, json.dumps(line).encode() + b"\n")]

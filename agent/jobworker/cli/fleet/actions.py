@@ -122,8 +122,13 @@ def _run(options: Options) -> Action:
             # It counts as followed, and is named in the end as one that may go on.
             outcome = of_error(visit.lane.host, error)
             # Who is told that a host was not reached starts the same there once more.
-            lost = outcome.status is Status.UNREACHABLE
-            return replace(outcome, status=Status.FAILED, reason="connection lost") if lost else outcome
+            if outcome.status is Status.UNREACHABLE:
+                return replace(outcome, status=Status.FAILED, reason="connection lost")
+            if outcome.status is Status.WITHOUT:
+                # Its record was removed, which takes an end.
+                visit.interrupts.ended(visit.lane.host)
+                return replace(outcome, status=Status.FAILED, reason="its end was not seen")
+            return outcome
         visit.interrupts.ended(visit.lane.host)
         visit.show_job("", job)
         return _end(visit, job)
