@@ -86,6 +86,27 @@ def test_a_job_whose_host_is_lost_is_named_and_nobody_is_told_to_start_it_again(
     assert "  failed, connection lost: web2" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("method", "args"),
+    [
+        ("Start", ("start", "true")),
+        ("Start", ("run", "true")),
+        ("Stop", ("stop", "--label", "a=b")),
+        ("Drain", ("drain",)),
+    ],
+)
+def test_what_may_be_done_on_a_host_is_not_told_as_one_that_was_not_reached(
+    web: Web, method: str, args: tuple[str, ...]
+) -> None:
+    def lost(_request: Any, context: grpc.ServicerContext) -> Any:
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "gone")
+
+    web.each["web2"].agent.handlers[method] = lost
+    done = web.cli("--group", "web", *args)
+    assert done.returncode == 1, done.stderr
+    assert "  failed, connection lost: web2" in done.stderr
+
+
 def test_a_job_whose_record_is_removed_meanwhile_has_not_gone_well(web: Web) -> None:
     def removed(_request: Any, context: grpc.ServicerContext) -> Any:
         scripted.fail(context, "NOT_FOUND", "JOB_NOT_FOUND", "no such job")

@@ -19,7 +19,7 @@ from jobworker.cli.client_jobs import listing, stopping
 from jobworker.cli.client_options import ON_MANY_HOSTS
 from jobworker.cli.client_spec import spec_of
 from jobworker.cli.fleet.interrupts import FleetInterrupts
-from jobworker.cli.fleet.outcome import Outcome, Status, of_error
+from jobworker.cli.fleet.outcome import Outcome, Status, of_lost
 from jobworker.cli.fleet.printer import Lane
 from jobworker.errors import JobWorkerError
 
@@ -120,10 +120,7 @@ def _run(options: Options) -> Action:
             raise
         except JobWorkerError as error:
             # It counts as followed, and is named in the end as one that may go on.
-            outcome = of_error(visit.lane.host, error)
-            # Who is told that a host was not reached starts the same there once more.
-            if outcome.status is Status.UNREACHABLE:
-                return replace(outcome, status=Status.FAILED, reason="connection lost")
+            outcome = of_lost(visit.lane.host, error)
             if outcome.status is Status.WITHOUT:
                 # Its record was removed, which takes an end.
                 visit.interrupts.ended(visit.lane.host)

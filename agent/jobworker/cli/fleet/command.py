@@ -14,7 +14,7 @@ from jobworker.cli.fleet import asked, top
 from jobworker.cli.fleet.actions import Action, Visit, prepare
 from jobworker.cli.fleet.fanout import Fanout
 from jobworker.cli.fleet.interrupts import FleetInterrupts
-from jobworker.cli.fleet.outcome import Outcome, exit_code, of_error, summary
+from jobworker.cli.fleet.outcome import Outcome, exit_code, of_error, of_lost, summary
 from jobworker.cli.fleet.printer import Lane, Printer
 from jobworker.cli.fleet.targets import Target
 from jobworker.errors import JobWorkerError
@@ -64,11 +64,18 @@ def _visit(
     try:
         with connect() as connected:
             connected.reach()
-            outcome = action(Visit(connected, lane, interrupts))
+            outcome = _there(action, Visit(connected, lane, interrupts))
     except JobWorkerError as error:
         outcome = of_error(target.name, error)
     lane.result(outcome)
     return outcome
+
+
+def _there(action: Action, visit: Visit) -> Outcome:
+    try:
+        return action(visit)
+    except JobWorkerError as error:
+        return of_lost(visit.lane.host, error)
 
 
 def _follow(outcomes: Iterator[Outcome], fanout: Fanout) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from jobworker.cli.fleet.targets import some
@@ -63,6 +63,16 @@ def of_error(host: str, error: JobWorkerError) -> Outcome:
             return Outcome(host, Status.FAILED, reason or code, str(error))
         case _:
             return Outcome(host, Status.FAILED, type(error).__name__, str(error))
+
+
+def of_lost(host: str, error: JobWorkerError) -> Outcome:
+    """What an error says of a host that had been reached before.
+
+    What was asked of it may be done: who is told that a host was not reached starts the same there once more.
+    """
+    outcome = of_error(host, error)
+    lost = outcome.status is Status.UNREACHABLE
+    return replace(outcome, status=Status.FAILED, reason="connection lost") if lost else outcome
 
 
 def summary(outcomes: Iterable[Outcome]) -> Iterator[str]:
