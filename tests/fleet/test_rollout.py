@@ -131,10 +131,31 @@ def test_a_wheel_that_was_changed_is_refused(fleet: Fleet, tmp_path: Path) -> No
         with zipfile.ZipFile(wheel, "a") as archive:
             archive.writestr("click/more.py", "evil = True")
         subprocess.run(["tar", "--append", "-f", name, f"./{wheel.name}"], cwd=tmp_path, check=True)
-        # Beside the version that runs, which stays as it is.
-        (tmp_path / name).rename(tmp_path / name.replace("0.1.0", "0.1.3"))
+        # Beside the version that runs, which stays as it is; in place of one that is whole, if it is there by now.
+        (tmp_path / name).rename(tmp_path / name.replace("0.1.0", "0.1.1"))
         wheel.unlink()
-    play = fleet.play("upgrade", agent_version="0.1.3", agent_wheelhouse=str(tmp_path))
+    play = fleet.play("upgrade", agent_version="0.1.1", agent_wheelhouse=str(tmp_path))
     assert play.status != 0
     assert "DO NOT MATCH THE HASHES" in play.output
     assert versions(fleet) == {"0.1.0"}
+    play = fleet.play("rollback", rollback_version="0.1.1")
+    assert (play.status != 0, "has no version 0.1.1 any more" in play.output) == (True, True), play.tail()
+
+
+def test_another_archive_of_the_version_in_force_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    for python in {member.guest.kind.python for member in fleet}:
+        name = f"jobworker-0.1.0-py{python}-x86_64.tar"
+        shutil.copy(os.path.join(WHEELHOUSE, name), tmp_path)
+        # Behind its end: the same files, in another archive.
+        with open(tmp_path / name, "ab") as archive:
+            archive.write(bytes(512))
+    keepers = {member: member.main_pid(KEEPER) for member in fleet}
+    for options in (["--check"], []):
+        play = fleet.play("site", *options, agent_wheelhouse=str(tmp_path))
+        assert (play.status != 0, play.changed) == (True, 0), play.tail()
+        for member in fleet:
+            assert f"{member.name}: {tmp_path}/jobworker-0.1.0-" in play.output
+        assert "give it another version" in play.output
+    for member, keeper in keepers.items():
+        assert member.main_pid(KEEPER) == keeper
+        assert member.cli("run", "--", "echo", "fine") == "fine\n"
