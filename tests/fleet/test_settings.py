@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.counting import COUNT, COUNTED, check_end
-from support.fleet import Fleet
+from support.fleet import GATEWAY, KEEPER, Fleet
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("restored")]
 
@@ -27,6 +27,18 @@ def test_a_reload_takes_settings_and_keeps_exit_codes(fleet: Fleet) -> None:
         assert member.asked("info")["limits"]["pids"]["default"] == "321"
         assert member.cli("stream", job_id, "--follow") == COUNTED
         check_end(member, job_id)
+
+
+def test_a_gateway_takes_settings_though_the_root_side_was_down(fleet: Fleet) -> None:
+    gateways = {member: member.main_pid(GATEWAY) for member in fleet}
+    for member in fleet:
+        member.guest.root.check_output(f"systemctl stop {KEEPER}")
+        assert member.main_pid(GATEWAY) == gateways[member]
+    play = fleet.play("site", agent_settings=fleet.settings | {"log_level": "info"})
+    assert play.status == 0, play.tail()
+    for member, gateway in gateways.items():
+        assert member.main_pid(GATEWAY) not in (0, gateway)
+        assert member.cli("run", "--", "echo", "fine") == "fine\n"
 
 
 def test_settings_that_are_wrong_are_not_put_in_place(fleet: Fleet) -> None:
