@@ -32,6 +32,10 @@ def restored(fleet: Fleet) -> Iterator[None]:
 @pytest.mark.usefixtures("restored")
 def test_connections_of_one_address_are_bounded_while_it_is_wanted(fleet: Fleet) -> None:
     wanted: dict[str, Any] = {"agent_firewall": True, "agent_firewall_connections": MOST}
+    look = fleet.play("site", "--check", **wanted)
+    assert (look.status, look.changed > 0) == (0, True), look.tail()
+    for member in fleet:
+        assert not member.guest.root.file(f"/etc/systemd/system/{UNIT}").exists
     play = fleet.play("site", **wanted)
     assert play.status == 0, play.tail()
     for member in fleet:
