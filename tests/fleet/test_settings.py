@@ -41,6 +41,16 @@ def test_a_gateway_takes_settings_though_the_root_side_was_down(fleet: Fleet) ->
         assert member.cli("run", "--", "echo", "fine") == "fine\n"
 
 
+def test_hashes_of_passwords_are_not_said(fleet: Fleet) -> None:
+    hashed = "$2b$04$" + "N" * 22 + "w" * 31
+    metrics = fleet.settings["metrics"] | {"basic_auth_users": {"prometheus": hashed}}
+    play = fleet.play("site", "--diff", agent_settings=fleet.settings | {"metrics": metrics})
+    assert play.status == 0, play.tail()
+    for member in fleet:
+        assert hashed in member.guest.root.check_output("cat /etc/jobworker/agent.yaml")
+    assert hashed not in play.output
+
+
 def test_settings_that_are_wrong_are_not_put_in_place(fleet: Fleet) -> None:
     play = fleet.play("site", agent_settings=fleet.settings | {"jobs": {"default_pids": "many"}})
     assert play.status != 0
