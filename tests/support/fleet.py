@@ -126,7 +126,7 @@ class Fleet:
             name: {"agent_address": each.addr, "pki_names": [name, each.host]}
             for name, each in self.members.items()
         }
-        self.settings = {"log_level": "debug", "metrics": {"listen": f"0.0.0.0:{METRICS_PORT}"}}
+        self.settings: dict[str, Any] = {"log_level": "debug", "metrics": {"listen": f"0.0.0.0:{METRICS_PORT}"}}
         variables = {
             "ansible_ssh_common_args": f"-F {ssh_config}",
             "ansible_python_interpreter": "/usr/bin/python3",
