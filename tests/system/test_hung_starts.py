@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -25,13 +26,14 @@ from jobworker.errors import (
 from jobworker.jobs import EndReason, Idempotency, JobSpec
 from jobworker.kernel.spawn import has_executed
 from jobworker.limits import Enforcement, Limits
-from jobworker.settings.schema import QuotaSettings
+from jobworker.settings.schema import IsolationSettings, QuotaSettings
 from jobworker.wire import messages
 from support.hanging import Hanging, hanging
 from support.leftovers import cgroups
 from support.link import CALLER, DEADLINE, Link
 from support.root_side import RootSide, fresh_root_side, root_side
 from support.seized import seized
+from support.waiting import wait_for_end
 
 pytestmark = [
     pytest.mark.root,
@@ -161,6 +163,31 @@ def test_an_upgrade_does_not_wait_for_longer(side: RootSide, dead: Hanging) -> N
     assert cgroups(job_id)
     dead.let_go()
     side.wait_for(lambda: not cgroups(job_id))
+
+
+def test_one_that_waits_for_a_mount_holds_no_lock(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    shared = tmp_path / "dead" / "shared"
+    shared.mkdir(parents=True)
+    isolation = IsolationSettings(missing="refuse", writable=(str(shared),))
+    with root_side(str(tmp_path / "side"), isolation=isolation) as side:
+        link = side.link()
+        dead = Hanging(str(shared.parent))
+        try:
+            hang(link, dead)
+            pid = process_of(only_job(side))
+            side.freeze_keeper()
+            supervisor = side.supervisor_pid()
+            os.kill(supervisor, signal.SIGKILL)
+            wait_for_end(supervisor)
+            assert not has_executed(pid)
+            with open(os.path.join(side.state_dir, "lock")) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            dead.let_go()
+            side.thaw_keeper()
+        again = side.reconnect(subscribe=True)
+        again.wait_ended(again.start("/bin/true").job_id)
 
 
 def test_told_to_end_the_agent_does_not_wait_for_it(patient: RootSide, dead: Hanging) -> None:

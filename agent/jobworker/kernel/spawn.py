@@ -200,9 +200,10 @@ class _Child:
         os.umask(0o022)
         # The job's own directory may lie where only the agent can go.
         os.fchdir(command.own_dir_fd)
-        confinement.isolate(self._begin)
+        # Mounts may be waited for without an end, and nobody else is to wait for the supervisor's lock and pipes.
         self._begin("descriptors")
         self._arrange_descriptors()
+        confinement.isolate(self._begin)
         # Now that all of the supervisor's descriptors are closed: there may be more of them than a job may have.
         self._begin("resources")
         resource.setrlimit(resource.RLIMIT_NOFILE, command.open_files)

@@ -39,7 +39,7 @@ from jobworker.limits import NO_LIMITS, Limits
 FORMAT = 7
 FLUSHED = "flushed.json"
 _MAX_RECORD = 2 * 1024 * 1024
-# A process that a supervisor was making when it was killed holds the lock until it executes its command.
+# A process that a supervisor was making when it was killed holds the lock until it has closed what it inherited.
 _LOCK_PATIENCE = 2.0
 # Jobs' users must get through to their work directories, and see nothing on the way.
 _PASS_THROUGH = 0o711
