@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import resource
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +21,11 @@ from jobworker.supervisor.index import gaps as lost_bytes
 from jobworker.supervisor.output import OutputLog
 from jobworker.supervisor.segments import open_segment
 from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
+from support import seccomp
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 SEGMENT = 1 << 20
+_NR_PWRITE64 = 18
 
 
 def open_log(path: Path) -> OutputLog:
@@ -35,6 +39,14 @@ def log(tmp_path: Path) -> Iterator[OutputLog]:
     opened = open_log(tmp_path)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={2 * SEGMENT}", "jobworker-test", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
 def feed(log: OutputLog, data: bytes, source: Source = Source.STDOUT) -> None:
@@ -255,6 +267,48 @@ def test_a_log_may_be_one_segment(tmp_path: Path) -> None:
     feed(log, b"x" * (3 * SEGMENT + 5))
     assert {path.name for path in tmp_path.iterdir()} == {f"job_{ID}.log", f"job_{ID}.idx"}
     assert log.size == 3 * SEGMENT + 5
+    log.close()
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of the call is that of x86-64")
+def test_a_log_of_one_segment_goes_on_where_a_death_between_splice_and_record_left_it(tmp_path: Path) -> None:
+    def opened() -> OutputLog:
+        return OutputLog(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT, keep=1)
+
+    log = opened()
+    feed(log, b"x" * SEGMENT)
+    child = os.fork()
+    if child == 0:
+        try:
+            # What a process that is killed right before its first record has done of a rotation.
+            seccomp.take_away(_NR_PWRITE64)
+            feed(log, b"y")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    log.close()
+    assert (tmp_path / f"job_{ID}.idx").read_bytes() == b""
+    log = opened()
+    assert log.size == SEGMENT + 1
+    feed(log, b"z")
+    assert (log.size, (tmp_path / f"job_{ID}.log").read_bytes()) == (SEGMENT + 2, b"yz")
+    assert index(tmp_path) == [(SEGMENT + 1, 1, 1)]
+    assert {path.name for path in tmp_path.iterdir()} == {f"job_{ID}.log", f"job_{ID}.idx"}
+    log.close()
+
+
+@pytest.mark.root
+def test_a_log_of_one_segment_makes_its_own_room_on_a_full_disk(disk: Path) -> None:
+    log = OutputLog(os.open(disk, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT, keep=1)
+    feed(log, b"x" * SEGMENT)
+    with open(disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(mmap.PAGESIZE))
+    feed(log, b"y" * 100)
+    assert (log.size, log.lost, log.failing) == (SEGMENT + 100, 100, "ENOSPC")
+    feed(log, b"z" * 100)
+    assert (log.size, log.lost, log.failing) == (SEGMENT + 200, 100, "")
+    assert index(disk) == [(SEGMENT, 100, LOST), (SEGMENT + 100, 100, 1)]
     log.close()
 
 

@@ -69,6 +69,11 @@ class Index:
         self._behind = False
 
     @property
+    def behind(self) -> bool:
+        """Something that was noted could not be written so far."""
+        return self._behind
+
+    @property
     def size(self) -> int:
         """The bytes of the live index."""
         return self._found if self._settled < 0 else self._settled + len(self._records) * RECORD.size

@@ -34,7 +34,7 @@ class OutputLog:
 
     Args:
         keep: the oldest segments are dropped so that the others, the open one included, have no more bytes on the
-            disk than this, or than one segment; 0 for all.
+            disk than this, or than one segment and what is moved at once; 0 for all.
         lost: as known of an earlier life.
 
     Attributes:
@@ -51,6 +51,8 @@ class OutputLog:
         self._name = f"job_{job_id}"
         self._segment_bytes = segment_bytes
         self._keep_closed = max(0, keep - segment_bytes) if keep else None
+        # An earlier life may have died before it dropped the segment that it had closed.
+        self._spared = self._keep_closed is not None
         self._fd = -1
         self.lost = lost
         self.cut = 0
@@ -169,6 +171,8 @@ class OutputLog:
             self._index.note(self.size, moved, source)
             self.size += moved
             self._written = at + moved
+            if self._spared and not self._index.behind:
+                self._drop_spared()
         return moved > 0
 
     def _look_for_a_cut(self) -> None:
@@ -193,7 +197,8 @@ class OutputLog:
         if number != self._segment:
             self._close_segment()
             self._segment, self._written = number, 0
-            self._drop_what_is_too_much()
+            self._spared = self._keep_closed is not None
+            self._drop_what_is_too_much(but=1)
             self._index.begin_segment(number)
         self.open()
         self._index.catch_up()
@@ -234,12 +239,21 @@ class OutputLog:
             files.log = size
             self._stored = self._count_stored()
 
-    def _drop_what_is_too_much(self) -> None:
-        """Make room for the segment that is begun."""
+    def _drop_what_is_too_much(self, *, but: int = 0) -> None:
+        """Make room for the segment that is begun, but leave so many."""
         if self._keep_closed is not None:
             while sum(files.log or 0 for files in self._closed.values()) > self._keep_closed:
-                if not self.drop_oldest():
+                if len(self._closed) <= but or not self.drop_oldest():
                     break
+
+    def _drop_spared(self) -> None:
+        """Drop what was just closed, if that is too much.
+
+        Its name alone tells the open segment's number until the index of that does: without either, who comes
+        after a death would begin at 0 again.
+        """
+        self._spared = False
+        self._drop_what_is_too_much()
 
     def drop_oldest(self) -> bool:
         """Remove the oldest closed segment; False if there is none, or it can't be removed now."""
@@ -266,6 +280,11 @@ class OutputLog:
             self._index.note(self.size, len(data), LOST)
             self.size += len(data)
             self.lost += len(data)
+            if self._spared:
+                # The disk may be full of that alone, and have room for the index behind it.
+                self._drop_spared()
+                with contextlib.suppress(OSError):
+                    self._index.catch_up()
         return bool(data)
 
     def _close_log(self) -> None:
