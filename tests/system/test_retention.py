@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from jobworker.errors import CapExceeded, JobNotFound
+from jobworker.errors import CapExceeded, HostFault, JobNotFound
 from jobworker.jobs import Idempotency, JobRecord, JobSpec
 from jobworker.wire.messages import DeleteJob, JobRemoved, StartJob
 from support.callers import caller
@@ -91,6 +92,7 @@ def test_what_had_to_go_meanwhile_goes_at_the_next_start(tmp_path: Path) -> None
         link = side.link(subscribe=True)
         records = [run(link, "echo x > file") for _ in range(3)]
         side.restart(keep_ended=1)
+        side.wait_for(lambda: len(directories(side)) == 1)
         wait_until_removed(side)
         link = side.link()
         assert directories(side) == [records[-1].job_id]
@@ -104,6 +106,54 @@ def test_a_removal_that_was_cut_off_goes_on(tmp_path: Path) -> None:
         (left / "file").write_text("x")
         side.restart()
         wait_until_removed(side)
+
+
+def test_one_that_somebody_has_removed_keeps_no_other(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), keep_ended=2, uid_count=5) as side:
+        link, watching = side.link(subscribe=True), side.link(subscribe=True)
+        records = [run(link, "echo x") for _ in range(2)]
+        for record in records:
+            shutil.rmtree(Path(side.state_dir, "jobs", record.job_id))
+        # By hand, and by number.
+        link.ask(DeleteJob(CALLER, records[1].job_id))
+        wait_removed(watching, records[1].job_id)
+        records += [run(link, "echo x") for _ in range(3)]
+        for record in (records[0], records[2]):
+            wait_removed(watching, record.job_id)
+        wait_until_removed(side)
+        assert directories(side) == sorted(record.job_id for record in records[-2:])
+        # Nobody's files are theirs any more.
+        assert {start_when_possible(side, link).uid for _ in range(3)} >= {record.uid for record in records[:2]}
+
+
+def test_one_that_can_t_be_removed_keeps_no_other(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), keep_ended=1) as side:
+        link, watching = side.link(subscribe=True), side.link(subscribe=True)
+        first = run(link, "echo x")
+        in_the_way = Path(side.state_dir, "removed", f"{first.job_id}.{first.uid}")
+        (in_the_way / "file").mkdir(parents=True)
+        others = [run(link, "echo x") for _ in range(3)]
+        for record in others[:2]:
+            wait_removed(watching, record.job_id)
+        assert directories(side) == sorted(record.job_id for record in (first, others[2]))
+        assert side.log().count("ended job not removed") == 1
+        with pytest.raises(HostFault, match="ENOTEMPTY"):
+            link.ask(DeleteJob(CALLER, first.job_id))
+        shutil.rmtree(in_the_way)
+        link.ask(DeleteJob(CALLER, first.job_id))
+        assert directories(side) == [others[2].job_id]
+
+
+def test_without_the_place_for_removed_ones_a_job_s_user_is_no_other_s(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), uid_count=1) as side:
+        link = side.link(subscribe=True)
+        record = run(link, "echo x")
+        os.rmdir(Path(side.state_dir, "removed"))
+        with pytest.raises(HostFault, match="ENOENT"):
+            link.ask(DeleteJob(CALLER, record.job_id))
+        with pytest.raises(CapExceeded):
+            link.start("/bin/true")
+        os.mkdir(Path(side.state_dir, "removed"))
 
 
 @needs_strace

@@ -12,6 +12,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from jobworker.jobs import JobRecord
 from jobworker.settings.schema import JobSettings
@@ -25,6 +26,21 @@ from jobworker.supervisor.store import Store
 _GATHER = 1.0
 # A disk that refuses may not do so any more.
 _TRY_AGAIN = 60.0
+
+
+@dataclass(slots=True)
+class _Kept:
+    """An ended job.
+
+    Attributes:
+        output: its bytes on the disk.
+        is_refused: the disk would not let it go, and the log tells so.
+    """
+
+    ended_ns: int
+    uid: int
+    output: int = 0
+    is_refused: bool = False
 
 
 class Retention:
@@ -55,10 +71,12 @@ class Retention:
         self._keep = settings.keep_ended
         self._keep_ns = settings.keep_ms * 1_000_000
         self._forget = forget
-        # When they ended, their ids and users; the oldest first.
-        self._ended: list[tuple[int, str, int]] = []
-        # The bytes of their output on the disk, and of what is being removed.
-        self._bytes: dict[str, int] = {}
+        self._kept: dict[str, _Kept] = {}
+        # When they ended, and their ids; the oldest first.
+        self._ended: list[tuple[int, str]] = []
+        # Those that should have gone and could not: others go all the same.
+        self._refused: list[tuple[int, str]] = []
+        # The bytes of the output that is being removed.
         self._leaving: dict[str, int] = {}
         self._removed = removed
         self._remover = Remover(loop, log, store, lambda name: left(store.user_of(name)), self._is_removed)
@@ -74,16 +92,16 @@ class Retention:
 
     def add(self, record: JobRecord) -> None:
         """The job has ended, now or long ago."""
-        heapq.heappush(self._ended, (record.ended_ns, record.job_id, record.uid))
-        self._bytes[record.job_id] = 0
+        heapq.heappush(self._ended, (record.ended_ns, record.job_id))
+        self._kept[record.job_id] = _Kept(record.ended_ns, record.uid)
         self.resized(record.job_id)
         self.look()
 
     def resized(self, job_id: str) -> None:
         """The output of an ended job takes more or less of the disk than it did."""
-        stored = self._stored(job_id)
-        self._space.ended += stored - self._bytes[job_id]
-        self._bytes[job_id] = stored
+        kept, stored = self._kept[job_id], self._stored(job_id)
+        self._space.ended += stored - kept.output
+        kept.output = stored
 
     def _stored(self, job_id: str) -> int:
         # Somebody has removed it, or the disk fails: nothing is known to be there.
@@ -106,18 +124,40 @@ class Retention:
         Raises:
             OSError: it can't be; it is where it was.
         """
+        entry = self._kept[job_id].ended_ns, job_id
+        self._take_out(job_id)
         # A walk over what is kept, which takes a millisecond for 10,000 jobs.
-        found = next(entry for entry in self._ended if entry[1] == job_id)
-        self._set_aside(job_id, found[2])
-        self._ended.remove(found)
+        (self._refused if entry in self._refused else self._ended).remove(entry)
         heapq.heapify(self._ended)
+
+    def _take_out(self, job_id: str) -> None:
+        """Have a job go.
+
+        Raises:
+            OSError: it can't; it is where it was.
+        """
+        kept = self._kept[job_id]
+        try:
+            name = self._remover.remove(job_id, kept.uid)
+        except FileNotFoundError:
+            if self._is_there(job_id):
+                raise
+            self._log.warning("somebody has removed an ended job's directory", job=job_id)
+            self._removed(kept.uid)
+        else:
+            self._leaving[name] = kept.output
+            self._space.leaving += kept.output
+        del self._kept[job_id]
+        self._space.ended -= kept.output
         self._forget(job_id)
 
-    def _set_aside(self, job_id: str, uid: int) -> None:
-        name = self._remover.remove(job_id, uid)
-        stored = self._leaving[name] = self._bytes.pop(job_id)
-        self._space.ended -= stored
-        self._space.leaving += stored
+    def _is_there(self, job_id: str) -> bool:
+        # It may be the place for the removed ones that is missing: then files of the job's user are here still.
+        try:
+            os.stat(job_id, dir_fd=self._store.jobs_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _is_removed(self, name: str) -> None:
         # Nothing is known of what an earlier life has left.
@@ -131,11 +171,7 @@ class Retention:
                 # Thousands may come to their end together.
                 self._wait(0)
                 return
-            _, job_id, uid = self._ended[0]
-            if not self._remove(job_id, uid):
-                self._wait(_TRY_AGAIN)
-                return
-            heapq.heappop(self._ended)
+            self._remove(heapq.heappop(self._ended))
         if self._ended and self._keep_ns:
             self._wait(self._left())
 
@@ -152,14 +188,23 @@ class Retention:
             self._timer.cancel()
         self._timer = self._loop.call_after(seconds, self._enforce)
 
-    def _remove(self, job_id: str, uid: int) -> bool:
+    def _remove(self, entry: tuple[int, str]) -> None:
+        job_id = entry[1]
         try:
-            self._set_aside(job_id, uid)
+            self._take_out(job_id)
         except OSError as error:
-            self._log.error("ended job not removed", job=job_id, error=str(error))
-            return False
-        self._forget(job_id)
-        return True
+            if not self._kept[job_id].is_refused:
+                self._log.error("ended job not removed", job=job_id, error=str(error))
+            self._kept[job_id].is_refused = True
+            if not self._refused:
+                self._loop.call_after(_TRY_AGAIN, self._again)
+            self._refused.append(entry)
+
+    def _again(self) -> None:
+        for entry in self._refused:
+            heapq.heappush(self._ended, entry)
+        self._refused.clear()
+        self._enforce()
 
 
 class Remover:

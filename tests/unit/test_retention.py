@@ -1,0 +1,71 @@
+"""What becomes of an ended job that the disk would not let go, on a real state directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobworker.jobs import JobRecord, State
+from jobworker.settings.schema import JobSettings
+from jobworker.supervisor import retention as retention_module
+from jobworker.supervisor.log import Log
+from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.retention import Retention
+from jobworker.supervisor.space import Space
+from jobworker.supervisor.store import Store
+
+pytestmark = pytest.mark.usefixtures("one_life")
+
+IDS = ("k7f3-9m2q-x4tz-b1cd", "k7f3-9m2q-x4tz-b1ce", "k7f3-9m2q-x4tz-b1cf")
+
+
+def ended(job_id: str, ended_ns: int) -> JobRecord:
+    uid = os.getuid()
+    return JobRecord(
+        job_id,
+        "who",
+        "true",
+        (),
+        (),
+        (),
+        "/",
+        0,
+        uid=uid,
+        pid=0,
+        state=State.ENDED,
+        created_ns=1,
+        ended_ns=ended_ns,
+    )
+
+
+def test_it_goes_once_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention_module, "_GATHER", 0.01)
+    monkeypatch.setattr(retention_module, "_TRY_AGAIN", 0.01)
+    loop, store, space = Loop(), Store(str(tmp_path)), Space(0, 0)
+    gone: list[str] = []
+    in_the_way = tmp_path / "removed" / f"{IDS[0]}.{os.getuid()}"
+
+    def forget(job_id: str) -> None:
+        gone.append(job_id)
+        if len(gone) == 1:
+            (in_the_way / "file").rmdir()
+            in_the_way.rmdir()
+        else:
+            loop.stop()
+
+    def ignore(_uid: int) -> None:
+        pass
+
+    settings = JobSettings(keep_ended=1, keep_ms=0)
+    retention = Retention(loop, Log("error"), store, space, settings, forget, ignore, ignore)
+    retention.begin()
+    (in_the_way / "file").mkdir(parents=True)
+    for number, job_id in enumerate(IDS):
+        store.create_job(job_id, None)
+        (tmp_path / "jobs" / job_id / "logs" / "log").write_text("output")
+        retention.add(ended(job_id, number + 1))
+    loop.run()
+    assert gone == [IDS[1], IDS[0]]
+    assert space.ended == 6
