@@ -1,4 +1,4 @@
-"""Ended jobs are kept by number, age and output; of those that go nothing is left."""
+"""Ended jobs are kept by number, age, output and records; of those that go nothing is left."""
 
 from __future__ import annotations
 
@@ -65,6 +65,18 @@ def test_they_go_when_they_have_too_much_output(tmp_path: Path) -> None:
         third = run(link, "head -c 2000000 /dev/zero")
         wait_removed(watching, large[0].job_id)
         assert directories(side) == sorted(record.job_id for record in (large[1], small, third))
+
+
+@pytest.mark.parametrize("args", [("x" * 100_000,), ("xy",) * 2_000])
+def test_they_go_when_their_records_take_too_much_memory(tmp_path: Path, args: tuple[str, ...]) -> None:
+    with root_side(str(tmp_path), keep_records_bytes=260_000) as side:
+        link, watching = side.link(subscribe=True), side.link(subscribe=True)
+        large = [link.wait_ended(link.start("/bin/true", *args).job_id) for _ in range(2)]
+        small = [run(link, "echo x") for _ in range(5)]
+        assert len(directories(side)) == 7
+        large.append(link.wait_ended(link.start("/bin/true", *args).job_id))
+        wait_removed(watching, large[0].job_id)
+        assert directories(side) == sorted(record.job_id for record in (*large[1:], *small))
 
 
 def test_a_flood_keeps_to_its_share_of_the_disk(tmp_path: Path) -> None:

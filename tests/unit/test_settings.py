@@ -52,6 +52,7 @@ jobs:
   compress_logs: true
   keep_log: 0
   keep_logs: 30G
+  keep_records: 64M
   keep_for: 12h
   first_uid: 100000
   uid_count: 17
@@ -118,14 +119,14 @@ def test_what_is_none_is_written_as_the_reference_says() -> None:
         "tls: {ca: /a, cert: /b, key: /c, crl: '', revoked: '',"
         " certificates: {max_client_life: 0, max_agent_life: 0}}\n"
         "jobs: {max_cpu: 0, max_memory: 0, default_memory: 0, max_jobs_memory: 0, max_stdin: 0, keep_log: 0,"
-        " keep_logs: 0, keep_for: 0, cgroup_parent: ''}\n"
+        " keep_logs: 0, keep_records: 0, keep_for: 0, cgroup_parent: ''}\n"
         "quotas: {active_jobs: 0, jobs_memory: 0, calls_per_second: 0}\n"
         "metrics: {listen: ''}\ntracing: {endpoint: '', ratio: 0}\n"
     )
     jobs, certificates = said.jobs, said.tls.certificates
     assert (said.policy, said.limits, said.tls.crl, said.tls.revoked, jobs.cgroup_parent) == ("",) * 5
     assert (said.metrics.listen, said.tracing.endpoint) == ("", "")
-    assert (jobs.max_cpu_millis, jobs.max_memory_bytes, jobs.keep_ms) == (0, 0, 0)
+    assert (jobs.max_cpu_millis, jobs.max_memory_bytes, jobs.keep_ms, jobs.keep_records_bytes) == (0,) * 4
     assert (certificates.max_client_life_ms, certificates.max_agent_life_ms) == (0, 0)
 
 

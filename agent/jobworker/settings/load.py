@@ -300,6 +300,7 @@ _JOBS: dict[str, tuple[str, Parse]] = {
     "keep_log": ("keep_log", _SIZE_OR_NONE),
     "keep_logs": ("keep_logs", _SIZE_OR_NONE),
     "keep_ended": ("keep_ended", _number(1, 1_000_000)),
+    "keep_records": ("keep_records_bytes", _SIZE_OR_NONE),
     "keep_for": ("keep_ms", _or(0, _duration)),
     "first_uid": ("first_uid", _number(1000, 2**31 - 2)),
     "uid_count": ("uid_count", _number(1, 2**24)),

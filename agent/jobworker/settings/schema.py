@@ -95,6 +95,8 @@ class JobSettings:
         keep_logs: likewise of all jobs together, with their indexes. The oldest ended jobs are removed; where
             running ones have more than half, these lose their oldest segments, and who has most loses first.
         keep_ended: jobs that have ended are kept up to this number, the oldest are removed with all their files.
+        keep_records_bytes: while their records, which may hold long arguments, take so many bytes of memory at
+            most; 0 for any number.
         keep_ms: and for so long; 0 for without end.
         first_uid: jobs get user ids from here on where the agent runs as root.
         uid_count: and so many of them.
@@ -119,6 +121,7 @@ class JobSettings:
     keep_log: int = 2 * 1024**3
     keep_logs: int = 20 * 1024**3
     keep_ended: int = 10_000
+    keep_records_bytes: int = 256 * 1024**2
     keep_ms: int = 30 * 24 * 3600 * 1000
     first_uid: int = 1_900_000_000
     uid_count: int = 65_536

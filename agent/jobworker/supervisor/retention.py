@@ -1,4 +1,4 @@
-"""How long ended jobs are kept: by number, by age, and by what their output takes of the disk.
+"""How long ended jobs are kept: by number, age, what their output takes of the disk, and their records of memory.
 
 A job that has to go is out of the registry at once, by a rename of its directory. A helper then removes what is
 there, which may be a million files; until it has, the job's user id stays in use, since the files are that user's.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import os
 import select
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from jobworker.supervisor.store import Store
 _GATHER = 1.0
 # A disk that refuses may not do so any more.
 _TRY_AGAIN = 60.0
+# What a record takes of memory beside its texts.
+_RECORD_BYTES = 2_048
 
 
 @dataclass(slots=True)
@@ -33,12 +37,14 @@ class _Kept:
     """An ended job.
 
     Attributes:
+        record: its bytes in memory.
         output: its bytes on the disk.
         is_refused: the disk would not let it go, and the log tells so.
     """
 
     ended_ns: int
     uid: int
+    record: int
     output: int = 0
     is_refused: bool = False
 
@@ -70,8 +76,10 @@ class Retention:
         self._space = space
         self._keep = settings.keep_ended
         self._keep_ns = settings.keep_ms * 1_000_000
+        self._keep_records = settings.keep_records_bytes
         self._forget = forget
         self._kept: dict[str, _Kept] = {}
+        self._records = 0
         # When they ended, and their ids; the oldest first.
         self._ended: list[tuple[int, str]] = []
         # Those that should have gone and could not: others go all the same.
@@ -93,7 +101,8 @@ class Retention:
     def add(self, record: JobRecord) -> None:
         """The job has ended, now or long ago."""
         heapq.heappush(self._ended, (record.ended_ns, record.job_id))
-        self._kept[record.job_id] = _Kept(record.ended_ns, record.uid)
+        kept = self._kept[record.job_id] = _Kept(record.ended_ns, record.uid, _size(record))
+        self._records += kept.record
         self.resized(record.job_id)
         self.look()
 
@@ -148,6 +157,7 @@ class Retention:
             self._leaving[name] = kept.output
             self._space.leaving += kept.output
         del self._kept[job_id]
+        self._records -= kept.record
         self._space.ended -= kept.output
         self._forget(job_id)
 
@@ -177,7 +187,8 @@ class Retention:
 
     def _left(self) -> float:
         """Seconds until the oldest has to go. By the wall clock, since it may have ended before a reboot."""
-        if len(self._ended) > self._keep or self._space.is_crowded:
+        too_large = self._keep_records and self._records > self._keep_records
+        if len(self._ended) > self._keep or too_large or self._space.is_crowded:
             return 0
         return (self._ended[0][0] + self._keep_ns - time.time_ns()) / 1e9 if self._keep_ns else float("inf")
 
@@ -205,6 +216,14 @@ class Retention:
             heapq.heappush(self._ended, entry)
         self._refused.clear()
         self._enforce()
+
+
+def _size(record: JobRecord) -> int:
+    """About what it takes of memory. In the gateway, which has it encoded, it is not much more and mostly less."""
+    labels = itertools.chain.from_iterable(record.labels)
+    texts = (record.principal, record.command, record.workdir, record.detail, *record.env_names, *labels)
+    # Not by their length: many short ones take more of it than a long one.
+    return _RECORD_BYTES + sum(map(sys.getsizeof, (*texts, *record.args)))
 
 
 class Remover:
