@@ -115,6 +115,30 @@ def test_nobody_reading_ends_the_jobs_quietly(web: Web) -> None:
     assert all(host.asked(pb.StopRequest) for host in web.each.values())
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_full_disk_leaves_jobs_running_but_not_unknown(web: Web, form: str) -> None:
+    for host in web.each.values():
+        host.waits()
+        host.output = [(OUT, b"x\n")]
+        # With JSON already that a job was started cannot be written, and then there may be no second job.
+        host.before_output = [each.asked_for for each in web.each.values()] if form == "text" else []
+    with (
+        open("/dev/full", "wb") as full,
+        running(web, "run", "--format", form, "x", stdout=full.fileno()) as process,
+    ):
+        _, said = process.communicate(timeout=60)
+    # 125 would say that no host was called.
+    assert process.returncode == 1
+    assert b"worker-client: the output cannot be written: No space left on device" in said
+    started = [name for name, host in web.each.items() if host.asked(pb.StartRequest)]
+    assert started == list(IDS) or form == "json"
+    for name in started:
+        assert f"worker-client: {name}: job {IDS[name]} may go on".encode() in said
+    assert said.count(b"may go on") == len(started)
+    assert b"left before the end: web" in said
+    assert not any(host.asked(pb.StopRequest) for host in web.each.values())
+
+
 def test_nobody_reading_ends_a_job_that_is_being_started(web: Web) -> None:
     first, second = web.each.values()
     starting, stopped, answer = (threading.Event() for _ in range(3))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobworker import program
 from jobworker.cli.client_command import as_json, complain, connect_to, request_id
 from jobworker.cli.fleet import asked, top
 from jobworker.cli.fleet.actions import Action, Visit, prepare
@@ -28,7 +29,7 @@ def invoke(ctx: click.Context) -> int:
 
     Raises:
         JobWorkerError: a mistake in what was asked for; no host was called.
-        OSError: nobody takes the output; jobs that were followed are stopped if it is a BrokenPipeError.
+        BrokenPipeError: nobody takes the output; jobs that were followed are stopped.
     """
     if ctx.command.name == "top":
         # The one that comes back to its hosts.
@@ -50,9 +51,15 @@ def invoke(ctx: click.Context) -> int:
         except BrokenPipeError:
             interrupts.stop_all()
             raise
+        except OSError as error:
+            # A disk is full. Nobody need go without what is known of jobs that run, nor take it that none does.
+            interrupts.start_no_more()
+            complain(program.told(error))
         for host, job_id in interrupts.followed().items():
-            printer.tell(host, f"job {job_id} may go on; `worker-client query {job_id}` tells how it is")
-        outcomes = [*fanout.outcomes, *_told(fanout.rest(), printer)]
+            complain(f"{host}: job {job_id} may go on; `worker-client query {job_id}` tells how it is")
+        # First, since outcomes may have come in that were not seen yet.
+        rest = _told(fanout.rest(), printer)
+        outcomes = [*fanout.outcomes, *rest]
     for line in summary(outcomes):
         complain(line)
     return exit_code(outcomes, interrupted=interrupts.count > 0)
@@ -87,6 +94,11 @@ def _follow(outcomes: Iterator[Outcome], fanout: Fanout) -> None:
 
 
 def _told(rest: list[Outcome], printer: Printer) -> list[Outcome]:
-    for outcome in rest:
-        Lane(printer, outcome.host).result(outcome)
+    try:
+        for outcome in rest:
+            Lane(printer, outcome.host).result(outcome)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        complain(program.told(error))
     return rest

@@ -43,7 +43,7 @@ class FleetInterrupts:
         self._lock = threading.Condition()
         self._followed: dict[str, tuple[Client, str]] = {}
         self._starting = 0
-        self._stopping = False
+        self._stopping = self._full = False
         self._signals = heeded()
 
     def __enter__(self) -> Self:
@@ -56,9 +56,9 @@ class FleetInterrupts:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
 
     def start(self, host: str, client: Client, spec: JobSpec, idempotency_key: str) -> Job | None:
-        """Start a job, which there is to stop on this host from then on; None if all are being stopped by now."""
+        """Start a job, which there is to stop on this host from then on; None if no other is to be started."""
         with self._lock:
-            if self._stopping:
+            if self._stopping or self._full:
                 return None
             self._starting += 1
         try:
@@ -98,7 +98,16 @@ class FleetInterrupts:
             thread.start()
         for thread in threads:
             thread.join()
+        self.start_no_more()
+
+    def start_no_more(self) -> None:
+        """Begin no other host, and start no other job.
+
+        Returns when those are followed that are being started.
+        """
+        self._close()
         with self._lock:
+            self._full = True
             self._lock.wait_for(lambda: not self._starting)
 
     def followed(self) -> dict[str, str]:
