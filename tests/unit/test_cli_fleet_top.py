@@ -26,12 +26,14 @@ class Host:
 
     Attributes:
         released: it answers.
+        looks_until_it_hangs: after so many it does not.
     """
 
     def __init__(self, job_id: str, step_ms: int) -> None:
         self.agent = scripted.ScriptedAgent()
         self.released = threading.Event()
         self.released.set()
+        self.looks_until_it_hangs = -1
         self._job_id, self._step, self._looks = job_id, step_ms, 0
         info = pb.GetAgentInfoResponse()
         self.agent.handlers.update(
@@ -44,6 +46,8 @@ class Host:
 
     def _query(self, _request: Any, _context: grpc.ServicerContext) -> pb.QueryResponse:
         self._looks += 1
+        if self._looks == self.looks_until_it_hangs:
+            self.released.clear()
         job = job_pb2.Job(id=self._job_id, state=job_pb2.JOB_STATE_RUNNING, command="work")
         job.usage.cpu_time.FromMilliseconds(self._step * self._looks)
         return pb.QueryResponse(job=job)
@@ -95,6 +99,18 @@ def test_a_host_that_hangs_holds_up_no_other(web: Web) -> None:
     done = web.hosts.cli("--host", "web1", "--host", "web2", "--connect-timeout", "1s", *SHORT)
     _, only = done.stdout.splitlines()
     assert only.split()[1] == "web2"
+    assert (done.returncode, "unreachable: web1" in done.stderr) == (3, True)
+
+
+def test_a_host_whose_second_look_is_late_has_not_answered(web: Web) -> None:
+    web.each["web1"].looks_until_it_hangs = 1
+    done = web.hosts.cli(
+        "--host", "web1", "--host", "web2", "--connect-timeout", "1s", *SHORT, "--once", "--format", "json"
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {event["host"] for event in told if event["type"] == "use"} == {"web2"}
+    results = {event["host"]: (event["status"], event["detail"]) for event in told if event["type"] == "result"}
+    assert results == {"web1": ("UNREACHABLE", "did not answer in time"), "web2": ("OK", "")}
     assert (done.returncode, "unreachable: web1" in done.stderr) == (3, True)
 
 

@@ -60,13 +60,15 @@ class Host:
         picture: of the last look; `None` where there is none to be had.
         outcome: how that went.
         looking: the look that is under way, or the last one.
+        late: in the last round it did not answer in time; `picture` and `outcome` are of an earlier look.
     """
 
     def __init__(self, target: Target, connect: Callable[[Endpoint], Client], most: int) -> None:
         self.target = target
         self.picture: Picture | None = None
-        self.outcome = Outcome(target.name, Status.UNREACHABLE, detail="has not answered yet")
+        self.outcome = _late(target.name)
         self.looking: Future[None] | None = None
+        self.late = False
         self._connect, self._most = connect, most
         self._client: Client | None = None
         self._sampler: Sampler | None = None
@@ -112,8 +114,10 @@ class FleetLooks:
             if host.looking is None or host.looking.done():
                 host.looking = self._threads.submit(host.look)
         _, late = wait([host.looking for host in self._hosts if host.looking], self._seconds)
-        seen = [host.picture for host in self._hosts if host.looking not in late and host.picture]
-        missing = [host.target.name for host in self._hosts if host.looking in late or not host.picture]
+        for host in self._hosts:
+            host.late = host.looking in late
+        seen = [host.picture for host in self._hosts if not host.late and host.picture]
+        missing = [host.target.name for host in self._hosts if host.late or not host.picture]
         return Picture(
             hosts_text(len(seen)) + (f", without {some(missing)}" if missing else ""),
             tuple(use for picture in seen for use in picture.uses),
@@ -122,10 +126,14 @@ class FleetLooks:
 
     def outcomes(self) -> list[Outcome]:
         """How the last look at each host went."""
-        return [host.outcome for host in self._hosts]
+        return [_late(host.target.name) if host.late else host.outcome for host in self._hosts]
 
     def close(self) -> None:
         """End all connections, and with them the looks that are under way."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for host in self._hosts:
             host.close()
+
+
+def _late(name: str) -> Outcome:
+    return Outcome(name, Status.UNREACHABLE, detail="did not answer in time")
