@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,24 @@ from support.strace import attached, needs_strace
 pytestmark = pytest.mark.root
 
 
-def test_the_record_that_was_flushed_last_is_taken_in_place_of_an_empty_one(own_side: RootSide) -> None:
+@pytest.mark.parametrize("left", [lambda _: b"", lambda good: bytes(len(good)), lambda good: good[:100]])
+def test_the_record_that_was_flushed_last_is_taken_in_place_of_a_broken_one(
+    own_side: RootSide, left: Callable[[bytes], bytes]
+) -> None:
     link = own_side.link(subscribe=True)
     record = link.wait_ended(link.start("/bin/echo", "hi").job_id)
     directory = Path(own_side.state_dir, "jobs", record.job_id)
     current = (directory / "job.json").read_bytes()
     own_side.wait_for(lambda: (directory / "flushed.json").read_bytes() == current)
-    (directory / "job.json.cut").touch()
+    (directory / "job.json.cut").write_bytes(left(current))
     (directory / "job.json.cut").rename(directory / "job.json")
     own_side.restart()
-    link = own_side.link()
+    link = own_side.link(subscribe=True)
     assert link.read_log(link.inspect(record.job_id)) == b"hi\n"
+    # The flusher, which is told of jobs in their order, does not put the broken one in its place.
+    other = Path(own_side.state_dir, "jobs", link.wait_ended(link.start("/bin/true").job_id).job_id)
+    own_side.wait_for(lambda: os.stat(other / "job.json").st_ino == os.stat(other / "flushed.json").st_ino)
+    assert (directory / "flushed.json").read_bytes() == current
     link.ask(messages.DeleteJob(CALLER, record.job_id))
     own_side.wait_for(lambda: not directory.exists())
 

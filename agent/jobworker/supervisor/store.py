@@ -278,10 +278,16 @@ class Store:
 
     def is_flushed(self, job_id: str) -> bool:
         """Whether the record that a job has now is the one that was brought to the disk last."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             now, flushed = (os.stat(f"{job_id}/{name}", dir_fd=self.jobs_fd) for name in ("job.json", FLUSHED))
-            return now.st_ino == flushed.st_ino
-        return False
+            if now.st_ino != flushed.st_ino:
+                _load(self.jobs_fd, job_id, "job.json")
+        except FileNotFoundError:
+            return False
+        except ProtocolError:
+            # What stands there is broken, and must not take the place of the one that is not.
+            return True
+        return now.st_ino == flushed.st_ino
 
     def is_of_this_boot(self, stored: StoredJob) -> bool:
         return stored.boot_id == self._boot_id
@@ -325,12 +331,17 @@ def load(jobs_fd: int, job_id: str) -> StoredJob:
         HostFault: a later version of the agent has written it.
         FileNotFoundError: there is none.
     """
-    data = _read_file(jobs_fd, f"{job_id}/job.json")
-    if not data:
-        # The power was cut before it was flushed.
-        with contextlib.suppress(FileNotFoundError):
-            data = _read_file(jobs_fd, f"{job_id}/{FLUSHED}")
-    plain = codec.parse(data)
+    try:
+        return _load(jobs_fd, job_id, "job.json")
+    except ProtocolError:
+        # The power was cut before it was flushed: it is empty, of zeros, or not whole.
+        with contextlib.suppress(OSError, ProtocolError):
+            return _load(jobs_fd, job_id, FLUSHED)
+        raise
+
+
+def _load(jobs_fd: int, job_id: str, name: str) -> StoredJob:
+    plain = codec.parse(_read_file(jobs_fd, f"{job_id}/{name}"))
     found = plain.get("format") if type(plain) is dict else None
     if type(found) is int and found > FORMAT:
         problem = f"job {job_id} was written by a later version (format {found}, this one knows {FORMAT})"
