@@ -154,7 +154,7 @@ def by_ansible(path: Path) -> dict[str, list[str]]:
         "        return []\n"
         "print(json.dumps({pattern: named(pattern) for pattern in sys.argv[2:]}))\n"
     )
-    command = [BIN / "python", "-c", script, path, *PATTERNS, *OPEN_PATTERNS]
+    command = [str(BIN / "python"), "-c", script, str(path), *PATTERNS, *OPEN_PATTERNS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     told: dict[str, list[str]] = json.loads(done.stdout)
     return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import resource
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,24 @@ def test_who_takes_every_connection_does_not_lock_the_owner_out(side: RootSide) 
         side.link()
     # It has come, and is welcome.
     Link(side.settings.socket_path).close()
+
+
+def test_who_does_not_read_large_answers_is_not_listened_to(side: RootSide) -> None:
+    link, bad = side.link(subscribe=True), side.link()
+    record = link.wait_ended(link.start("/bin/true", "x" * 120_000, "x" * 120_000).job_id)
+    before = resident(side)
+    asked = messages.InspectJob(record.job_id)
+    taken = send_all_that_is_taken(bad, link, itertools.repeat(asked, 4 * UNREAD))
+    assert resident(side) - before < UNREAD * 240_000 // 4
+    assert [bad.receive().message.record for _ in range(taken)] == [record] * taken
+    # It is listened to again.
+    assert bad.inspect(record.job_id) == record
+
+
+def resident(side: RootSide) -> int:
+    """The bytes of memory that the supervisor has."""
+    pages = Path(f"/proc/{side.supervisor_pid()}/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 def test_who_goes_with_requests_in_flight_is_gone(side: RootSide) -> None:

@@ -2,8 +2,8 @@
 
 A connection never holds up the supervisor: what a peer does not read waits in bounded form (an answer for each
 request in flight, the newest record of each changed job, the newest size of each followed log, one word of room in
-each standard input that it writes to), and a peer with too many answers to read is not listened to until it has
-read some.
+each standard input that it writes to), and a peer with too many answers to read, or too large ones, is not
+listened to until it has read some.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from jobworker.supervisor.news import News
 from jobworker.wire import frames, messages, sockets
 
 _MAX_UNSENT = 512
+# Many small ones come to this together. A record alone may be 250 KiB.
+_MAX_UNSENT_BYTES = 4 * 1024**2
 # Of each principal only some wait for long: this is for a gateway that makes principals up, and each has a size.
 _MAX_IN_FLIGHT = 2_048
 # Who has not read while so many jobs went has to begin anew.
@@ -62,6 +64,7 @@ class Connection:
         self._server = server
         self._sock = sock
         self._answers: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._unsent_bytes = 0
         # Jobs to tell of, in the order of their revisions; that of its removal for one that is gone, else 0.
         self._news: dict[str, int] = {}
         self._removed = 0
@@ -129,7 +132,8 @@ class Connection:
 
     def _has_enough(self) -> bool:
         """What was asked before has to be answered, or read, first."""
-        return len(self._answers) >= _MAX_UNSENT or self._in_flight >= _MAX_IN_FLIGHT
+        too_many = len(self._answers) >= _MAX_UNSENT or self._in_flight >= _MAX_IN_FLIGHT
+        return too_many or self._unsent_bytes >= _MAX_UNSENT_BYTES
 
     def _gone(self) -> bool:
         """Nobody is at the other end: that makes the socket ready in each round, listened to or not."""
@@ -149,7 +153,9 @@ class Connection:
         if self._sock.fileno() < 0:
             _close_all(fds)
         else:
-            self._answers.append((frames.encode(message, seq), fds))
+            data = frames.encode(message, seq)
+            self._answers.append((data, fds))
+            self._unsent_bytes += len(data)
 
     def job_changed(self, job_id: str) -> None:
         if self.subscribed:
@@ -208,6 +214,7 @@ class Connection:
             data, fds = self._answers[0]
             sockets.send(self._sock, data, fds)
             self._answers.popleft()
+            self._unsent_bytes -= len(data)
             self._in_flight -= 1
             _close_all(fds)
         elif self._policy_due:
