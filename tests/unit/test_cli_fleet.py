@@ -257,12 +257,17 @@ def test_what_is_not_understood_is_no_exit_code_of_a_job(web: Web) -> None:
     assert not any(host.agent.requests for host in web.each.values())
 
 
-def test_a_bad_certificate_of_one_s_own_is_told_once(web: Web, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("args", "status"), [(("list",), 2), (("top", "--once"), 2), (("run", "true"), 125)])
+def test_bad_files_of_one_s_own_are_told_once(
+    web: Web, tmp_path: Path, args: tuple[str, ...], status: int
+) -> None:
     (tmp_path / "me.key").write_text("no key")
-    done = web.cli("--group", "web", "--key", str(tmp_path / "me.key"), "list")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
+    done = web.cli("--group", "web", "--key", str(tmp_path / "me.key"), *args)
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
     assert "no private key" in done.stderr
+    missing = web.cli("--group", "web", "--ca", "/no/ca.pem", *args)
+    assert (missing.returncode, missing.stderr.count("\n")) == (status, 1)
+    assert not any(host.agent.requests for host in web.each.values())
 
 
 def test_too_many_failures_end_it(web: Web) -> None:

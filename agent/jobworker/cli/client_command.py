@@ -12,7 +12,7 @@ import click
 from jobworker import client, program
 from jobworker.cli import client_options
 from jobworker.client import context
-from jobworker.client.failures import AmbiguousId, CallFailed, SettingsMissing
+from jobworker.client.failures import AmbiguousId, CallFailed, CredentialsUnusable, SettingsMissing
 from jobworker.errors import InvalidField, JobWorkerError
 from jobworker.jobs import check_request_id
 from jobworker.printable import inline
@@ -60,7 +60,7 @@ class ClientCommand(click.Command):
 
     def exit_code(self, error: Exception) -> int:
         """The exit code for a failure."""
-        if isinstance(error, InvalidField | SettingsMissing | AmbiguousId):
+        if isinstance(error, InvalidField | SettingsMissing | CredentialsUnusable | AmbiguousId):
             return NOT_UNDERSTOOD
         return _CODES.get(error.code, FAILED) if isinstance(error, CallFailed) else FAILED
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobworker.errors import JobWorkerError
+from jobworker.errors import JobWorkerError, TlsProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,20 @@ class SettingsMissing(JobWorkerError):
             f"missing: {', '.join(self.names)}; give {flags}, or set {variables}, "
             f"or put {'it' if len(self.names) == 1 else 'them'} into {place} of {self.path}"
         )
+
+
+@dataclass(eq=False)
+class CredentialsUnusable(JobWorkerError):
+    """With one's own files no agent lets one in; none was called.
+
+    Attributes:
+        cause: what is wrong with which file.
+    """
+
+    cause: TlsProblem
+
+    def __str__(self) -> str:
+        return str(self.cause)
 
 
 @dataclass(eq=False)

@@ -16,7 +16,8 @@ from jobworker.cli.fleet.targets import Target, Wanted, choose
 from jobworker.cli.fleet.targets import targets as targets_of
 from jobworker.client import context, tls
 from jobworker.client.endpoint import Endpoint
-from jobworker.errors import InvalidField
+from jobworker.client.failures import CredentialsUnusable
+from jobworker.errors import InvalidField, TlsProblem
 
 _FORKS, _CONNECT_TIMEOUT = 20, "5s"
 # Each host has its own; nobody calls this one.
@@ -59,7 +60,10 @@ def _base(ctx: click.Context) -> Endpoint:
     flags = {name: client_options.value(ctx, name) for name in ("ca", "cert", "key")}
     base = context.endpoint({**flags, "addr": _NO_ADDR}, os.environ, client_options.value(ctx, "context"))
     # Told once, and not by each host.
-    tls.preflight(base)
+    try:
+        tls.preflight(base)
+    except TlsProblem as problem:
+        raise CredentialsUnusable(problem) from None
     return base
 
 
