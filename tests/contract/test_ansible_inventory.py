@@ -13,6 +13,8 @@ import pytest
 from jobworker.cli.fleet import sources
 from jobworker.cli.fleet.inventory import Inventory, of_list
 from jobworker.cli.fleet.patterns import select
+from jobworker.cli.fleet.targets import targets
+from jobworker.client import Endpoint
 from jobworker.errors import InvalidField
 
 ROOT = Path(__file__).parents[2]
@@ -178,8 +180,21 @@ def test_a_pattern_names_the_hosts_that_it_names_to_ansible(
 
 
 def test_what_ansible_does_not_understand_is_told_in_its_words(hosts: Path) -> None:
-    hosts.write_text(HOSTS.replace("{{ lan }}", "{{ wan }}"))
+    (hosts.parent / "host_vars").mkdir()
+    (hosts.parent / "host_vars" / "db1.yml").write_text("wan: [")
     done = by_library(hosts)
     assert done.returncode == 1
     assert f"{InvalidField.__name__}: --inventory: {hosts} is not understood: " in done.stderr
-    assert "wan" in done.stderr
+
+
+def test_a_template_without_a_value_is_refused_with_its_host_and_blocks_no_other(hosts: Path) -> None:
+    alone = 'alone: {agent_address: "{{ hostvars.db1.agent_server_name }}:7443"}'
+    hosts.write_text(HOSTS.replace("{{ lan }}", "{{ wan }}").replace("alone:", alone))
+    done = by_library(hosts)
+    assert done.returncode == 0, done.stderr
+    inventory = of_list(str(hosts), json.loads(done.stdout), in_order=True)
+    base = Endpoint("0.0.0.0:1", "ca.pem", "me.pem", "me.key", "")
+    (alone_there,) = targets(inventory, ("alone",), base)
+    assert alone_there.endpoint.addr == "db:7443"
+    with pytest.raises(InvalidField, match="ansible_host of db1: is a template that is not filled in"):
+        list(targets(inventory, ("db1",), base))

@@ -7,6 +7,7 @@ command `ansible-inventory`: variables that are templates are filled in.
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 from jobworker.cli.fleet.inventory import VARIABLES
@@ -25,6 +26,7 @@ def read(path: str) -> dict[str, Any] | None:
         dataloader = importlib.import_module("ansible.parsing.dataloader")
         manager = importlib.import_module("ansible.inventory.manager")
         variables = importlib.import_module("ansible.vars.manager")
+        others = importlib.import_module("ansible.vars.hostvars")
         template = importlib.import_module("ansible.template")
     except ImportError:
         return None
@@ -33,11 +35,14 @@ def read(path: str) -> dict[str, Any] | None:
         loader = dataloader.DataLoader()
         inventory = manager.InventoryManager(loader=loader, sources=[path])
         known = variables.VariableManager(loader=loader, inventory=inventory)
+        # What variables of other hosts are taken from, in templates.
+        others.HostVars(inventory=inventory, variable_manager=known, loader=loader)
         hostvars = {}
         for host in inventory.hosts.values():
-            every = known.get_vars(host=host, include_hostvars=False)
-            fill = template.Templar(loader=loader, variables=every).template
-            hostvars[host.name] = {name: _plain(fill(every[name])) for name in VARIABLES if name in every}
+            every = known.get_vars(host=host, include_hostvars=True)
+            templar = template.Templar(loader=loader, variables=every)
+            fill = partial(_filled, templar, errors.AnsibleError)
+            hostvars[host.name] = {name: fill(every[name]) for name in VARIABLES if name in every}
     except errors.AnsibleError as error:
         raise InvalidField("--inventory", f"{path:.300} is not understood: {error!s:.500}") from None
     groups = {name: _group(group) for name, group in inventory.groups.items()}
@@ -47,6 +52,14 @@ def read(path: str) -> dict[str, Any] | None:
 def _group(group: Any) -> dict[str, Any]:
     hosts, children = ([str(each.name) for each in found] for found in (group.hosts, group.child_groups))
     return {"hosts": hosts, "children": children}
+
+
+def _filled(templar: Any, failure: type[Exception], value: Any) -> Any:
+    """The value of a template; the template itself where it has none, which is refused if its host is chosen."""
+    try:
+        return _plain(templar.template(value))
+    except failure:
+        return _plain(value)
 
 
 def _plain(value: Any) -> Any:

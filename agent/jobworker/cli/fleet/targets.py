@@ -16,6 +16,7 @@ from jobworker.errors import InvalidField
 # As the collection's role sets agents up.
 _LISTEN = "0.0.0.0:7443"
 _PORT = re.compile(r":([0-9]{1,5})\Z")
+_TEMPLATE = ("{{", "{%")
 _SHOWN = 10
 
 
@@ -102,8 +103,11 @@ def _text(name: str, variables: Mapping[str, Any], variable: str) -> str:
     field = f"{variable} of {name:.80}"
     if not isinstance(value, str | None):
         raise InvalidField(field, f"{value!r:.80} is not text; put it into quotes")
-    if value and "{{" in value:
-        problem = "is a template, which only ansible-core can fill in; install that beside worker-client"
+    if value and any(mark in value for mark in _TEMPLATE):
+        problem = (
+            "is a template that is not filled in; only ansible-core can do that, installed beside worker-client "
+            "and with all variables that are in it"
+        )
         raise InvalidField(field, problem)
     return value or ""
 
