@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import scripted
+from support.terminals import terminal
 from support.unblocking import output_read_late
 
 ID = "k7f3-9m2q-x4tz-b1cd"
@@ -37,6 +38,17 @@ def test_json_of_a_stream(agent: scripted.ScriptedAgent) -> None:
         {"type": "end", "offset": 6, "output_ended": True},
     ]
     assert agent.requests[0].format == pb.OUTPUT_FORMAT_JSON
+
+
+def test_json_is_harmless_on_a_terminal(agent: scripted.ScriptedAgent) -> None:
+    agent.handlers["Stream"] = lambda _request, _context: iter(
+        [lines(0, b'{"text":"\x1b]0;evil\x07"}\n', 1), scripted.end(1)]
+    )
+    with terminal(agent.command("stream", ID, "--format", "json")) as shown:
+        assert shown.end() == 0
+        assert b'{"text":"\\x1b]0;evil\\x07"}\r\n{"type":"end"' in shown.shown
+    # Who reads it as JSON gets what came.
+    assert b'"\x1b]0;evil\x07"' in agent.cli("stream", ID, "--format", "json").stdout
 
 
 @pytest.mark.parametrize("flags", [("--lines",), ("--timestamps",), ("--lines", "-t", "--compress")])

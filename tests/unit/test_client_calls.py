@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from itertools import repeat
+from typing import Any
 
 import grpc
 import pytest
@@ -15,7 +16,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client import Endpoint, connect
 from jobworker.client.failures import AmbiguousId, CallFailed, FieldViolation
 from jobworker.client.rpc.client import Client
-from jobworker.errors import InvalidField, JobNotFound, TlsProblem
+from jobworker.errors import InvalidField, JobNotFound, ProtocolError, TlsProblem
 from jobworker.jobs import JobSpec, State
 from jobworker.limits import Limits
 from support import certs, scripted
@@ -49,7 +50,7 @@ def test_start_sends_the_whole_specification(agent: scripted.ScriptedAgent, clie
 
 
 def test_start_without_wishes_sends_none(agent: scripted.ScriptedAgent, client: Client) -> None:
-    agent.handlers["Start"] = lambda _request, _context: pb.StartResponse()
+    agent.handlers["Start"] = lambda _request, _context: pb.StartResponse(job=job_pb2.Job(id=ID))
     client.start(JobSpec("ls"))
     assert agent.requests == [pb.StartRequest(command="ls", limits=job_pb2.Limits())]
 
@@ -217,7 +218,7 @@ def test_list_fetches_pages_as_they_are_needed(agent: scripted.ScriptedAgent, cl
     def page(request: pb.ListRequest, _context: grpc.ServicerContext) -> pb.ListResponse:
         number = int(request.page_token or 0)
         return pb.ListResponse(
-            jobs=[job_pb2.Job(pid=number)], next_page_token=str(number + 1) if number < 2 else ""
+            jobs=[job_pb2.Job(id=ID, pid=number)], next_page_token=str(number + 1) if number < 2 else ""
         )
 
     agent.handlers["List"] = page
@@ -228,6 +229,36 @@ def test_list_fetches_pages_as_they_are_needed(agent: scripted.ScriptedAgent, cl
     assert all(list(request.states) == [job_pb2.JOB_STATE_ENDED] for request in agent.requests)
     assert all(dict(request.labels) == {"a": "b"} for request in agent.requests)
     assert all(request.principal == "spiffe://x/user/y" for request in agent.requests)
+
+
+HOSTILE = "\x1b]52;c;cm0gLXJmIH4K\x07"
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "call"),
+    [
+        ("Start", pb.StartResponse(job=job_pb2.Job(id=HOSTILE)), lambda client: client.start(JobSpec("ls"))),
+        ("Start", pb.StartResponse(job=job_pb2.Job(id=HOSTILE)), lambda client: client.plan(JobSpec("ls"))),
+        ("Stop", pb.StopResponse(job=job_pb2.Job(id=ID + HOSTILE)), lambda client: client.stop(ID)),
+        ("Query", pb.QueryResponse(), lambda client: client.query(ID)),
+        ("List", pb.ListResponse(jobs=[job_pb2.Job(id=HOSTILE)]), lambda client: list(client.list_jobs())),
+        ("Drain", pb.DrainResponse(active_job_ids=[ID, HOSTILE]), lambda client: client.drain()),
+        ("Watch", [pb.WatchResponse(job=job_pb2.Job(id=HOSTILE))], lambda client: next(client.watch())),
+        ("Watch", [pb.WatchResponse(removed_job_id=HOSTILE)], lambda client: next(client.watch())),
+    ],
+)
+def test_what_is_no_job_s_id_gets_no_further(
+    agent: scripted.ScriptedAgent, client: Client, method: str, answer: Any, call: Callable[[Client], object]
+) -> None:
+    agent.handlers[method] = lambda _request, _context: iter(answer) if method == "Watch" else answer
+    with pytest.raises(ProtocolError, match="is not a job id") as caught:
+        call(client)
+    assert str(caught.value).isprintable()
+
+
+def test_a_plan_needs_no_id(agent: scripted.ScriptedAgent, client: Client) -> None:
+    agent.handlers["Start"] = lambda _request, _context: pb.StartResponse(rule="any")
+    assert client.plan(JobSpec("ls")).rule == "any"
 
 
 def test_a_whole_id_is_not_looked_up(agent: scripted.ScriptedAgent, client: Client) -> None:

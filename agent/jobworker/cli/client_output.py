@@ -38,17 +38,33 @@ class Sink:
                 match item:
                     case Chunk(data=data) | Lines(data=data):
                         self._gaps.close()
-                        self._write(self._filter.feed(data) if self._filter else data)
+                        self._show(data)
                     case Gap():
                         self._gaps.add(item)
         finally:
             self._gaps.close()
-            # Ctrl-C, too, must leave the terminal in its own colours.
-            if self._filter:
-                self._write(self._filter.finish())
+            self._finish()
 
-    def _write(self, data: bytes) -> None:
-        write_all(self._fd, data)
+    def lines(self, lines: Iterable[str]) -> None:
+        """Write lines of JSON, of which an agent that means ill may make something else.
+
+        Raises:
+            JobWorkerError: the stream failed.
+            OSError: the descriptor did.
+        """
+        try:
+            for line in lines:
+                self._show(line.encode())
+        finally:
+            self._finish()
+
+    def _show(self, data: bytes) -> None:
+        write_all(self._fd, self._filter.feed(data) if self._filter else data)
+
+    def _finish(self) -> None:
+        # Ctrl-C, too, must leave the terminal in its own colours.
+        if self._filter:
+            write_all(self._fd, self._filter.finish())
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -84,11 +84,11 @@ def stream(
             output_format=_format(lines=lines or timestamps),
             compress=compress,
         )
+        sink = Sink(sys.stdout.fileno())
         if as_json():
-            for text in json_lines(items):
-                click.echo(text, nl=False)
+            sink.lines(json_lines(items))
         else:
-            Sink(sys.stdout.fileno()).copy(items)
+            sink.copy(items)
 
 
 def _format(*, lines: bool) -> OutputFormat:

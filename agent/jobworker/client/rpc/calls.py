@@ -15,7 +15,7 @@ from jobworker import jobs
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.failures import AmbiguousId
-from jobworker.client.rpc import requests
+from jobworker.client.rpc import ids, requests
 from jobworker.client.rpc.backoff import Backoff
 from jobworker.client.rpc.retries import ONCE, READ
 from jobworker.client.rpc.stream import Position
@@ -50,8 +50,14 @@ class Call(Generic[Result]):
 
 
 def _job(response: Any) -> job_pb2.Job:
-    job: job_pb2.Job = response.job
-    return job
+    return ids.checked(response.job)
+
+
+def _plan(response: pb.StartResponse) -> pb.StartResponse:
+    # A job that would be started has no id yet.
+    if response.job.id:
+        ids.checked(response.job)
+    return response
 
 
 def start(spec: jobs.JobSpec, idempotency_key: str) -> Call[job_pb2.Job]:
@@ -62,7 +68,7 @@ def start(spec: jobs.JobSpec, idempotency_key: str) -> Call[job_pb2.Job]:
 def plan(spec: jobs.JobSpec, idempotency_key: str) -> Call[pb.StartResponse]:
     request = requests.start(spec, idempotency_key)
     request.dry_run = True
-    return Call("Start", request, lambda response: response, READ)
+    return Call("Start", request, _plan, READ)
 
 
 def stop(job_id: str, signal: str, grace_ms: int, *, force: bool, wait: bool) -> Call[job_pb2.Job]:
@@ -91,7 +97,9 @@ def agent_info() -> Call[pb.GetAgentInfoResponse]:
 
 
 def drain() -> Call[tuple[str, ...]]:
-    return Call("Drain", pb.DrainRequest(), lambda response: tuple(response.active_job_ids), READ)
+    return Call(
+        "Drain", pb.DrainRequest(), lambda response: tuple(map(ids.checked_id, response.active_job_ids)), READ
+    )
 
 
 def undrain() -> Call[None]:
@@ -125,7 +133,7 @@ class Pages:
     def _read(self, page: pb.ListResponse) -> Sequence[job_pb2.Job]:
         self._request.page_token = page.next_page_token
         self.next = self._call() if page.next_page_token else None
-        return page.jobs
+        return [ids.checked(job) for job in page.jobs]
 
 
 class Reading:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.changes import Changed, Event, Mark, Removed, Restarted
 from jobworker.client.failures import CallFailed
+from jobworker.client.rpc import ids
 from jobworker.client.rpc.backoff import Backoff
 from jobworker.client.rpc.retries import UNAVAILABLE, Breaks
 
@@ -85,13 +86,17 @@ class Resumption:
 
 
 def _event(response: pb.WatchResponse) -> Event | None:
-    """One answer as an event; `None` for a kind that this client does not know."""
+    """One answer as an event; `None` for a kind that this client does not know.
+
+    Raises:
+        ProtocolError: it names a job by what is no id.
+    """
     token = response.resume_token
     match response.WhichOneof("event"):
         case "job":
-            return Changed(response.job, token)
+            return Changed(ids.checked(response.job), token)
         case "removed_job_id":
-            return Removed(response.removed_job_id, token)
+            return Removed(ids.checked_id(response.removed_job_id), token)
         case "mark":
             return Mark(token, response.mark.snapshot_complete)
         case _:
