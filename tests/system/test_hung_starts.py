@@ -276,10 +276,9 @@ _IO = Limits(io_read_ops=1000)
 
 
 @pytest.fixture
-def looking(tmp_path: Path) -> Iterator[RootSide]:
-    """One that does not look for long, and at one directory."""
-    tmp_path.chmod(0o755)
-    with root_side(str(tmp_path), own_package=True) as running:
+def looking() -> Iterator[RootSide]:
+    """One that does not look for long, and at one directory; any user gets through to its own."""
+    with fresh_root_side(own_package=True) as running:
         support = {each.name: each for each in running.link().welcome.host.limits}
         if support["io_read_ops"].enforcement is Enforcement.UNSUPPORTED:
             pytest.skip("nothing limits the disk here")
@@ -287,6 +286,12 @@ def looking(tmp_path: Path) -> Iterator[RootSide]:
         path.write_text(path.read_text().replace("_MOST = 32\n", "_MOST = 1\n"))
         change(running, "supervisor/disks.py", "_WAIT = 10.0\n", f"_WAIT = {_WAIT}\n")
         yield running
+
+
+@pytest.fixture
+def silent(looking: RootSide) -> Iterator[Hanging]:
+    with hanging(os.path.join(os.path.dirname(looking.state_dir), "dead")) as mounted:
+        yield mounted
 
 
 def is_looking(side: RootSide) -> bool:
@@ -302,14 +307,14 @@ def refusal(link: Link, directory: str, **spec: Any) -> JobWorkerError:
     return caught.value
 
 
-def test_its_disk_is_not_waited_for(looking: RootSide, dead: Hanging) -> None:
+def test_its_disk_is_not_waited_for(looking: RootSide, silent: Hanging) -> None:
     link, other = looking.link(), looking.link(subscribe=True)
     before = looking.open_files(link)
-    path = f"{dead.path}/x"
-    seq = hang(link, dead, workdir=path, limits=_IO)
+    path = f"{silent.path}/x"
+    seq = hang(link, silent, workdir=path, limits=_IO)
     # Whoever has asked, the others are served.
     other.wait_ended(other.start("/bin/true").job_id)
-    assert isinstance(refusal(other, f"{dead.path}/y"), CapExceeded)
+    assert isinstance(refusal(other, f"{silent.path}/y"), CapExceeded)
     with pytest.raises(HostFault) as caught:
         link.answer(seq)
     assert (caught.value.operation, caught.value.errno_name) == (f"looking for the disk of {path!r}", "ETIMEDOUT")
@@ -320,7 +325,7 @@ def test_its_disk_is_not_waited_for(looking: RootSide, dead: Hanging) -> None:
     with pytest.raises(HostFault):
         link.ask(request)
     assert time.monotonic() - began < 2 * _WAIT
-    dead.let_go()
+    silent.let_go()
     looking.wait_for(lambda: not is_looking(looking))
     told = refusal(link, path)
     assert isinstance(told, LimitUnsupported)
@@ -328,26 +333,26 @@ def test_its_disk_is_not_waited_for(looking: RootSide, dead: Hanging) -> None:
     assert looking.open_files(link) == before
 
 
-def test_that_of_a_running_job_is_not_waited_for(looking: RootSide, tmp_path: Path) -> None:
+def test_that_of_a_running_job_is_not_waited_for(looking: RootSide) -> None:
     link, other = looking.link(), looking.link(subscribe=True)
-    directory = tmp_path / "mounted" / "x"
+    directory = Path(looking.state_dir).parent / "mounted" / "x"
     directory.mkdir(parents=True)
     job = link.start("/bin/sleep", "1000", workdir=str(directory))
-    dead = Hanging(str(directory.parent))
+    silent = Hanging(str(directory.parent))
     try:
         seq = link.send(messages.UpdateJob(CALLER, job.job_id, _IO, force=False))
-        dead.wait_until_asked()
+        silent.wait_until_asked()
         other.wait_ended(other.start("/bin/true").job_id)
         with pytest.raises(HostFault, match=r"looking for the disk of .*: ETIMEDOUT"):
             link.answer(seq)
     finally:
-        dead.let_go()
+        silent.let_go()
     link.stop(job.job_id, force=True)
 
 
-def test_an_upgrade_does_not_wait_for_a_disk(looking: RootSide, dead: Hanging) -> None:
+def test_an_upgrade_does_not_wait_for_a_disk(looking: RootSide, silent: Hanging) -> None:
     link = looking.link()
-    hang(link, dead, workdir=f"{dead.path}/x", limits=_IO)
+    hang(link, silent, workdir=f"{silent.path}/x", limits=_IO)
     link.ask(messages.Upgrade())
     link.drain()
     link = looking.reconnect(subscribe=True)

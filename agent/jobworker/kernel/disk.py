@@ -33,18 +33,39 @@ def of_path(path: str) -> Disk:
         NoDisk: it is on none, or none that can be found.
         OSError: there is no such path.
     """
-    for _ in range(_MAX_LAYERS):
-        device = os.stat(path).st_dev
-        if os.major(device):
-            return _whole(device)
-        mount = _mount_of(path)
-        if mount.source.startswith("/dev/"):
-            # Such as btrfs, which gives each subvolume a number of its own, that of no device.
-            return _whole(os.stat(mount.source).st_rdev)
-        if mount.kind != "overlay":
-            raise NoDisk(f"{path} is on {mount.kind}, which has no disk")
-        path = mount.upper
-    raise NoDisk(f"{path} is below too many layers of overlay")
+    return _of_layer(path, _MAX_LAYERS)
+
+
+def of_open(fd: int, path: str) -> Disk:
+    """Likewise of one that is open, if only as a path (`O_PATH`).
+
+    Raises:
+        NoDisk, OSError: see `of_path`.
+    """
+    return _of_open(fd, path, _MAX_LAYERS)
+
+
+def _of_layer(path: str, layers: int) -> Disk:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return _of_open(fd, path, layers)
+    finally:
+        os.close(fd)
+
+
+def _of_open(fd: int, path: str, layers: int) -> Disk:
+    device = os.fstat(fd).st_dev
+    if os.major(device):
+        return _whole(device)
+    mount = _mount_of(fd, path)
+    if mount.source.startswith("/dev/"):
+        # Such as btrfs, which gives each subvolume a number of its own, that of no device.
+        return _whole(os.stat(mount.source).st_rdev)
+    if mount.kind != "overlay":
+        raise NoDisk(f"{path} is on {mount.kind}, which has no disk")
+    if layers == 1:
+        raise NoDisk(f"{path} is below too many layers of overlay")
+    return _of_layer(mount.upper, layers - 1)
 
 
 def _whole(device: int) -> Disk:
@@ -66,8 +87,8 @@ class _Mount:
     upper: str
 
 
-def _mount_of(path: str) -> _Mount:
-    mount_id = _mount_id(path)
+def _mount_of(fd: int, path: str) -> _Mount:
+    mount_id = _mount_id(fd)
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.rstrip("\n").partition(" - ")
@@ -78,14 +99,10 @@ def _mount_of(path: str) -> _Mount:
     raise NoDisk(f"{path} is on a file system that is not mounted here")
 
 
-def _mount_id(path: str) -> str:
+def _mount_id(fd: int) -> str:
     # Not by the number of its device: some file systems tell another one of their files than of their mount.
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            return next(line.split()[1] for line in file if line.startswith("mnt_id:"))
-    finally:
-        os.close(fd)
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return next(line.split()[1] for line in file if line.startswith("mnt_id:"))
 
 
 def _unescaped(text: str) -> str:

@@ -1,7 +1,8 @@
 """Which disk a directory is on that a client names, for the limits of IO.
 
 Who looks at a path waits for its file system, and that of a dead server never answers. So a helper looks, and who
-asked comes again when it has. What it has found is known in that very moment; nothing is kept of it.
+asked comes again when it has. What it has found is known in that very moment; nothing is kept of it. It looks with
+the rights of the host's user whose job it is, or with nobody's: else root would tell which paths there are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jobworker import codec
 from jobworker.errors import CapExceeded, HostFault
 from jobworker.kernel import disk
 from jobworker.kernel.disk import Disk, NoDisk
-from jobworker.supervisor import helper
+from jobworker.supervisor import accounts, helper
 from jobworker.supervisor.loop import Loop, Timer
 
 # Seconds. A disk that has to start turning takes some.
@@ -28,6 +29,8 @@ _RETRY_SECONDS = 1
 _MOST_TOLD = 300
 # More than is found.
 _SIZE = 65_536
+# What it may see the user that a job has for itself may see as well.
+_NOBODY = 65_534
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class _Look:
     waiting: list[Callable[[], None]] = field(default_factory=list)
 
 
+# Who asks, the user whose job it is, and the directory.
+_Key = tuple[str, str, str]
+
+
 class Disks:
     """Knows of a directory what a helper has just found.
 
@@ -66,7 +73,7 @@ class Disks:
     def __init__(self, loop: Loop, own: str) -> None:
         self._loop = loop
         self._own = own
-        self._looks: dict[tuple[str, str], _Look] = {}
+        self._looks: dict[_Key, _Look] = {}
         self._found: dict[str, Found | None] = {}
 
     def of(self, directory: str) -> Disk:
@@ -90,25 +97,31 @@ class Disks:
             raise NoDisk(found.problem)
         return found.disk
 
-    def look(self, directory: str, principal: str, then: Callable[[], None]) -> None:
+    def look(self, directory: str, user: str, principal: str, then: Callable[[], None]) -> None:
         """Have `then` called when `of` knows the directory, or that it can't be known.
+
+        Args:
+            directory: that a client names.
+            user: the name of the host's user that its job runs as; empty where that user is its own.
+            principal: who asks.
+            then: comes again.
 
         Raises:
             CapExceeded: too many of the principal's directories are being looked at.
             HostFault: there can be no helper.
         """
-        key = principal, directory
+        key = principal, user, directory
         look = self._looks.get(key) or self._begin(key)
         look.waiting.append(then)
         if look.is_late:
             self._tell(look, None)
 
-    def _begin(self, key: tuple[str, str]) -> _Look:
-        principal, directory = key
-        if sum(who == principal for who, _ in self._looks) >= _MOST:
+    def _begin(self, key: _Key) -> _Look:
+        principal, user, directory = key
+        if sum(who == principal for who, _, _ in self._looks) >= _MOST:
             raise CapExceeded("the number of directories of yours that are looked at", _MOST, _RETRY_SECONDS)
         try:
-            reading = helper.start_telling("jw-disk", (), lambda: _find(directory))
+            reading = helper.start_telling("jw-disk", (), lambda: _find(directory, user))
         except OSError as error:
             raise HostFault.of(_looking(directory), error) from error
         look = _Look(directory, self._loop.call_after(_WAIT, lambda: self._late(look)))
@@ -117,7 +130,7 @@ class Disks:
         self._loop.watch(reading, 0, lambda: self._ended(key, reading))
         return look
 
-    def _ended(self, key: tuple[str, str], reading: int) -> None:
+    def _ended(self, key: _Key, reading: int) -> None:
         said = os.read(reading, _SIZE)
         self._loop.forget(reading)
         os.close(reading)
@@ -141,11 +154,26 @@ def _looking(directory: str) -> str:
     return f"looking for the disk of {directory!r:.{_MOST_TOLD}}"
 
 
-def _find(directory: str) -> None:
+def _find(directory: str, user: str) -> None:
     # Its end, if anything can be the end of it.
     signal.setitimer(signal.ITIMER_REAL, _WAIT)
     try:
-        found = Found(disk.of_path(directory), "")
-    except (NoDisk, OSError) as error:
+        found = Found(disk.of_open(_open(directory, user), directory), "")
+    except (NoDisk, OSError, HostFault) as error:
         found = Found(None, str(error)[:_MOST_TOLD])
     os.write(0, codec.dumps(found))
+
+
+def _open(directory: str, user: str) -> int:
+    """Open the directory as no more than a path, with the user's rights."""
+    if os.geteuid() != 0:
+        return os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    account = accounts.find(user) if user else None
+    os.setgroups(account.groups if account else ())
+    os.setegid(account.gid if account else _NOBODY)
+    # The effective ones alone: this process holds what root has in memory, and stays out of that user's reach.
+    os.seteuid(account.uid if account else _NOBODY)
+    try:
+        return os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    finally:
+        os.seteuid(0)

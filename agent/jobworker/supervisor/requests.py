@@ -228,7 +228,8 @@ class Requests:
                 try:
                     record = self._registry.update(request)
                 except DiskAwaited as awaited:
-                    self._registry.starts.disks.look(awaited.directory, request.caller.principal, begin)
+                    user = self._registry.inspect(request.job_id).user
+                    self._registry.starts.disks.look(awaited.directory, user, request.caller.principal, begin)
                     return
             caller = request.caller
             self._say("limits updated", caller, job=request.job_id, principal=caller.principal)

@@ -145,7 +145,7 @@ class Starts:
         try:
             order = self._order(request, permit)
         except DiskAwaited as awaited:
-            self.disks.look(awaited.directory, principal, lambda: self._start_late(request, started))
+            self.disks.look(awaited.directory, spec.user, principal, lambda: self._start_late(request, started))
             return
         if request.dry_run:
             self._audit.start_planned(request, permit.rule)
