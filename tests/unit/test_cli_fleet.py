@@ -136,6 +136,14 @@ def test_json_is_an_object_for_each_event(web: Web) -> None:
     }
 
 
+def test_groups_and_hosts_before_the_command_and_behind_it_are_all_meant(web: Web) -> None:
+    groups = {"front": {"hosts": ["web1"]}, "back": {"hosts": ["web2"]}}
+    web.write({**json.loads(web.path.read_text()), **groups})
+    for flags in (("--host", "web1", "info", "--host", "web2"), ("--group", "front", "info", "--group", "back")):
+        done = web.cli(*flags, "--format", "json")
+        assert told(done).keys() == IDS.keys(), done.stderr
+
+
 def test_start_prints_ids(web: Web) -> None:
     done = web.cli("--group", "web", "start", "--label", "x=y", "--", "sleep", "9")
     assert done.returncode == 0

@@ -35,8 +35,11 @@ class FleetOption(SharedOption):
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     # One that is repeatable has no values where it was not given.
-    if value not in (None, ()):
-        ctx.meta[f"{_META}{param.name}"] = value
+    if value in (None, ()):
+        return
+    key = f"{_META}{param.name}"
+    # Before the command's name and behind it is given twice, and counts twice where that means something.
+    ctx.meta[key] = (*ctx.meta.get(key, ()), *value) if param.multiple else value
 
 
 def value(ctx: click.Context, name: str) -> str:
