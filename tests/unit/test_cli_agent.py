@@ -77,6 +77,41 @@ def test_what_is_about_no_job_has_none_with_an_owner(policy: str, option: tuple[
     assert (code, out, err) == (2, "", f"worker-agent: {option[0]}: is about a job, and List names none\n")
 
 
+@pytest.mark.parametrize("rpc", ["Stop", "List"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--command", "/bin/ls"),
+        ("--user", "root"),
+        ("--sandbox", "host"),
+        ("--env", "PATH"),
+        ("--workdir", "/"),
+        ("--stdin",),
+        ("--label", "team=build"),
+        ("--memory", "1G"),
+    ],
+)
+def test_what_starts_nothing_is_not_asked_about_a_start(policy: str, rpc: str, option: tuple[str, ...]) -> None:
+    owner = ("--job-owner", "self") if rpc == "Stop" else ()
+    code, out, err = run("policy", "test", policy, "--as", ALICE, "--rpc", rpc, *owner, *option)
+    said = f"worker-agent: {option[0]}: is about what is started, and {rpc} starts nothing\n"
+    assert (code, out, err) == (2, "", said)
+
+
+@pytest.mark.parametrize("option", [("--job-owner", "self"), ("--job-label", "team=build")])
+def test_a_start_has_no_job_with_an_owner(policy: str, option: tuple[str, str]) -> None:
+    code, out, err = run("policy", "test", policy, "--as", ALICE, "--rpc", "Start", "--command", "ls", *option)
+    said = f"worker-agent: {option[0]}: is about a job that was started, and Start names none\n"
+    assert (code, out, err) == (2, "", said)
+
+
+@pytest.mark.parametrize("option", [("--gateway-user", "nobody"), ("--settings", "/run/jobworker/settings.json")])
+def test_an_upgrade_without_new_settings_takes_none(tmp_path: Path, option: tuple[str, str]) -> None:
+    code, out, err = run("upgrade", "--state-dir", str(tmp_path), *option)
+    assert (code, out) == (2, "")
+    assert "with --state-dir all settings stay" in err
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     file = tmp_path / "agent.yaml"

@@ -26,8 +26,13 @@ from jobworker.policy import (
     of_a_start,
 )
 from jobworker.rulebook import Rulebook
-from jobworker.sandbox import PROFILES
+from jobworker.sandbox import PROFILES, Profile
 
+_OF_A_JOB = ("job_owner", "job_label")
+_OF_A_START = (
+    *("command", "user", "sandbox", "env", "workdir", "stdin", "label"),
+    *(kind.name for kind in KINDS),
+)
 _OWN_DIRECTORY = "the job's own, since it has commands"
 
 
@@ -55,13 +60,19 @@ def _request(options: Mapping[str, Any]) -> Request:
     rpc, role = options["rpc"], Role(options["role"])
     principal = identity.check_principal("--as", options["principal"])
     if rpc == "Start":
+        _refuse(options, _OF_A_JOB, "is about a job that was started, and Start names none")
         if not options["command"]:
             raise InvalidField("--command", "is missing: Start is about what is started", "'/usr/bin/make -j4'")
-        return of_a_start(principal, role, _spec(options), options["sandbox"], root=_is_root(options["user"]))
+        return of_a_start(
+            principal,
+            role,
+            _spec(options),
+            options["sandbox"] or Profile.STANDARD.value,
+            root=_is_root(options["user"]),
+        )
+    _refuse(options, _OF_A_START, f"is about what is started, and {rpc} starts nothing")
     if rpc not in NAMING_A_JOB:
-        for option in ("job_owner", "job_label"):
-            if options[option]:
-                raise InvalidField(f"--{option.replace('_', '-')}", f"is about a job, and {rpc} names none", "")
+        _refuse(options, _OF_A_JOB, f"is about a job, and {rpc} names none")
         return Request(rpc, principal, role)
     if not options["job_owner"]:
         raise InvalidField("--job-owner", f"is missing: {rpc} names a job, which somebody has started", SELF)
@@ -69,6 +80,13 @@ def _request(options: Mapping[str, Any]) -> Request:
     if options["job_owner"] != SELF:
         owner = identity.check_principal("--job-owner", options["job_owner"])
     return Request(rpc, principal, role, owner, tuple(labels_of(options["job_label"]).items()))
+
+
+def _refuse(options: Mapping[str, Any], names: tuple[str, ...], problem: str) -> None:
+    """Refuse options that the answer would pass over: whoever gives them asks something else."""
+    for name in names:
+        if options[name]:
+            raise InvalidField(f"--{name.replace('_', '-')}", problem)
 
 
 def _spec(options: Mapping[str, Any]) -> JobSpec:
@@ -85,7 +103,7 @@ def _spec(options: Mapping[str, Any]) -> JobSpec:
         workdir=options["workdir"],
         limits=Limits(**limits),
         labels=tuple(labels_of(options["label"]).items()),
-        sandbox=options["sandbox"],
+        sandbox=options["sandbox"] or Profile.STANDARD.value,
         user=options["user"],
         # Any will do: what it holds decides nothing.
         stdin=b"\n" if options["stdin"] else b"",

@@ -63,7 +63,7 @@ def canonical() -> None:
 @click.option("--rpc", type=click.Choice(RPCS), metavar="CALL", required=True, help=f"One of {', '.join(RPCS)}.")
 @click.option("--command", metavar="WORDS", help="Of a start: the command line, quoted as for a shell.")
 @click.option("--user", metavar="NAME", default="", help="Of a start: the user that the job is to run as.")
-@click.option("--sandbox", type=click.Choice(PROFILES), default="standard", show_default=True)
+@click.option("--sandbox", type=click.Choice(PROFILES), help="Of a start: standard by default.")
 @click.option("--env", metavar="NAME", multiple=True, help="Of a start: a variable that it sets. Repeatable.")
 @click.option("--workdir", metavar="DIR", default="", help="Of a start: the directory to start in.")
 @click.option("--stdin", is_flag=True, help="Of a start: the job is given something to read.")

@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 import click
+from click.core import ParameterSource
 
 from jobworker import program
 from jobworker.cli import config_commands, limits_commands, policy_commands
@@ -169,11 +170,19 @@ def upgrade(config: str | None, state_dir: str | None, gateway_user: str, settin
 
     if (config is None) == (state_dir is None):
         raise click.UsageError("give one of --config and --state-dir")
+    if state_dir and (gateway_user or _is_given("settings_path")):
+        raise click.UsageError(
+            "--gateway-user and --settings go with --config: with --state-dir all settings stay"
+        )
     if config:
         old, new = service.upgrade(config, gateway_user, settings_path)
     else:
         old, new = service.upgrade_in(os.path.join(state_dir or "", SOCKET_NAME))
     click.echo(f"upgraded from {old} to {new}")
+
+
+def _is_given(param: str) -> bool:
+    return click.get_current_context().get_parameter_source(param) is ParameterSource.COMMANDLINE
 
 
 @cli.command(help=_DOCTOR, short_help="Look for what is wrong with this host, or a configuration.")
