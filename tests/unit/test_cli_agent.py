@@ -112,6 +112,13 @@ def test_an_upgrade_without_new_settings_takes_none(tmp_path: Path, option: tupl
     assert "with --state-dir all settings stay" in err
 
 
+@pytest.mark.parametrize("since", ["99999999d", "9" * 400 + "d", "0001-01-01T00:00:00+14:00"])
+def test_a_time_before_all_times_is_refused(tmp_path: Path, since: str) -> None:
+    code, out, err = run("audit", "show", "--state-dir", str(tmp_path), "--since", since)
+    assert (code, out, "Traceback" in err) == (2, "", False)
+    assert "--since" in err
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     file = tmp_path / "agent.yaml"

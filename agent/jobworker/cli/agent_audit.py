@@ -192,6 +192,14 @@ def _pattern(principal: str | None) -> re.Pattern[str] | None:
 
 def _when(text: str) -> str:
     """A time as the lines have it."""
+    try:
+        return _read_time(text)
+    except OverflowError:
+        problem = f"{text!r:.60} is before the year 1, or behind the year 9999"
+        raise click.BadParameter(problem, param_hint="--since") from None
+
+
+def _read_time(text: str) -> str:
     with contextlib.suppress(InvalidField):
         return _stamp(datetime.now(UTC) - timedelta(milliseconds=units.parse_duration(text, "--since")))
     try:
