@@ -41,9 +41,9 @@ worker-client run --inventory hosts.yml --group web --max-fail 10% -- uptime
 
 \b
 Exit codes: the job's own; 128 + N when signal N ended it; 125 when jobworker failed,
-126 when the command cannot be executed, 127 when it was not found, 130 after Ctrl-C.
-Of many hosts: 0 when all jobs exited with 0, 1 when one did not, 3 when one host was
-not reached and no job failed.
+126 when the command cannot be executed, 127 when it was not found, 130 after Ctrl-C,
+SIGTERM or SIGHUP. Of many hosts: 0 when all jobs exited with 0, 1 when one did not,
+3 when one host was not reached and no job failed.
 """
 
 

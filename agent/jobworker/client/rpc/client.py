@@ -30,8 +30,8 @@ class Client:
 
     Every method raises a JobWorkerError: CallFailed with what the agent answered, TlsProblem where no
     connection came about, InvalidField for what no agent would take, ProtocolError for what none would answer.
-    While the agent is unavailable, reads are tried again for a moment; calls that change something are not,
-    because the first attempt may have got through.
+    While an agent that was reached before is unavailable, reads are tried again for a moment; calls that change
+    something are not, because the first attempt may have got through.
     """
 
     def __init__(self, endpoint: Endpoint, options: Options) -> None:
