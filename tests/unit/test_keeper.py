@@ -81,6 +81,42 @@ def test_told_to_end_while_it_buries_a_supervisor_it_ends(tmp_path: Path) -> Non
         assert keeper.wait_for("told") == str(int(signal.SIGTERM))
 
 
+# It crashes while a job leaves processes to the keeper faster than that reaps them.
+_FLOOD = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+say(keeping.READY)
+if lives == 0:
+    tell("serving")
+    wait_for("go")
+    if os.fork() == 0:
+        for number in range(20_000):
+            if number == 1_000:
+                tell("flooding")
+            if os.path.exists("life1"):
+                break
+            if (child := os.fork()) == 0:
+                os.fork()
+                os._exit(0)
+            os.waitpid(child, 0)
+        os._exit(0)
+    wait_for("flooding")
+    os._exit(1)
+signal.sigwait([signal.SIGTERM])
+"""
+
+
+@needs_strace
+def test_however_many_processes_end_a_supervisor_is_started_again(tmp_path: Path) -> None:
+    with bare_keeper(tmp_path, _FLOOD) as keeper:
+        keeper.wait_for("serving")
+        slow = ("-e", "trace=waitid", "-e", "inject=waitid:delay_exit=2000")
+        with attached(keeper.process.pid, "-o", "/dev/null", *slow):
+            keeper.let("go")
+            keeper.wait_for("life1")
+        keeper.process.send_signal(signal.SIGTERM)
+        assert keeper.process.wait(DEADLINE) == 0, keeper.log()
+
+
 _STORING = f"""
 for number in range({_ROOM}):
     say(keeping.HOLD_PIPES, "%019d" % number, os.pipe())

@@ -28,6 +28,8 @@ _PAUSE = 0.5
 # For new code to prove itself, as long as the supervisor's has. What the keeper does otherwise goes on meanwhile.
 _PATIENCE = 100.0
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+# Of processes that have ended, before something else is done: a job may make them as fast as they are reaped.
+_MOST_REAPED = 256
 # Sent by a service manager that starts another keeper right after; jobs are left to that one.
 _LEAVING = signal.SIGUSR1
 # The supervisor's, to read files and code anew. Who sends one may know of no other process than this one.
@@ -59,6 +61,10 @@ class Keeper:
         self._ready_fd = ready_fd
         self._parking = Parking()
         self._held: dict[str, Held] = self._parking.take_back()
+        self._job_of: dict[int, str] = {}
+        self._learn_jobs()
+        # More processes may have ended than were reaped.
+        self._may_reap = False
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._supervisor = 0
         self._was_ready = False
@@ -102,11 +108,17 @@ class Keeper:
         """Go on from where this process was before it executed itself anew."""
         state = handover.read(state_fd)
         self._supervisor, self._held = state.supervisor, state.held
+        self._learn_jobs()
         self._was_ready = bool(state.supervisor)
         if state.link_fd >= 0:
             self._link = socket.socket(fileno=state.link_fd)
         # What waited for its handler came to that before a supervisor was known.
         self._end_supervisor()
+
+    def _learn_jobs(self) -> None:
+        """Know from now on which job a process that ends is the main one of."""
+        running = (item for item in self._held.items() if item[1].end == keeping.RUNNING)
+        self._job_of = {held.pid: job_id for job_id, held in running}
 
     def run(self) -> int:
         """Keep until the supervisor has ended for good; returns its exit status."""
@@ -128,7 +140,8 @@ class Keeper:
         if self._link:
             poll.register(self._link, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         # Nothing tells when the host has a process to spare, or the service manager is back.
-        due = [at for at in (self._again_at, self._parking.again_at, self._proof_until) if at is not None]
+        now = time.monotonic() if self._may_reap else None
+        due = [at for at in (self._again_at, self._parking.again_at, self._proof_until, now) if at is not None]
         poll.poll(max(0.0, min(due) - time.monotonic()) * 1000 if due else None)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wakeup, 4096)
@@ -229,6 +242,7 @@ class Keeper:
         elif kind == keeping.HOLD_PROCESS and held and len(fds) == 1:
             (held.pidfd,) = fds.take()
             held.pid = sockets.pid_of(held.pidfd)
+            self._job_of[held.pid] = job_id
             self._parking.park(job_id, PIDFD, held.pidfd)
         elif kind == keeping.HOLD_STDIN and held and not held.stdin and len(fds) == len(_STDIN):
             held.stdin = fds.take()
@@ -237,9 +251,7 @@ class Keeper:
         elif kind == keeping.LET_GO_STDIN and held:
             self._let_go_stdin(job_id, held)
         elif kind == keeping.RELEASE and held:
-            self._let_go_stdin(job_id, held)
-            self._parking.release(job_id, STDOUT, STDERR, PIDFD)
-            self._held.pop(job_id).close()
+            self._release(job_id, held)
         elif kind == keeping.HAND_BACK:
             self._hand_back()
         elif kind == keeping.READY:
@@ -248,6 +260,13 @@ class Keeper:
             self._end_supervisor()
         elif kind == keeping.UPGRADE:
             self._upgrade_due = True
+
+    def _release(self, job_id: str, held: Held) -> None:
+        self._let_go_stdin(job_id, held)
+        self._parking.release(job_id, STDOUT, STDERR, PIDFD)
+        self._held.pop(job_id).close()
+        if self._job_of.get(held.pid) == job_id:
+            del self._job_of[held.pid]
 
     def _let_go_stdin(self, job_id: str, held: Held) -> None:
         """The job finds the end of its input when nobody holds the write end any more."""
@@ -266,26 +285,36 @@ class Keeper:
         self._say(keeping.pack(keeping.HELD_ALL))
 
     def _reap(self) -> int | None:
-        """Reap what has ended; the supervisor's status if that is final."""
+        """Reap what has ended, if not all of it; the supervisor's status if that is final."""
+        self._may_reap = False
         with contextlib.suppress(ChildProcessError):
-            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                if ended.si_code not in _ENDS:
-                    os.waitid(os.P_PID, ended.si_pid, os.WSTOPPED | os.WNOHANG)
-                    continue
-                was_supervisor, was_proof = ended.si_pid == self._supervisor, ended.si_pid == self._proof
-                # What a supervisor that has died has said of it is known first: then its id is another process's.
-                self._listen()
-                if was_supervisor:
-                    # Before it is reaped, and its id another process's: a signal that is passed on may come here.
-                    self._supervisor = 0
-                os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
-                if was_proof:
-                    self._proof, self._proof_until = 0, None
-                    self._proven = (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
-                elif not was_supervisor:
-                    self._job_ended(ended.si_pid, (ended.si_code, ended.si_status))
-                elif (status := self._supervisor_ended(ended.si_code, ended.si_status)) is not None:
+            for _ in range(_MOST_REAPED):
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None:
+                    return None
+                if (status := self._bury(ended)) is not None:
                     return status
+            self._may_reap = True
+        return None
+
+    def _bury(self, ended: os.waitid_result) -> int | None:
+        if ended.si_code not in _ENDS:
+            os.waitid(os.P_PID, ended.si_pid, os.WSTOPPED | os.WNOHANG)
+            return None
+        was_supervisor, was_proof = ended.si_pid == self._supervisor, ended.si_pid == self._proof
+        # What a supervisor that has died has said of it is known first: then its id is another process's.
+        self._listen()
+        if was_supervisor:
+            # Before it is reaped, and its id another process's: a signal that is passed on may come here.
+            self._supervisor = 0
+        os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
+        if was_supervisor:
+            return self._supervisor_ended(ended.si_code, ended.si_status)
+        if was_proof:
+            self._proof, self._proof_until = 0, None
+            self._proven = (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
+        else:
+            self._job_ended(ended.si_pid, (ended.si_code, ended.si_status))
         return None
 
     def _supervisor_ended(self, code: int, status: int) -> int | None:
@@ -300,10 +329,9 @@ class Keeper:
         return None if had_served else self._put_off_start(status or 1)
 
     def _job_ended(self, pid: int, end: tuple[int, int]) -> None:
-        for job_id, held in self._held.items():
-            if held.pid == pid and held.end == keeping.RUNNING:
-                held.end = end
-                self._say(keeping.pack(keeping.ENDED, job_id, end))
+        if job_id := self._job_of.pop(pid, ""):
+            self._held[job_id].end = end
+            self._say(keeping.pack(keeping.ENDED, job_id, end))
 
     def _say(self, message: bytes, fds: tuple[int, ...] = ()) -> None:
         self._unsent.append((message, fds))
