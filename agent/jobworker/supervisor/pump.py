@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import struct
+import termios
 import time
 from collections.abc import Callable
 
@@ -15,6 +18,7 @@ from jobworker.supervisor.stand_in import Stream
 
 # It is said once in that time that output is being lost, or is not any more.
 _SAY_AGAIN = 1.0
+_INT = struct.Struct("i")
 
 
 class Pump:
@@ -50,7 +54,8 @@ class Pump:
         self._closed = closed
         self._losing = losing
         self._no_writer = False
-        self._draining = False
+        # What each pipe still has that is the job's, once that is known.
+        self._left: dict[int, int] | None = None
         self._said_cut = 0
         self._said_failing = ""
         self._said_at = 0.0
@@ -75,9 +80,12 @@ class Pump:
         self._no_writer = True
 
     def drain(self) -> None:
-        """Take what is still in the pipes, whether or not anything comes."""
-        if not self._draining:
-            self._draining = True
+        """Take what is in the pipes now, whether or not anything comes.
+
+        What comes after that is not the job's: whoever it passed a pipe to could keep it from ending for ever.
+        """
+        if self._left is None:
+            self._left = {pipe: _held(pipe) for pipe in self._pipes}
             for pipe in tuple(self._pipes):
                 self._drain(pipe)
 
@@ -88,8 +96,7 @@ class Pump:
 
     def _on_output(self, pipe: int) -> None:
         try:
-            limit = LONE_BYTES if self._loop.ready == 1 else ROUND_BYTES
-            more = self._output.pump(pipe, self._pipes[pipe], limit)
+            more = self._move(pipe, LONE_BYTES if self._loop.ready == 1 else ROUND_BYTES)
         except BlockingIOError:
             more = not self._no_writer
         self._say_what_is_lost()
@@ -97,6 +104,22 @@ class Pump:
             self._close(pipe)
             self._closed()
         self._grew()
+
+    def _move(self, pipe: int, limit: int) -> bool:
+        """Move a piece; False when the pipe is at its end.
+
+        Raises:
+            BlockingIOError: it is empty.
+        """
+        source = self._pipes[pipe]
+        if self._left is None:
+            return self._output.pump(pipe, source, limit)
+        if not self._left[pipe]:
+            return False
+        before = self._output.size
+        more = self._output.pump(pipe, source, min(limit, self._left[pipe]))
+        self._left[pipe] -= self._output.size - before
+        return more and self._left[pipe] > 0
 
     def _close(self, pipe: int) -> None:
         self._loop.forget(pipe)
@@ -125,3 +148,9 @@ class Pump:
     def pipe_of(self, source: Source) -> int | None:
         """The pipe's descriptor; None if it is at its end."""
         return next((pipe for pipe, of in self._pipes.items() if of is source), None)
+
+
+def _held(pipe: int) -> int:
+    """How many bytes are in a pipe."""
+    held: int = _INT.unpack(fcntl.ioctl(pipe, termios.FIONREAD, bytes(_INT.size)))[0]
+    return held
