@@ -52,7 +52,7 @@ format: setup ## Put the code into its form
 	$(BIN)/buf format --write proto
 
 test: setup ## Run everything that needs no VM, on all CPUs; as root the cgroup tests too
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: fuzz
 fuzz: setup ## Throw arbitrary input at decoders, validators and parsers, for longer than the tests do: EXAMPLES=20000

@@ -21,6 +21,7 @@ from prometheus_client import Metric
 from jobworker.api.v1 import job_worker_service_pb2 as service
 from jobworker.api.v1 import job_worker_service_pb2_grpc as api
 from jobworker.gateway.metrics_table import METRICS, Kind
+from support import certs
 from support.agent import DEADLINE, Agent, running_agent
 from support.scraping import Scraper
 from support.waiting import until
@@ -208,7 +209,9 @@ def test_a_scrape_while_fifty_streams_are_open(scraper: Scraper) -> None:
 def test_a_new_pair_is_served_without_a_restart(scraper: Scraper) -> None:
     pki = scraper.agent.pki_dir
     served = {kind: _read(os.path.join(pki, f"server.{kind}")) for kind in ("key", "pem")}
-    other = {kind: _read(os.path.join(pki, f"writer.{kind}")) for kind in ("key", "pem")}
+    recipe = certs.Recipe("other", uris=(), hosts=("127.0.0.1",), usage=certs.SERVER_AUTH, roles=())
+    made = certs.make(recipe, certs.DevPki(pki).pair("ca"))
+    other = {"key": made.key_pem, "pem": made.cert_pem}
     assert served_certificate(scraper) == ssl.PEM_cert_to_DER_cert(served["pem"].decode())
     try:
         _install(pki, other)

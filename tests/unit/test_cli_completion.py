@@ -137,11 +137,12 @@ def test_nothing_is_said_where_nobody_can_be_asked(agent: scripted.ScriptedAgent
 
 
 def test_what_is_no_plain_word_reaches_no_command_line(agent: scripted.ScriptedAgent) -> None:
-    hostile = job_pb2.Job(id="k7f3$(reboot)", labels={"a\nplain,b": "", "; reboot": "", "ok": "`x`"})
+    hostile = job_pb2.Job(id=ID, labels={"a\nplain,b": "", "; reboot": "", "ok": "`x`"})
     agent.handlers["List"] = lambda _request, _context: pb.ListResponse(jobs=[hostile])
-    assert offers(agent, "worker-client query ") == [""]
     offered(agent, "worker-client list --label ", ["ok="])
     assert offers(agent, "worker-client list --label ok=") == [""]
+    hostile.id = "k7f3$(reboot)"
+    assert offers(agent, "worker-client query ") == [""]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
