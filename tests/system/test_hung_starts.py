@@ -52,7 +52,7 @@ def side(tmp_path: Path) -> Iterator[RootSide]:
     tmp_path.chmod(0o755)
     quotas = QuotaSettings(active_jobs=2)
     with root_side(str(tmp_path), own_package=True, kill_wait_ms=500, quotas=quotas) as running:
-        change(running, "supervisor/launcher.py", "_LAUNCH_WAIT = 15.0\n", f"_LAUNCH_WAIT = {_WAIT}\n")
+        change(running, "supervisor/launch.py", "_LAUNCH_WAIT = 15.0\n", f"_LAUNCH_WAIT = {_WAIT}\n")
         yield running
 
 
@@ -242,7 +242,7 @@ def test_a_tracer_that_keeps_it_is_waited_for(side: RootSide) -> None:
 
 def test_below_an_init_none_that_never_came_to_its_command_is_a_job() -> None:
     with fresh_root_side(as_user=_NOBODY) as side:
-        change(side, "supervisor/launcher.py", "_LAUNCH_WAIT = 15.0\n", "_LAUNCH_WAIT = 0.05\n")
+        change(side, "supervisor/launch.py", "_LAUNCH_WAIT = 15.0\n", "_LAUNCH_WAIT = 0.05\n")
         change(side, "kernel/spawn.py", _EXEC, _HANG)
         link = side.link()
         for _ in range(20):
@@ -259,7 +259,7 @@ def test_what_is_executed_in_the_instant_of_the_kill_is_a_job(side: RootSide, tm
     # The kill is under way until it has come there.
     kill = "            self._stopping.kill()\n"
     wait = f"            while not os.path.getsize({str(counted)!r}): time.sleep(0.01)\n"
-    change(side, "supervisor/launcher.py", kill, wait + kill)
+    change(side, "supervisor/launch.py", kill, wait + kill)
     link = side.link(subscribe=True)
     spec = JobSpec("/bin/sh", ("-c", f"echo executed >> {counted}; sleep 1000"))
     start = messages.StartJob(CALLER, spec, Idempotency("k", "k"))

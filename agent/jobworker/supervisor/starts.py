@@ -19,7 +19,8 @@ from jobworker.supervisor.disks import DiskAwaited, Disks
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import Job
 from jobworker.supervisor.keys import Keys
-from jobworker.supervisor.launcher import CLOSED, Launcher, Order
+from jobworker.supervisor.launch import CLOSED, Order
+from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.limits import LimitRules, host_memory
 from jobworker.supervisor.permits import Permit, Permits

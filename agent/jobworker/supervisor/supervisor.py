@@ -228,42 +228,49 @@ class Supervisor:
         for file in (self._policies, self._profiles):
             file.read(anyway=True)
 
+    # Upgrades: who asked is told why there is none, or None just before this program is another one.
+
     def _upgrade(self, decided: Callable[[str | None], None]) -> None:
         def proven(problem: str | None) -> None:
             if problem:
-                refuse(problem)
+                self._refuse_upgrade(problem, decided)
             else:
-                self._registry.starts.pause(execute)
-
-        def refuse(problem: str) -> None:
-            self._log.error("upgrade refused", problem=problem)
-            decided(problem)
-
-        def execute() -> None:
-            if self._registry.is_ending:
-                decided("the agent is ending")
-                return
-            if unknown := [job_id for job_id, job in self._registry.running.items() if not job.put_on_record()]:
-                self._registry.starts.resume()
-                refuse(f"the next supervisor would not know of job {unknown[0]}, whose record cannot be written")
-                return
-            decided(None)
-            self._log.info("upgrading", version=jobworker.__version__)
-            self._loop.end_round()
-            self._server.finish()
-            self._keeper.upgrade()
-            os.set_inheritable(self._link_fd, True)
-            streams = [stream for job in self._registry.running.values() for stream in job.streams()]
-            lost = ",".join(map(str, self._audit.end("upgrade")))
-            self._tally.save()
-            options = ["--link-fd", str(self._link_fd), "--stand-in-fd", str(stand_in.start(streams))]
-            options += ["--audit-lost", lost]
-            if self._parked:
-                options += ["--parked", "yes"]
-            command = root_side.supervisor("--settings", self._settings_path, *options)
-            os.execv(command[0], command)
+                self._registry.starts.pause(lambda: self._decide_upgrade(decided))
 
         upgrade.Proof(self._loop, self._settings_path, proven)
+
+    def _refuse_upgrade(self, problem: str, decided: Callable[[str | None], None]) -> None:
+        self._log.error("upgrade refused", problem=problem)
+        decided(problem)
+
+    def _decide_upgrade(self, decided: Callable[[str | None], None]) -> None:
+        if self._registry.is_ending:
+            decided("the agent is ending")
+            return
+        if unknown := [job_id for job_id, job in self._registry.running.items() if not job.put_on_record()]:
+            self._registry.starts.resume()
+            problem = f"the next supervisor would not know of job {unknown[0]}, whose record cannot be written"
+            self._refuse_upgrade(problem, decided)
+            return
+        decided(None)
+        self._log.info("upgrading", version=jobworker.__version__)
+        self._execute_anew()
+
+    def _execute_anew(self) -> None:
+        """Have the supervisor's program, as it is installed now, take the place of this one."""
+        self._loop.end_round()
+        self._server.finish()
+        self._keeper.upgrade()
+        os.set_inheritable(self._link_fd, True)
+        streams = [stream for job in self._registry.running.values() for stream in job.streams()]
+        lost = ",".join(map(str, self._audit.end("upgrade")))
+        self._tally.save()
+        options = ["--link-fd", str(self._link_fd), "--stand-in-fd", str(stand_in.start(streams))]
+        options += ["--audit-lost", lost]
+        if self._parked:
+            options += ["--parked", "yes"]
+        command = root_side.supervisor("--settings", self._settings_path, *options)
+        os.execv(command[0], command)
 
     def run(self, ready_fd: int | None) -> None:
         """Serve until told to end; all jobs have ended then."""
