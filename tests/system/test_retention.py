@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -97,6 +98,26 @@ def test_they_go_after_their_time(tmp_path: Path) -> None:
             wait_removed(watching, record.job_id)
         assert time.time_ns() - records[-1].ended_ns >= 300_000_000
         assert directories(side) == []
+
+
+def test_a_clock_that_is_set_makes_no_job_older(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), keep_ms=24 * 3600 * 1000) as side:
+        link = side.link(subscribe=True)
+        recent, of_last_year = [run(link, "exit 0").job_id for _ in range(2)]
+        side.close()
+        # The clock is set ahead by a year, which is as if all that is on record were of the year before.
+        for job_id in (recent, of_last_year):
+            path = Path(side.state_dir, "jobs", job_id, "job.json")
+            stored = json.loads(path.read_text())
+            for moment in ("created_ns", "started_ns", "ended_ns"):
+                stored["record"][moment] -= 365 * 24 * 3600 * 10**9
+            if job_id == of_last_year:
+                stored["boot_id"] = "0" * 36
+            path.write_text(json.dumps(stored))
+        side.restart()
+        side.wait_for(lambda: directories(side) == [recent])
+        wait_until_removed(side)
+        assert side.link().inspect(recent).job_id == recent
 
 
 def test_what_had_to_go_meanwhile_goes_at_the_next_start(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_life")
 IDS = ("k7f3-9m2q-x4tz-b1cd", "k7f3-9m2q-x4tz-b1ce", "k7f3-9m2q-x4tz-b1cf")
 
 
-def ended(job_id: str, ended_ns: int) -> JobRecord:
+def ended(job_id: str) -> JobRecord:
     uid = os.getuid()
     return JobRecord(
         job_id,
@@ -36,7 +36,7 @@ def ended(job_id: str, ended_ns: int) -> JobRecord:
         pid=0,
         state=State.ENDED,
         created_ns=1,
-        ended_ns=ended_ns,
+        ended_ns=2,
     )
 
 
@@ -65,7 +65,7 @@ def test_it_goes_once_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for number, job_id in enumerate(IDS):
         store.create_job(job_id, None)
         (tmp_path / "jobs" / job_id / "logs" / "log").write_text("output")
-        retention.add(ended(job_id, number + 1))
+        retention.add(ended(job_id), float(number))
     loop.run()
     assert gone == [IDS[1], IDS[0]]
     assert space.ended == 6

@@ -142,7 +142,7 @@ class Recovery:
             self._around.audit.found_ended(record)
             # Those of another boot are before all of this one's.
             revision = record.revision if self._around.store.is_of_this_boot(stored) else 0
-            self._registry.add_ended(replace(record, revision=revision))
+            self._registry.add_ended(replace(record, revision=revision), self._ended_at(stored))
             if not self._around.store.is_flushed(record.job_id):
                 self._unflushed(record.job_id)
             return
@@ -171,6 +171,17 @@ class Recovery:
         # What is on record comes first: the process was reaped then, and its id may be another one's by now.
         if end := _end_on_record(record) or held.end:
             job.main_ended(end)
+
+    def _ended_at(self, stored: StoredJob) -> float:
+        """When a job ended, on the monotonic clock.
+
+        Of this boot: so long after its start as it ran. The wall clock may have been set since, and by a year.
+        """
+        now, record = time.monotonic(), stored.record
+        if self._around.store.is_of_this_boot(stored):
+            ran = (record.ended_ns - record.started_ns) / 1e9
+            return min(now, stored.started + max(0.0, ran))
+        return now - max(0.0, (time.time_ns() - record.ended_ns) / 1e9)
 
     def _adopt(self, stored: StoredJob, held: HandedBack, pidfd: int) -> Job:
         # What the earlier life told last of it may not be on the disk.
@@ -225,7 +236,7 @@ class Recovery:
             self._around.log.error("record not saved", job=record.job_id, error=str(error))
         self._around.audit.ended(lost)
         self._around.tally.ended(lost, None)
-        self._registry.add_ended(lost)
+        self._registry.add_ended(lost, time.monotonic())
         self._around.log.warning("job lost", job=record.job_id, detail=detail)
 
     def _undo(self, job_id: str) -> None:

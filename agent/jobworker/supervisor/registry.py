@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 from jobworker.errors import (
@@ -108,13 +109,14 @@ class Registry:
         self._guard.begin(job, suspect=adopted)
         self.grew(job)
 
-    def add_ended(self, record: JobRecord) -> None:
+    def add_ended(self, record: JobRecord, ended_at: float) -> None:
+        """Take in a job that has ended, at this time of the monotonic clock."""
         self._users.keep(record.uid)
         self.running.pop(record.job_id, None)
         self._guard.end(record.job_id)
         self._space.ends(record.job_id)
         self.ended[record.job_id] = record
-        self._retention.add(record)
+        self._retention.add(record, ended_at)
         self._compress(record)
 
     def grew(self, job: Job) -> None:
@@ -155,7 +157,7 @@ class Registry:
     def changed(self, job: Job) -> None:
         """Keep the books after a change of a job's record."""
         if job.record.state is State.ENDED:
-            self.add_ended(job.record)
+            self.add_ended(job.record, time.monotonic())
             self.tell_idle()
 
     # Asking and stopping.

@@ -1,5 +1,7 @@
 """How long ended jobs are kept: by number, age, what their output takes of the disk, and their records of memory.
 
+Their age goes by the monotonic clock: a wall clock that is set makes no job older.
+
 A job that has to go is out of the registry at once, by a rename of its directory. A helper then removes what is
 there, which may be a million files; until it has, the job's user id stays in use, since the files are that user's.
 """
@@ -37,12 +39,13 @@ class _Kept:
     """An ended job.
 
     Attributes:
+        ended_at: on the monotonic clock, in seconds.
         record: its bytes in memory.
         output: its bytes on the disk.
         is_refused: the disk would not let it go, and the log tells so.
     """
 
-    ended_ns: int
+    ended_at: float
     uid: int
     record: int
     output: int = 0
@@ -75,15 +78,15 @@ class Retention:
         self._log = log
         self._space = space
         self._keep = settings.keep_ended
-        self._keep_ns = settings.keep_ms * 1_000_000
+        self._keep_seconds = settings.keep_ms / 1000
         self._keep_records = settings.keep_records_bytes
         self._forget = forget
         self._kept: dict[str, _Kept] = {}
         self._records = 0
         # When they ended, and their ids; the oldest first.
-        self._ended: list[tuple[int, str]] = []
+        self._ended: list[tuple[float, str]] = []
         # Those that should have gone and could not: others go all the same.
-        self._refused: list[tuple[int, str]] = []
+        self._refused: list[tuple[float, str]] = []
         # The bytes of the output that is being removed.
         self._leaving: dict[str, int] = {}
         self._removed = removed
@@ -98,10 +101,10 @@ class Retention:
         self._remover.begin()
         self._enforce()
 
-    def add(self, record: JobRecord) -> None:
-        """The job has ended, now or long ago."""
-        heapq.heappush(self._ended, (record.ended_ns, record.job_id))
-        kept = self._kept[record.job_id] = _Kept(record.ended_ns, record.uid, _size(record))
+    def add(self, record: JobRecord, ended_at: float) -> None:
+        """The job has ended, now or long ago: at this time of the monotonic clock, below 0 if before the boot."""
+        heapq.heappush(self._ended, (ended_at, record.job_id))
+        kept = self._kept[record.job_id] = _Kept(ended_at, record.uid, _size(record))
         self._records += kept.record
         self.resized(record.job_id)
         self.look()
@@ -133,7 +136,7 @@ class Retention:
         Raises:
             OSError: it can't be; it is where it was.
         """
-        entry = self._kept[job_id].ended_ns, job_id
+        entry = self._kept[job_id].ended_at, job_id
         self._take_out(job_id)
         # A walk over what is kept, which takes a millisecond for 10,000 jobs.
         (self._refused if entry in self._refused else self._ended).remove(entry)
@@ -182,15 +185,15 @@ class Retention:
                 self._wait(0)
                 return
             self._remove(heapq.heappop(self._ended))
-        if self._ended and self._keep_ns:
+        if self._ended and self._keep_seconds:
             self._wait(self._left())
 
     def _left(self) -> float:
-        """Seconds until the oldest has to go. By the wall clock, since it may have ended before a reboot."""
+        """Seconds until the oldest has to go."""
         too_large = self._keep_records and self._records > self._keep_records
         if len(self._ended) > self._keep or too_large or self._space.is_crowded:
             return 0
-        return (self._ended[0][0] + self._keep_ns - time.time_ns()) / 1e9 if self._keep_ns else float("inf")
+        return self._ended[0][0] + self._keep_seconds - time.monotonic() if self._keep_seconds else float("inf")
 
     def _wait(self, seconds: float) -> None:
         if self._timer and self._timer.pending:
@@ -199,7 +202,7 @@ class Retention:
             self._timer.cancel()
         self._timer = self._loop.call_after(seconds, self._enforce)
 
-    def _remove(self, entry: tuple[int, str]) -> None:
+    def _remove(self, entry: tuple[float, str]) -> None:
         job_id = entry[1]
         try:
             self._take_out(job_id)
