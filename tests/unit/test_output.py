@@ -450,7 +450,7 @@ def test_a_log_that_is_cut_has_a_gap_and_no_zeros(tmp_path: Path, log: OutputLog
     os.truncate(tmp_path / f"job_{ID}.log", 0)
     feed(log, b"d")
     assert index(tmp_path) == [(0, 210, LOST), (210, 1, 1)]
-    assert (log.size, log.lost) == (211, 260)
+    assert (log.size, log.lost, log.cut) == (211, 210, 210)
 
 
 def test_a_log_that_is_cut_while_nobody_is_there_has_a_gap(tmp_path: Path, log: OutputLog) -> None:
@@ -462,6 +462,18 @@ def test_a_log_that_is_cut_while_nobody_is_there_has_a_gap(tmp_path: Path, log: 
     again.close()
     assert index(tmp_path) == [(0, 40, 1), (40, 60, LOST), (100, 1, 1)]
     assert (again.lost, again.cut) == (60, 60)
+
+
+@pytest.mark.parametrize("left", [4, 10, 12, 15, 16])
+def test_a_gap_that_is_cut_as_well_is_counted_once(tmp_path: Path, log: OutputLog, left: int) -> None:
+    feed(log, b"a" * 10)
+    with no_room_beyond(10):
+        feed(log, b"x" * 5)
+    feed(log, b"b" * 2)
+    os.truncate(tmp_path / f"job_{ID}.log", left)
+    feed(log, b"c")
+    assert log.lost == sum(length for _, length in gaps(tmp_path)) == 5 + log.cut
+    assert log.cut == 17 - left - max(0, 15 - max(left, 10))
 
 
 def test_a_gap_behind_what_was_written_is_no_cut(tmp_path: Path, log: OutputLog) -> None:

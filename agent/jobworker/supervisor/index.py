@@ -129,8 +129,11 @@ class Index:
         self._settled += complete * RECORD.size
         del self._records[:complete]
 
-    def lose(self, start: int, end: int) -> None:
+    def lose(self, start: int, end: int) -> int:
         """Have what is known from one offset to the other, the end of the output, be a gap.
+
+        Returns:
+            How many of these bytes were in no gap before.
 
         Raises:
             OSError: it can't be written.
@@ -141,7 +144,10 @@ class Index:
         count = os.fstat(self._fd).st_size // RECORD.size
         first = bisect_left(range(count), start, key=lambda number: _read(self._fd, number).offset)
         records = [_read(self._fd, first - 1)] if first else []
+        lost = gaps(os.pread(self._fd, (count - first) * RECORD.size, first * RECORD.size))
         for record in records:
+            if record.source == LOST:
+                lost += max(0, record.end - start)
             record.length = min(record.length, start - record.offset)
         self._settled = first * RECORD.size
         self._records = [Record(start, end - start, LOST, time.time_ns())]
@@ -149,6 +155,7 @@ class Index:
         if os.pwrite(self._fd, data, (first - len(records)) * RECORD.size) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.ftruncate(self._fd, (first + 1) * RECORD.size)
+        return end - start - lost
 
     def catch_up(self) -> None:
         """Write what could not be written before; output may be written only after this.

@@ -183,9 +183,9 @@ class OutputLog:
         """
         found = os.fstat(self._fd).st_size
         if found < self._written:
-            self._index.lose(self._segment * self._segment_bytes + found, self.size)
-            self.lost += self._written - found
-            self.cut += self._written - found
+            cut = self._index.lose(self._segment * self._segment_bytes + found, self.size)
+            self.lost += cut
+            self.cut += cut
             self._written = found
 
     def _end_of_segment(self) -> int:
