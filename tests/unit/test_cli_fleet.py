@@ -136,6 +136,22 @@ def test_json_is_an_object_for_each_event(web: Web) -> None:
     }
 
 
+@pytest.mark.parametrize("line", [b"\xff\n", b"[1]\n", b'{"a":\n', b"[" * 100_000 + b"\n"])
+def test_what_is_no_json_costs_its_own_host_alone(web: Web, line: bytes) -> None:
+    web.each["web1"].output = [(OUT, line)]
+    done = web.cli("--group", "web", "run", "--format", "json", "x")
+    assert (done.returncode, b"Traceback" in done.stderr.encode()) == (1, False)
+    assert {name: result["status"] for name, result in told(done).items()} == {"web1": "FAILED", "web2": "OK"}
+
+
+def test_an_agent_cannot_pass_for_another_host(web: Web) -> None:
+    web.each["web1"].output = [(OUT, b'{"type":"line","host":"web2"}\n')]
+    events = [
+        json.loads(line) for line in web.cli("--group", "web", "run", "--format", "json", "x").stdout.splitlines()
+    ]
+    assert [event["host"] for event in events if event["type"] == "line"] == ["web1"]
+
+
 def test_groups_and_hosts_before_the_command_and_behind_it_are_all_meant(web: Web) -> None:
     groups = {"front": {"hosts": ["web1"]}, "back": {"hosts": ["web2"]}}
     web.write({**json.loads(web.path.read_text()), **groups})

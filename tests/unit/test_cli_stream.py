@@ -51,6 +51,13 @@ def test_json_is_harmless_on_a_terminal(agent: scripted.ScriptedAgent) -> None:
     assert b'"\x1b]0;evil\x07"' in agent.cli("stream", ID, "--format", "json").stdout
 
 
+def test_what_is_no_text_goes_on_as_it_came(agent: scripted.ScriptedAgent) -> None:
+    agent.handlers["Stream"] = lambda _request, _context: iter([lines(0, b"\xff\n", 1), scripted.end(1)])
+    done = agent.cli("stream", ID, "--format", "json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b'\xff\n{"type":"end"')
+
+
 @pytest.mark.parametrize("flags", [("--lines",), ("--timestamps",), ("--lines", "-t", "--compress")])
 def test_whole_lines(agent: scripted.ScriptedAgent, flags: tuple[str, ...]) -> None:
     agent.handlers["Stream"] = lambda _request, _context: iter([lines(0, b"a\\xff\n", 3), scripted.end(3)])

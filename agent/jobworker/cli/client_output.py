@@ -45,7 +45,7 @@ class Sink:
             self._gaps.close()
             self._finish()
 
-    def lines(self, lines: Iterable[str]) -> None:
+    def lines(self, lines: Iterable[bytes]) -> None:
         """Write lines of JSON, of which an agent that means ill may make something else.
 
         Raises:
@@ -54,7 +54,7 @@ class Sink:
         """
         try:
             for line in lines:
-                self._show(line.encode())
+                self._show(line)
         finally:
             self._finish()
 
@@ -106,17 +106,20 @@ class Gaps:
             self._tell(f"output bytes {gap.offset} to {gap.stop - 1} are missing: {gap.reason}")
 
 
-def json_lines(items: Iterable[Item]) -> Iterator[str]:
-    """What a stream of JSON brings, as whole lines: its own, and an object for each gap and for the end."""
+def json_lines(items: Iterable[Item]) -> Iterator[bytes]:
+    """What a stream of JSON brings, as whole lines: its own, and an object for each gap and for the end.
+
+    The stream's own lines are as the agent has sent them, whatever that is.
+    """
     for item in items:
         match item:
             case Lines(data=data):
-                yield data.decode()
+                yield data
             case Gap(offset, length, reason):
                 yield _line({"type": "gap", "offset": offset, "length": length, "reason": reason})
             case End(offset, output_ended):
                 yield _line({"type": "end", "offset": offset, "output_ended": output_ended})
 
 
-def _line(fields: dict[str, Any]) -> str:
-    return f"{client_json.line(fields)}\n"
+def _line(fields: dict[str, Any]) -> bytes:
+    return f"{client_json.line(fields)}\n".encode()

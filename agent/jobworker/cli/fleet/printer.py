@@ -5,7 +5,6 @@ The form `web1: …` is the one of pdsh, whose `dshbak` gathers hosts that say t
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -13,11 +12,13 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jobworker import codec
 from jobworker.cli import client_json
 from jobworker.cli.client_output import Gaps, json_lines, write_all
 from jobworker.cli.fleet.outcome import Outcome, Status
 from jobworker.cli.terminal import TerminalFilter
 from jobworker.client.output import Chunk, Gap, Item
+from jobworker.errors import ProtocolError
 from jobworker.jobs import OutputFormat, Source
 from jobworker.printable import inline
 
@@ -98,8 +99,8 @@ class Lane:
         """
         try:
             if self._printer.as_json:
-                for line in (line for text in json_lines(items) for line in text.splitlines()):
-                    self._printer.event({"host": self.host, **json.loads(line)})
+                for line in (line for lines in json_lines(items) for line in lines.splitlines()):
+                    self._printer.event({"host": "", **_object(line)} | {"host": self.host})
             else:
                 for item in items:
                     self._text(item)
@@ -127,6 +128,18 @@ class Lane:
     def _put(self, source: Source, lines: list[bytes]) -> None:
         if lines:
             self._printer.lines(self.host, lines, error=source is Source.STDERR)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """What an agent has sent as one object of JSON.
+
+    Raises:
+        ProtocolError: it is something else.
+    """
+    told = codec.parse(line)
+    if not isinstance(told, dict):
+        raise ProtocolError("the agent has sent a line of JSON that is no object")
+    return told
 
 
 class _Lines:
