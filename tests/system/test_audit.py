@@ -147,6 +147,7 @@ def test_the_command_line(agent: Agent) -> None:
     text = audit(agent.state_dir, "show", "--since", "1h").stdout
     assert "  job_started  spiffe://dev.jobworker.internal/user/writer  " in text
     assert audit(agent.state_dir, "show", "--since", "2999-01-01T00:00:00Z").stdout == ""
+    assert audit(agent.state_dir, "show", "--since", "0800-01-01T00:00:00Z").stdout != ""
     assert audit(agent.state_dir, "show", "--since", "yesterday").returncode == 2
     zoneless = audit(agent.state_dir, "show", "--since", "2026-01-31T08:00:00")
     assert (zoneless.returncode, "has no time zone" in zoneless.stderr) == (2, True)

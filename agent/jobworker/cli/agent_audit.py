@@ -214,7 +214,8 @@ def _read_time(text: str) -> str:
 
 
 def _stamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+    # Not by strftime, which writes the year 800 with three digits.
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00")
 
 
 def _said(directory: str, name: str, files: contextlib.ExitStack) -> Iterator[tuple[dict[str, Any], str]]:
