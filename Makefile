@@ -3,6 +3,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard proto/jobworker/api/v1/*.proto)
+# An image of the contract, of which `buf breaking` lets nothing be taken back.
+PROMISED := proto/promised.binpb
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo server client certs proto docs lint format test bench faults lock clean
@@ -35,6 +37,10 @@ proto: setup ## Generate the Python code of the contract
 	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=agent --grpc_python_out=agent \
 	  --mypy_out=quiet:agent --mypy_grpc_out=quiet:agent $(PROTOS)
 
+.PHONY: promise
+promise: setup ## Have later versions of the contract keep what this one has: at each release
+	$(BIN)/buf build proto --exclude-source-info --output $(PROMISED)
+
 lint: setup ## Check style, types, walls between folders, and the contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +48,7 @@ lint: setup ## Check style, types, walls between folders, and the contract
 	PATH="$(BIN):$$PATH" $(BIN)/lint-imports
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --diff --exit-code proto
+	$(BIN)/buf breaking proto --against $(PROMISED)
 
 docs: setup ## Write the pages of docs/ that are made from the program: commands, configuration, API, errors
 	PYTHONPATH=tests $(BIN)/python -m support.reference

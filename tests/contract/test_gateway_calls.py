@@ -336,7 +336,8 @@ def test_what_the_agent_is(stub: Stub) -> None:
     info = stub.GetAgentInfo(pb.GetAgentInfoRequest())
     assert before <= info.time.ToNanoseconds() <= time.time_ns()
     system = os.uname()
-    assert (info.version, info.hostname, info.kernel) == (
+    assert (info.version, info.supervisor_version, info.hostname, info.kernel) == (
+        jobworker.__version__,
         jobworker.__version__,
         system.nodename,
         system.release,

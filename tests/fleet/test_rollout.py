@@ -48,7 +48,9 @@ class Running:
 
 
 def versions(fleet: Fleet) -> set[str]:
-    return {member.asked("info")["version"] for member in fleet}
+    """Of all gateways and supervisors."""
+    told = [member.asked("info") for member in fleet]
+    return {agent[half] for agent in told for half in ("version", "supervisor_version")}
 
 
 def make(fleet: Fleet, version: str, directory: Path, *, says: str = "") -> str:
@@ -70,6 +72,16 @@ def test_an_upgrade_and_the_way_back_lose_nothing(fleet: Fleet, tmp_path: Path) 
     play = fleet.play("rollback", rollback_version="0.1.0")
     assert play.status == 0, play.tail()
     assert versions(fleet) == {"0.1.0"}
+    # As a play leaves it that was killed before the supervisor's turn.
+    for member in fleet:
+        member.guest.root.check_output("ln -sfn 0.1.1 /opt/jobworker/current")
+        member.guest.root.check_output("systemctl restart jobworker-gateway")
+    assert versions(fleet) == {"0.1.0", "0.1.1"}
+    play = fleet.play("upgrade", agent_version="0.1.1", agent_wheelhouse=wheelhouse)
+    assert play.status == 0, play.tail()
+    assert versions(fleet) == {"0.1.1"}
+    play = fleet.play("rollback", rollback_version="0.1.0")
+    assert play.status == 0, play.tail()
     running.check()
 
 

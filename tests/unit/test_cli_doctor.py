@@ -72,6 +72,12 @@ def test_another_version_and_a_shared_user_are_told(agent: scripted.ScriptedAgen
     assert "run the agent as root" in found["users"]
 
 
+def test_an_agent_of_two_versions_is_told(agent: scripted.ScriptedAgent) -> None:
+    found = told(agent, good(version=jobworker.__version__, supervisor_version="0.0.9"))
+    assert f"version {jobworker.__version__}, its supervisor 0.0.9" in found["agent"]
+    assert "reload jobworker-keeper" in found["agent"]
+
+
 @pytest.mark.parametrize(("seconds", "way"), [(100, "ahead of"), (-100, "behind")])
 def test_clocks_that_differ_are_told(agent: scripted.ScriptedAgent, seconds: int, way: str) -> None:
     info = good()

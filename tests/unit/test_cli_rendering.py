@@ -256,3 +256,6 @@ def test_an_agent_as_text() -> None:
     told = client_text.agent(agent)
     assert "cgroups      v2" in told
     assert "limits       pids default 1024, at most 32768 ENFORCED" in told
+    assert "agent        0.1.0\n" in told
+    agent.supervisor_version = "0.0.9"
+    assert "agent        0.1.0, its supervisor 0.0.9\n" in client_text.agent(agent)

@@ -62,6 +62,7 @@ def job(message: Job) -> dict[str, Any]:
 def agent(message: GetAgentInfoResponse) -> dict[str, Any]:
     return {
         "version": message.version,
+        "supervisor_version": message.supervisor_version,
         "hostname": message.hostname,
         "kernel": message.kernel,
         "cgroup_mode": message.cgroup_mode,

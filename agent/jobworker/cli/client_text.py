@@ -98,7 +98,7 @@ def agent(message: GetAgentInfoResponse) -> str:
     users = "a user of its own for each job" if message.user_per_job else "all jobs share the agent's user"
     lacking = [part for part in message.sandbox_parts if part.missing_because]
     lines = (
-        ("agent", message.version),
+        ("agent", versions(message)),
         ("host", f"{message.hostname}, Linux {message.kernel}"),
         ("capacity", f"{message.cpus} CPUs, {size(message.memory_bytes)} memory"),
         ("jobs", jobs),
@@ -120,6 +120,14 @@ def agent(message: GetAgentInfoResponse) -> str:
     return labelled(lines)
 
 
+def versions(message: GetAgentInfoResponse) -> str:
+    """The agent's version; of a half-upgraded one, those of both halves."""
+    # One of before this field has none.
+    if message.supervisor_version in ("", message.version):
+        return message.version
+    return f"{message.version}, its supervisor {message.supervisor_version}"
+
+
 def reloaded(message: ReloadResponse) -> str:
     stale = client_json.stale_files(message)
     return labelled([pair for what in message.read for pair in _under(what, in_force(stale.get(what, "")))])
@@ -133,7 +141,7 @@ def in_force(problem: str) -> list[str]:
 def agent_line(message: GetAgentInfoResponse) -> str:
     """The same in a line, to compare agents by."""
     jobs = f"{message.active_jobs} of {message.max_active_jobs} jobs"
-    words = (message.version, f"Linux {message.kernel}", f"cgroups {message.cgroup_mode}", jobs)
+    words = (versions(message), f"Linux {message.kernel}", f"cgroups {message.cgroup_mode}", jobs)
     return "  ".join(inline(word) for word in words) + ("  draining" if message.draining else "")
 
 

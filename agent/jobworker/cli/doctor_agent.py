@@ -46,7 +46,10 @@ def findings(agent: GetAgentInfoResponse, before: float, after: float) -> Iterat
 
 
 def _version(agent: GetAgentInfoResponse) -> Finding:
-    told = f"version {agent.version} on {agent.hostname}, Linux {agent.kernel}"
+    told = f"version {client_text.versions(agent)} on {agent.hostname}, Linux {agent.kernel}"
+    if agent.supervisor_version not in ("", agent.version):
+        hint = "an upgrade has reached one half of it: reload jobworker-keeper, then restart jobworker-gateway"
+        return warning("agent", told, hint)
     if agent.version == __version__:
         return Finding("agent", told)
     hint = "what only one of them knows is refused; bring both to one version"

@@ -72,6 +72,7 @@ class Mirror:
         self._awaited: dict[str, asyncio.Event] = {}
         self._share = functools.lru_cache(_SHARED_VALUES)(lambda value: value)
         self._host: HostInfo | None = None
+        self._supervisor_version = ""
         self._connects = 0
         # Of the connection.
         self._synced = asyncio.Event()
@@ -102,8 +103,8 @@ class Mirror:
 
     def _apply_to_all(self, message: Any) -> None:
         match message:
-            case Welcome(host=host, epoch=epoch):
-                self._host = host
+            case Welcome(host=host, version=version, epoch=epoch):
+                self._host, self._supervisor_version = host, version
                 self._connects += 1
                 self._unconfirmed = set(self._jobs)
                 self.changes.begin(epoch)
@@ -189,6 +190,11 @@ class Mirror:
         if self._host is None:
             raise AgentUnavailable(self._problem)
         return self._host
+
+    @property
+    def supervisor_version(self) -> str:
+        """Of the supervisor's program; empty before it has been heard."""
+        return self._supervisor_version
 
     def get(self, job_id: str) -> Known | None:
         """A job as last heard of; None for one that is not known now."""

@@ -185,6 +185,7 @@ class JobWorker(api.JobWorkerServiceServicer):
             ],
             time=outgoing.timestamp(time.time_ns()),
             stale_files=stale,
+            supervisor_version=self._mirror.supervisor_version,
         )
 
     async def Reload(self, _request: pb.ReloadRequest, _context: Context) -> pb.ReloadResponse:

@@ -1213,8 +1213,9 @@ class GetAgentInfoResponse(_message.Message):
     CA_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     CRL_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     STALE_FILES_FIELD_NUMBER: _builtins.int
+    SUPERVISOR_VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """The agent's version."""
+    """The version of the agent's gateway, which answers this."""
     hostname: _builtins.str
     """The host's name."""
     kernel: _builtins.str
@@ -1235,6 +1236,10 @@ class GetAgentInfoResponse(_message.Message):
     """The sandbox profile of a job that asks for none."""
     draining: _builtins.bool
     """It takes no new jobs, see Drain."""
+    supervisor_version: _builtins.str
+    """The version of the agent's supervisor, which has the jobs. Another one than the gateway's while the agent is being
+    upgraded, or when only half of that was done.
+    """
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitSupport]:
         """What can be limited here."""
@@ -1291,10 +1296,11 @@ class GetAgentInfoResponse(_message.Message):
         ca_expires_at: _timestamp_pb2.Timestamp | None = ...,
         crl_expires_at: _timestamp_pb2.Timestamp | None = ...,
         stale_files: _abc.Iterable[Global___StaleFile] | None = ...,
+        supervisor_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "crl_expires_at", b"crl_expires_at", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "crl_expires_at", b"crl_expires_at", "default_sandbox", b"default_sandbox", "draining", b"draining", "hostname", b"hostname", "kernel", b"kernel", "limit_profiles", b"limit_profiles", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "stale_files", b"stale_files", "time", b"time", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_jobs", b"active_jobs", "ca_expires_at", b"ca_expires_at", "certificate_expires_at", b"certificate_expires_at", "cgroup_mode", b"cgroup_mode", "cpus", b"cpus", "crl_expires_at", b"crl_expires_at", "default_sandbox", b"default_sandbox", "draining", b"draining", "hostname", b"hostname", "kernel", b"kernel", "limit_profiles", b"limit_profiles", "limits", b"limits", "max_active_jobs", b"max_active_jobs", "memory_bytes", b"memory_bytes", "sandbox_parts", b"sandbox_parts", "stale_files", b"stale_files", "supervisor_version", b"supervisor_version", "time", b"time", "user_per_job", b"user_per_job", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
