@@ -49,6 +49,9 @@ def test_hashes_of_passwords_are_not_said(fleet: Fleet) -> None:
     for member in fleet:
         assert hashed in member.guest.root.check_output("cat /etc/jobworker/agent.yaml")
     assert hashed not in play.output
+    # The settings without them are told beside those that there are.
+    play = fleet.play("site", "--check", "--diff")
+    assert (play.status, hashed in play.output) == (0, False), play.tail()
 
 
 def test_settings_that_are_wrong_are_not_put_in_place(fleet: Fleet) -> None:
