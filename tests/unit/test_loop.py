@@ -36,3 +36,13 @@ def test_cancelled_timers_are_not_kept(loop: Loop) -> None:
     for _ in range(10_000):
         loop.call_after(3600, lambda: None).cancel()
     assert len(loop._timers) < 5_000
+
+
+def test_a_cancelled_timer_wakes_nobody(loop: Loop) -> None:
+    rounds: list[None] = []
+    loop.after_each_round(lambda: rounds.append(None))
+    for seconds in (0.01, 0.02, 0.03):
+        loop.call_after(seconds, lambda: None).cancel()
+    loop.call_after(0.1, loop.stop)
+    loop.run()
+    assert len(rounds) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import signal
 import sys
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 # So long calls may take to end by themselves when the gateway stops.
 _GRACE_SECONDS = 5.0
 _MAX_SEGMENTS = 4_096
+# Between two looks of the collector at what is young; a stream has some 100, and few become garbage in cycles.
+_NEW_OBJECTS = 10_000
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 _log = structlog.get_logger()
@@ -83,6 +86,7 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     await grpc_server.start()
     files.on_hangup()
     _log.info("serving", address=address, dev_certificates=own.dev, metrics=scraped)
+    _collect_seldom()
     _report(ready_fd, address)
     async with asyncio.TaskGroup() as tasks:
         keeping = tasks.create_task(link.run())
@@ -159,6 +163,16 @@ def _raise_file_limit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def _collect_seldom() -> None:
+    """Have the collector of cycles leave alone what has come to stay, and look at the rest less often.
+
+    Nothing else goes on meanwhile: for all that a thousand followers need, and finding nothing, it took 70 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS)
 
 
 def _report(ready_fd: int | None, address: str) -> None:

@@ -136,6 +136,9 @@ class Loop:
             callback()
 
     def _timeout(self) -> float:
+        # Each start cancels one that was to come many seconds later: nothing is to be done then.
+        while self._timers and not self._timers[0][2].pending:
+            heapq.heappop(self._timers)
         if not self._timers:
             return -1
         return min(max(0.0, self._timers[0][0] - time.monotonic()), _LONGEST_WAIT)
