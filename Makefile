@@ -50,7 +50,7 @@ lint: setup ## Check style, types, walls between folders, and the contract
 	$(BIN)/buf format --diff --exit-code proto
 	$(BIN)/buf breaking proto --against $(PROMISED)
 
-docs: setup ## Write the pages of docs/ that are made from the program: commands, configuration, API, errors
+docs: setup ## Write the pages of docs/ that are made from the program: commands, configuration, API, errors, metrics
 	PYTHONPATH=tests $(BIN)/python -m support.reference
 
 format: setup ## Put the code into its form

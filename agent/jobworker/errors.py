@@ -59,7 +59,7 @@ class JobNotFound(JobWorkerError):
 
 @dataclass(eq=False)
 class JobAlreadyEnded(JobWorkerError):
-    """The job has ended, so it can't be stopped or signalled."""
+    """The job has ended, so it can't be stopped, signalled or given other limits."""
 
     job_id: str
     end_reason: str

@@ -37,6 +37,8 @@ MAX_KEY = 128
 # Each id that a watch names is memory of the gateway, of which any reader may have many watches.
 MAX_WATCHED = 200
 MAX_LABEL_VALUE = 255
+# That a stream may begin before the end of the output.
+MAX_TAIL_LINES = 1_000_000
 MAX_TIMEOUT_MS = 366 * 24 * 3600 * 1000
 MAX_GRACE_MS = 3600 * 1000
 

@@ -61,10 +61,14 @@ _EXIT_CODES = """
 | 3 | of many hosts: some were not reached, and none failed |
 | 4 | not allowed: PERMISSION_DENIED, UNAUTHENTICATED |
 | 130 | interrupted by Ctrl-C |
+| 141 | nobody reads the output any more |
 
 `run` and `wait` exit as the job did, with 128 + N when signal N ended it, and with 125 when jobworker failed;
 `run` with 126 when the command cannot be executed, 127 when it was not found; `wait` and `drain` with 124 after
 their `--timeout`.
+
+`worker-agent` and `worker-pki` exit with 0, with 1 if something failed, is wrong or is denied, and with 2 if they
+have not been understood; with 130 and 141 likewise.
 """
 
 
@@ -86,9 +90,14 @@ class _Page:
         for i, service in enumerate(self.file.service):
             yield f"\n## {service.name}\n\n{self.comment(_SERVICES, i)}\n"
             for j, method in enumerate(service.method):
-                stream = "stream of " if method.server_streaming else ""
-                call = f"{_linked(method.input_type)} → {stream}{_linked(method.output_type)}"
-                yield f"\n### {method.name}\n\n{call}\n\n{self.comment(_SERVICES, i, _MEMBERS, j)}\n"
+                asked, told = (
+                    f"{'stream of ' if streams else ''}{_linked(kind)}"
+                    for streams, kind in (
+                        (method.client_streaming, method.input_type),
+                        (method.server_streaming, method.output_type),
+                    )
+                )
+                yield f"\n### {method.name}\n\n{asked} → {told}\n\n{self.comment(_SERVICES, i, _MEMBERS, j)}\n"
 
     def messages(self) -> Iterator[str]:
         for i, message in enumerate(self.file.message_type):

@@ -64,7 +64,7 @@ _OPTIONS = (
     ),
     click.option("--workdir", metavar="DIR", help="Start there; by default in a fresh directory of its own."),
     label_option("A label to find the job by. Repeatable."),
-    click.option("--idempotency-key", metavar="KEY", default="", help="Asked again with this, get the same job."),
+    click.option("--idempotency-key", metavar="KEY", default="", help="Repeat a start, and get the same job."),
     click.option(
         "--sandbox",
         type=click.Choice(PROFILES),

@@ -10,7 +10,7 @@ from jobworker.cli import client_offers
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_output import Sink, json_lines
 from jobworker.cli.client_time import moment
-from jobworker.jobs import OutputFormat, Source
+from jobworker.jobs import MAX_TAIL_LINES, OutputFormat, Source
 
 _HELP = """Write a job's output. Also called `logs`.
 
@@ -38,14 +38,14 @@ With `--format json` each line is an object, and so are gaps and the end: that i
 
 
 # What the fields of a request hold.
-_MOST, _MOST_LINES = 2**63 - 1, 2**32 - 1
+_MOST = 2**63 - 1
 
 
 @click.command("stream", cls=ClientCommand, help=_HELP)
 @click.option("--follow", "-f", is_flag=True, help="Go on with new output until it has ended.")
 @click.option("--offset", metavar="N", type=click.IntRange(0, _MOST), default=0, help="Begin at this byte.")
 @click.option(
-    "--tail", "-n", metavar="N", type=click.IntRange(0, _MOST_LINES), help="Begin this many lines before the end."
+    "--tail", "-n", metavar="N", type=click.IntRange(0, MAX_TAIL_LINES), help="Begin so many lines before the end."
 )
 @click.option("--since", metavar="T", help="Begin at this time, or this long ago.")
 @click.option("--until", metavar="T", help="End at this time, or this long ago.")

@@ -41,7 +41,7 @@ COMMANDS = {
     "top": _Entry("client_top", "top", "Show what jobs use, again and again."),
     "wait": _Entry("client_watch", "wait", "Wait until jobs have ended, and exit as they did."),
     "info": _Entry("client_info", "info", "Show what the agent is, and what it can enforce."),
-    "drain": _Entry("client_drain", "drain", "Take no new jobs on the host, and wait for the others."),
+    "drain": _Entry("client_drain", "drain", "Take no new jobs on the host."),
     "undrain": _Entry("client_drain", "undrain", "Take new jobs on the host again."),
     "reload": _Entry("client_reload", "reload", "Have the agent read its files anew."),
     "context": _Entry("client_context", "context", "List your contexts, or make one the current one."),

@@ -20,7 +20,7 @@ from jobworker.errors import InvalidField
 from jobworker.gateway.changes import Watched
 from jobworker.gateway.known import Wanted
 from jobworker.gateway.order import Position
-from jobworker.gateway.seek import MAX_TAIL_LINES, View
+from jobworker.gateway.seek import View
 from jobworker.gateway.watch import read_token
 from jobworker.wire.callers import Caller
 from jobworker.wire.messages import (
@@ -228,8 +228,8 @@ def view(request: pb.StreamRequest) -> View:
     since = request.since if request.HasField("since") else None
     until = request.until if request.HasField("until") else None
     made = View(request.offset, tail_lines, *_span(since, until))
-    if made.tail_lines is not None and made.tail_lines > MAX_TAIL_LINES:
-        raise InvalidField("tail_lines", f"{made.tail_lines} is more than {MAX_TAIL_LINES}", "100")
+    if made.tail_lines is not None and made.tail_lines > jobs.MAX_TAIL_LINES:
+        raise InvalidField("tail_lines", f"{made.tail_lines} is more than {jobs.MAX_TAIL_LINES}", "100")
     if made.offset and made.relative:
         field = "since" if made.tail_lines is None else "tail_lines"
         raise InvalidField(field, "says where to begin, and so does offset; give one of them", "offset 0")

@@ -13,7 +13,6 @@ from jobworker.gateway.segments import Segment, Segments
 from jobworker.jobs import OutputFormat, Source
 from jobworker.wire.output_index import DROPPED
 
-MAX_TAIL_LINES = 1_000_000
 # A job may write lines without end.
 MAX_TAIL_BYTES = 64 * 1024 * 1024
 # Between so many bytes, or runs of a source, others have their turn.

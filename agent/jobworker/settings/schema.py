@@ -81,8 +81,8 @@ class JobSettings:
         segment_bytes: a log segment is closed at exactly this size, 1G at most.
         default_pids: for a job that asks for no limit of its own.
         max_cpu_millis: the most that one job may ask for; 0 for all CPUs of the host.
-        max_memory_bytes: likewise; 0 for all memory of the host.
-        max_pids: likewise.
+        max_memory_bytes: the most that one job may ask for; 0 for all memory of the host.
+        max_pids: the most processes and threads that one job may ask for.
         default_memory_bytes: for a job that asks for no limit of its own; 0 for none.
         max_jobs_memory_bytes: the most that the memory limits of all jobs that have not ended may be together;
             0 for no such bound. A job without a limit does not count.
@@ -92,18 +92,19 @@ class JobSettings:
         compress_logs: closed segments are compressed (gzip), those of 1 GiB at most, beside all else.
         keep_log: bytes that each job's output may take of the disk, compressed or not; the newest is kept, by
             whole segments. 0 for any number.
-        keep_logs: likewise of all jobs together, with their indexes. The oldest ended jobs are removed; where
-            running ones have more than half, these lose their oldest segments, and who has most loses first.
-        keep_ended: jobs that have ended are kept up to this number, the oldest are removed with all their files.
-        keep_records_bytes: while their records, which may hold long arguments, take so many bytes of memory at
-            most; 0 for any number.
-        keep_ms: and for so long; 0 for without end.
+        keep_logs: bytes that the output of all jobs may take of the disk, with their indexes; 0 for any number.
+            The oldest ended jobs are removed; where running ones have more than half, these lose their oldest
+            segments, and who has most loses first.
+        keep_ended: how many ended jobs are kept; the oldest are removed with all their files.
+        keep_records_bytes: how much memory the records of ended jobs may take, which may hold long arguments; then
+            the oldest go. 0 for any number.
+        keep_ms: how long ended jobs are kept; 0 for without end.
         first_uid: jobs get user ids from here on where the agent runs as root.
-        uid_count: and so many of them.
+        uid_count: how many user ids there are from `first_uid` on.
         default_path: where a command without a slash is looked for when the job's environment has no PATH.
         cgroup_parent: the cgroup below which the jobs' cgroups are made, from the hierarchy's root; empty for
-            the delegated cgroup that the agent runs in, or one of its own. A change waits for a start without
-            jobs.
+            the delegated cgroup of jobworker-jobs.service, or else the agent's own (v2), or else `/jobworker`. A
+            change waits for a start without jobs.
         kill_wait_ms: a job whose cgroup is not empty this long after it was killed is reported as stuck.
     """
 

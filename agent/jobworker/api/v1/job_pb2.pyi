@@ -127,7 +127,9 @@ Global___Enforcement: _TypeAlias = Enforcement  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """Limits as a client asks for them. What is left out gets the host's default, and in an Update stays as it is."""
+    """Limits as a client asks for them. What is left out comes from the profile, the policy or the host's defaults, and in an
+    Update stays as it is.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -146,9 +148,11 @@ class Limits(_message.Message):
     memory: _builtins.str
     """Memory, in powers of 1024: `256M`, `1G`, `512Mi`, or plain bytes. At least `1M`."""
     pids: _builtins.int
-    """Processes and threads at any one time. At least 1; 0 or left out is the host's default."""
+    """Processes and threads at any one time. At least 1; 0 is as left out."""
     cpu_weight: _builtins.int
-    """Share of the CPU among jobs that want it at the same time: 1 to 10,000. 0 or left out is 100."""
+    """Share of the CPU among jobs that want it at the same time: 1 to 10,000. 0 is as left out: 100, unless a
+    profile or rule says otherwise.
+    """
     cpuset: _builtins.str
     """The CPUs that the job may run on: `0-2,5`."""
     swap: _builtins.str

@@ -61,8 +61,9 @@ class _OutputFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputFo
 
     A line is told when its newline has come, so lines are in the order of their ends. What has no newline yet waits
     for it: a stream that does not follow leaves it to a later one. Only the end of all output tells it without.
-    Bytes that are not UTF-8 are written out, as in `\\xff`. Lines whose bytes are further apart than 64 KiB may be
-    cut, beyond 128 KiB they are; a piece that goes on ends with `\\u2026`, and a newline.
+    Bytes that are not UTF-8 are written out, as in `\\xff`. A line that fits into 64 KiB of the
+    output is never cut, nor one of up to 16 KiB that fits into 256 KiB with what the other descriptor writes between
+    its parts; longer ones may be. A piece that goes on ends with `\\u2026`, and a newline.
 
     With `offset` the stream begins with the first line that ends behind it, which is sent whole, so that the offset to
     resume at is that of the last line's end. `tail_lines`, `since` and `until` find offsets as in BINARY: a line
@@ -91,8 +92,9 @@ OUTPUT_FORMAT_TEXT: OutputFormat.ValueType  # 2
 
 A line is told when its newline has come, so lines are in the order of their ends. What has no newline yet waits
 for it: a stream that does not follow leaves it to a later one. Only the end of all output tells it without.
-Bytes that are not UTF-8 are written out, as in `\\xff`. Lines whose bytes are further apart than 64 KiB may be
-cut, beyond 128 KiB they are; a piece that goes on ends with `\\u2026`, and a newline.
+Bytes that are not UTF-8 are written out, as in `\\xff`. A line that fits into 64 KiB of the
+output is never cut, nor one of up to 16 KiB that fits into 256 KiB with what the other descriptor writes between
+its parts; longer ones may be. A piece that goes on ends with `\\u2026`, and a newline.
 
 With `offset` the stream begins with the first line that ends behind it, which is sent whole, so that the offset to
 resume at is that of the last line's end. `tail_lines`, `since` and `until` find offsets as in BINARY: a line
@@ -1405,7 +1407,7 @@ class DrainResponse(_message.Message):
     ACTIVE_JOB_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def active_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Jobs that have not ended, those included that were being started: the oldest 10,000."""
+        """Jobs that have not ended and the caller may query, those included that were being started: the oldest 10,000."""
 
     def __init__(
         self,

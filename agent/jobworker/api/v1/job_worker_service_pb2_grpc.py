@@ -161,7 +161,7 @@ class JobWorkerServiceServicer:
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
         bad work directory, or one of these did not answer in time: ETIMEDOUT; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
         ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
-        UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
+        INTERNAL (HOST_FAULT: what a job needs cannot be had), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,7 +184,7 @@ class JobWorkerServiceServicer:
         To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
         been sent; without one (UNAVAILABLE) it may have been or not.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
-        only descendants are left, which `all` reaches), UNAVAILABLE.
+        only descendants are left, which `all` reaches), INTERNAL (HOST_FAULT), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,7 +203,7 @@ class JobWorkerServiceServicer:
         open until somebody writes its `end`, or the job closes it or ends.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (STDIN_ENDED: the job was not started
         with an open one, its end was written, or the job has closed it or ended; STDIN_OFFSET), OUT_OF_RANGE
-        (STDIN_TOO_LARGE: the agent allows no more), UNAVAILABLE: resume.
+        (STDIN_TOO_LARGE: the agent allows no more), INTERNAL (HOST_FAULT), UNAVAILABLE: resume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,7 +63,7 @@ class JobWorkerServiceStub:
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
     bad work directory, or one of these did not answer in time: ETIMEDOUT; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
     ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
-    UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
+    INTERNAL (HOST_FAULT: what a job needs cannot be had), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
     Stop: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]
     """Stops a job: a signal, time to end by itself, then the whole cgroup is killed. Role: WRITER.
@@ -78,7 +78,7 @@ class JobWorkerServiceStub:
     To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
     been sent; without one (UNAVAILABLE) it may have been or not.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
-    only descendants are left, which `all` reaches), UNAVAILABLE.
+    only descendants are left, which `all` reaches), INTERNAL (HOST_FAULT), UNAVAILABLE.
     """
     WriteStdin: _grpc.StreamStreamMultiCallable[_job_worker_service_pb2.WriteStdinRequest, _job_worker_service_pb2.WriteStdinResponse]
     """Writes to the standard input of a job that was started with `stdin_open`, and ends it. Role: WRITER.
@@ -93,7 +93,7 @@ class JobWorkerServiceStub:
     open until somebody writes its `end`, or the job closes it or ends.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (STDIN_ENDED: the job was not started
     with an open one, its end was written, or the job has closed it or ended; STDIN_OFFSET), OUT_OF_RANGE
-    (STDIN_TOO_LARGE: the agent allows no more), UNAVAILABLE: resume.
+    (STDIN_TOO_LARGE: the agent allows no more), INTERNAL (HOST_FAULT), UNAVAILABLE: resume.
     """
     Update: _grpc.UnaryUnaryMultiCallable[_job_worker_service_pb2.UpdateRequest, _job_worker_service_pb2.UpdateResponse]
     """Gives a running job new limits. Role: WRITER.
@@ -208,7 +208,7 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
     bad work directory, or one of these did not answer in time: ETIMEDOUT; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
     ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
-    UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
+    INTERNAL (HOST_FAULT: what a job needs cannot be had), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
     """
     Stop: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.StopRequest, _job_worker_service_pb2.StopResponse]  # type: ignore[assignment]
     """Stops a job: a signal, time to end by itself, then the whole cgroup is killed. Role: WRITER.
@@ -223,7 +223,7 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
     been sent; without one (UNAVAILABLE) it may have been or not.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
-    only descendants are left, which `all` reaches), UNAVAILABLE.
+    only descendants are left, which `all` reaches), INTERNAL (HOST_FAULT), UNAVAILABLE.
     """
     WriteStdin: _aio.StreamStreamMultiCallable[_job_worker_service_pb2.WriteStdinRequest, _job_worker_service_pb2.WriteStdinResponse]  # type: ignore[assignment]
     """Writes to the standard input of a job that was started with `stdin_open`, and ends it. Role: WRITER.
@@ -238,7 +238,7 @@ class JobWorkerServiceAsyncStub(JobWorkerServiceStub):
     open until somebody writes its `end`, or the job closes it or ends.
     Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (STDIN_ENDED: the job was not started
     with an open one, its end was written, or the job has closed it or ended; STDIN_OFFSET), OUT_OF_RANGE
-    (STDIN_TOO_LARGE: the agent allows no more), UNAVAILABLE: resume.
+    (STDIN_TOO_LARGE: the agent allows no more), INTERNAL (HOST_FAULT), UNAVAILABLE: resume.
     """
     Update: _aio.UnaryUnaryMultiCallable[_job_worker_service_pb2.UpdateRequest, _job_worker_service_pb2.UpdateResponse]  # type: ignore[assignment]
     """Gives a running job new limits. Role: WRITER.
@@ -356,7 +356,7 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT (INVALID_FIELD), FAILED_PRECONDITION (START_FAILED: no such file, not executable,
         bad work directory, or one of these did not answer in time: ETIMEDOUT; LIMIT_UNSUPPORTED; SANDBOX_UNSUPPORTED; USER_DENIED), PERMISSION_DENIED (POLICY_DENIED),
         ALREADY_EXISTS (IDEMPOTENCY_CONFLICT: the key was used for another request), RESOURCE_EXHAUSTED (CAP_EXCEEDED),
-        UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
+        INTERNAL (HOST_FAULT: what a job needs cannot be had), UNAVAILABLE (AGENT_UNAVAILABLE, AGENT_DRAINING).
         """
 
     @_abc_1.abstractmethod
@@ -383,7 +383,7 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         To end a job, use Stop: what a signal of this call ends counts as ended by itself. With an answer the signal has
         been sent; without one (UNAVAILABLE) it may have been or not.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (JOB_ALREADY_ENDED; MAIN_PROCESS_ENDED:
-        only descendants are left, which `all` reaches), UNAVAILABLE.
+        only descendants are left, which `all` reaches), INTERNAL (HOST_FAULT), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -404,7 +404,7 @@ class JobWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         open until somebody writes its `end`, or the job closes it or ends.
         Errors: INVALID_ARGUMENT, NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (STDIN_ENDED: the job was not started
         with an open one, its end was written, or the job has closed it or ended; STDIN_OFFSET), OUT_OF_RANGE
-        (STDIN_TOO_LARGE: the agent allows no more), UNAVAILABLE: resume.
+        (STDIN_TOO_LARGE: the agent allows no more), INTERNAL (HOST_FAULT), UNAVAILABLE: resume.
         """
 
     @_abc_1.abstractmethod
