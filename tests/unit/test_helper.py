@@ -1,4 +1,4 @@
-"""Starting a helper where the host has too few processes for it."""
+"""Starting a helper: where the host has too few processes for it, and what it has of the supervisor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +48,22 @@ def test_either_fork_may_fail(processes: int, status: int) -> None:
     os.close(writing)
     with open(reading, "rb") as said:
         assert said.read() == (b"" if status else b"begun")
+
+
+@pytest.mark.root
+def test_it_has_no_part_in_how_the_supervisor_stands_with_the_oom_killer() -> None:
+    reading, writing = os.pipe()
+    score = Path("/proc/self/oom_score_adj")
+
+    def start() -> None:
+        # The other way round, which takes no capability.
+        score.write_text("500")
+        helper.start("jw-test", (writing,), tell)
+
+    def tell() -> None:
+        os.write(0, score.read_bytes())
+
+    assert status_of(start) == 0
+    os.close(writing)
+    with open(reading, "rb") as said:
+        assert said.read() == b"0\n"

@@ -9,10 +9,12 @@ import os
 def reset_score() -> None:
     """Be like any other process.
 
-    The agent protects itself from the OOM killer; its jobs are not to inherit that. What a service manager has
-    raised for an ordinary user, that user may not lower, and the job keeps it.
+    The agent protects itself from the OOM killer; its jobs and helpers are not to inherit that. What a service
+    manager has raised for an ordinary user, that user may not lower, and they keep it.
     """
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     with contextlib.suppress(PermissionError):
-        os.write(fd, b"0")
-    os.close(fd)
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"0")
+        finally:
+            os.close(fd)

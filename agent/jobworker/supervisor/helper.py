@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from jobworker.kernel import syscalls
+from jobworker.kernel import oom, syscalls
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
@@ -29,6 +29,8 @@ def start(name: str, fds: tuple[int, ...], work: Callable[[], None]) -> None:
     """
 
     def alone() -> None:
+        # It can be done without for a while, and what it works on jobs have made: rather it than anybody else.
+        oom.reset_score()
         for number, fd in enumerate([os.dup(fd) for fd in fds]):
             os.dup2(fd, number)
         syscalls.close_range(len(fds))
