@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import resource
 import stat
 import subprocess
 import sys
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from jobworker.supervisor import removal
 
-# As another user, with a descriptor of the directory: swaps one of its own and a link, all the time.
+# As another user, with a descriptor of the directory: swaps directories of its own and links, all the time.
 SWAPS = """
 import ctypes, os, sys
 held, kept = int(sys.argv[1]), sys.argv[2]
 os.setresuid(1900000001, 1900000001, 1900000001)
 os.mkdir("own", dir_fd=held)
 own = os.open("own", os.O_RDONLY | os.O_DIRECTORY, dir_fd=held)
-for number in range(20_000):
-    os.mkdir(f"d{number}", dir_fd=own)
-os.symlink(kept, "link", dir_fd=own)
-os.mkdir("last", dir_fd=own)
+pairs = [(b"directory%d" % number, b"link%d" % number) for number in range(1000)]
+for directory, link in pairs:
+    os.mkdir(directory, dir_fd=own)
+    os.close(os.open(directory + b"/file", os.O_CREAT, dir_fd=own))
+    os.symlink(kept, link, dir_fd=own)
 print("ready", flush=True)
 renameat2, exchange = ctypes.CDLL(None).renameat2, 2
 while True:
-    renameat2(own, b"last", own, b"link", exchange)
+    for directory, link in pairs:
+        renameat2(own, directory, own, link, exchange)
 """
+# A pass that remembers no names takes less; a name takes about 70 bytes.
+SMALL = 256 << 10
 
 
 def remove(path: Path) -> None:
@@ -37,6 +46,23 @@ def remove(path: Path) -> None:
         removal.remove(parent, (path.name,))
     finally:
         os.close(parent)
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A directory for so many files that a disk would take long over them."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="jobworker-test-") as path:
+        yield Path(path)
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    """How many bytes of memory this takes at the most."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def make_deep(path: Path, levels: int) -> None:
@@ -118,3 +144,78 @@ def test_a_link_that_another_job_puts_in_a_directory_s_place_is_not_followed(tmp
         swapper.kill()
         swapper.communicate()
         os.close(held)
+
+
+def test_any_number_of_files_takes_no_more_memory(in_memory: Path) -> None:
+    (in_memory / "job").mkdir()
+    fd = os.open(in_memory / "job", os.O_RDONLY)
+    for number in range(100_000):
+        os.close(os.open(f"f{number}", os.O_CREAT, dir_fd=fd))
+    os.close(fd)
+    assert peak_of(lambda: remove(in_memory / "job")) < SMALL
+    assert list(in_memory.iterdir()) == []
+
+
+def test_any_number_of_directories_takes_no_more_memory(in_memory: Path) -> None:
+    (in_memory / "job").mkdir()
+    fd = os.open(in_memory / "job", os.O_RDONLY)
+    for number in range(10_000):
+        os.mkdir(f"d{number}", dir_fd=fd)
+        # One that is moved, and one that can go where it is.
+        os.mkdir(f"d{number}/file", dir_fd=fd)
+    os.close(fd)
+    assert peak_of(lambda: remove(in_memory / "job")) < SMALL
+    assert list(in_memory.iterdir()) == []
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A file system that somebody has mounted deep in the directory `job`."""
+    path = tmp_path / "job" / "work" / "deep" / "mounted"
+    path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "jobworker-test", path], check=True)
+    yield path
+    subprocess.run(["umount", "--recursive", *tmp_path.rglob("mounted")], check=True)
+
+
+@pytest.mark.root
+def test_what_cannot_be_removed_keeps_nothing_else(tmp_path: Path, mounted: Path) -> None:
+    (mounted / "kept").mkdir()
+    (mounted / "kept" / "file").write_text("x")
+    for number in range(5_000):
+        (mounted.parent / f"f{number}").touch()
+        (mounted.parent / f"d{number}" / "below").mkdir(parents=True)
+    remove(tmp_path / "job")
+    found = next(tmp_path.rglob("mounted"))
+    assert [path for path in tmp_path.rglob("*") if found not in path.parents] == [
+        tmp_path / "job",
+        found.parent,
+        found,
+    ]
+    # It is not the job's, whatever the job has mounted there.
+    assert stat.S_IMODE(found.stat().st_mode) == 0o755
+    assert (found / "kept" / "file").read_text() == "x"
+
+
+def test_what_one_pass_does_not_see_the_next_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.scandir
+
+    class Half(contextlib.AbstractContextManager["Half"]):
+        """Reads every second entry, as where removing shifts those behind."""
+
+        def __init__(self, fd: int) -> None:
+            self._entries = whole(fd)
+
+        def __iter__(self) -> Iterator[os.DirEntry[str]]:
+            return itertools.islice(self._entries, 0, None, 2)
+
+        def __exit__(self, *_: object) -> None:
+            self._entries.close()
+
+    for number in range(100):
+        (tmp_path / "job" / f"d{number}" / "below").mkdir(parents=True)
+        (tmp_path / "job" / f"f{number}").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", Half)
+        remove(tmp_path / "job")
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,15 @@ def open_directory(directory_fd: int, path: str) -> int:
     return syscalls.openat2(directory_fd, path, os.O_RDONLY | os.O_DIRECTORY, _BENEATH)
 
 
+def open_unmounted(directory_fd: int, path: str, flags: int = os.O_RDONLY) -> int:
+    """Open a directory, but none that somebody has mounted there.
+
+    Raises:
+        OSError: EXDEV if the way to it leads through a mount.
+    """
+    return syscalls.openat2(directory_fd, path, flags | os.O_DIRECTORY, _BENEATH | syscalls.RESOLVE_NO_XDEV)
+
+
 def open_regular(directory_fd: int, path: str, flags: int) -> int:
     """Open a regular file; one that is made is its owner's to write and its group's to read.
 
