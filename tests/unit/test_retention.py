@@ -1,7 +1,8 @@
-"""What becomes of an ended job that the disk would not let go, on a real state directory."""
+"""What becomes of ended jobs that the disk would not let go, and of what others put among the removed ones."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -69,3 +70,29 @@ def test_it_goes_once_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     loop.run()
     assert gone == [IDS[1], IDS[0]]
     assert space.ended == 6
+
+
+def test_what_others_have_put_among_the_removed_jobs_is_left_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loop, store, space = Loop(), Store(str(tmp_path)), Space(0, 0)
+    left: list[int] = []
+    removed: list[int] = []
+    strange = ["lost+found", f"{IDS[0]}.x", f"{IDS[0]}.-1", f"{IDS[0]}.", "old.7", ".7", f"{IDS[0]}.7.bak", "²"]
+    for name in (*strange, f"{IDS[0]}.7"):
+        (tmp_path / "removed" / name / "below").mkdir(parents=True)
+
+    def is_removed(uid: int) -> None:
+        removed.append(uid)
+        loop.stop()
+
+    def ignore(_job_id: str) -> None:
+        pass
+
+    retention = Retention(loop, Log("info"), store, space, JobSettings(), ignore, left.append, is_removed)
+    retention.begin()
+    loop.run()
+    assert left == removed == [7]
+    assert sorted(os.listdir(tmp_path / "removed")) == sorted(strange)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert json.loads(line)["names"] == sorted(strange)

@@ -259,7 +259,10 @@ class Remover:
         retry.until_done(self._loop, self._log, event, self._store.set_aside, found)
 
     def _find(self, names: frozenset[str]) -> None:
-        found = names.difference(self._batch)
+        ours = frozenset(filter(self._store.is_set_aside, names))
+        if others := sorted(names - ours):
+            self._log.warning("no removed jobs are called so: left alone", directory="removed", names=others)
+        found = ours.difference(self._batch)
         for name in found:
             self._left(name)
         self._waiting |= found

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from jobworker import chain, codec
-from jobworker.errors import HostFault, ProtocolError
+from jobworker.errors import HostFault, InvalidField, ProtocolError
 from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_job_id
 from jobworker.kernel import beneath
 from jobworker.limits import NO_LIMITS, Limits
@@ -265,7 +265,18 @@ class Store:
         return name
 
     def set_aside(self) -> frozenset[str]:
+        """What stands among the removed jobs, with whatever else somebody has put there."""
         return frozenset(os.listdir(self.removed_fd))
+
+    @staticmethod
+    def is_set_aside(name: str) -> bool:
+        """Whether a removed job may be called so."""
+        job_id, _, uid = name.partition(".")
+        try:
+            check_job_id(job_id)
+        except InvalidField:
+            return False
+        return uid.isascii() and uid.isdecimal()
 
     @staticmethod
     def user_of(name: str) -> int:
