@@ -21,7 +21,9 @@ class Keys:
 
     def forget(self, job_id: str) -> None:
         """The job was not started after all, or is removed."""
-        if name := self._of_job.pop(job_id, None):
+        name = self._of_job.pop(job_id, None)
+        # Of one that a failing disk kept on record, when the client has tried again, the key is another's by now.
+        if name and self._known.get(name, ("", ""))[0] == job_id:
             del self._known[name]
 
     def find(self, principal: str, idempotency: Idempotency) -> str | None:
