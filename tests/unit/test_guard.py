@@ -55,6 +55,21 @@ def test_controllers_that_are_mounted_together(tmp_path: Path) -> None:
     assert pids.read_text() == "7"
 
 
+@pytest.mark.usefixtures("one_life")
+def test_what_the_kernel_tells_of_itself_is_passed_over(tmp_path: Path) -> None:
+    loop, pids = Loop(), tmp_path / ID / "pids.max"
+    guard = LimitGuard(loop, Log("error"))
+    guard.begin(job_of(together(tmp_path), loop), suspect=False)
+    for name in ("cgroup.events", "memory.events", "memory.events.local", "pids.events"):
+        (tmp_path / ID / name).write_text("x")
+    loop.call_after(0.05, loop.stop)
+    loop.run()
+    assert pids.read_text() == "7"
+    (tmp_path / ID / "memory.limit_in_bytes").write_text("x")
+    loop.run()
+    assert pids.read_text() == "20"
+
+
 @pytest.mark.root
 def test_a_host_that_has_no_more_room_for_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     group = together(tmp_path)

@@ -18,12 +18,16 @@ _READ = 64 * 1024
 class Inotify:
     """Owns its descriptor, which is readable when there is something to tell."""
 
-    def __init__(self) -> None:
+    def __init__(self, passed_over: tuple[str, ...] = ()) -> None:
         """Make it.
+
+        Args:
+            passed_over: how files' names end that nobody asks about.
 
         Raises:
             OSError: EMFILE where the user may have no more of them (fs.inotify.max_user_instances).
         """
+        self._passed_over = tuple(map(os.fsencode, passed_over))
         self.fd = syscalls.inotify_init(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def watch(self, directory_fd: int) -> int:
@@ -54,9 +58,10 @@ class Inotify:
         while at < len(data):
             watch, mask, _, length = _HEAD.unpack_from(data, at)
             at += _HEAD.size + length
+            name = data[at - length : at].rstrip(b"\0")
             if mask & _OVERFLOW:
                 lost = True
-            elif mask & _MODIFIED:
+            elif mask & _MODIFIED and not name.endswith(self._passed_over):
                 watches.add(watch)
         return watches, lost
 

@@ -19,6 +19,8 @@ from jobworker.supervisor.loop import Loop
 # Jobs that are looked at in one callback.
 _AT_ONCE = 16
 _CHANGED = "changed by others"
+# The kernel's own to write, which tells of that too: of a job at its memory limit a hundred times a second.
+_EVENTS = (".events", ".events.local")
 
 
 class LimitGuard:
@@ -33,7 +35,7 @@ class LimitGuard:
         self._suspects: dict[str, Job] = {}
         self._said_unguarded = False
         try:
-            self._inotify = inotify = Inotify()
+            self._inotify = inotify = Inotify(_EVENTS)
         except OSError as error:
             self._say_unguarded(error)
         else:
