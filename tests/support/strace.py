@@ -44,16 +44,24 @@ def attached(pid: int, *arguments: str) -> Iterator[None]:
             strace.communicate()
 
 
-@contextlib.contextmanager
-def without_processes(pid: int) -> Iterator[Callable[[], int]]:
+def without_processes(pid: int) -> contextlib.AbstractContextManager[Callable[[], int]]:
     """Meanwhile this process can make no other (fork(2), EAGAIN); tells how often it has tried."""
+    return _refusing(pid, "clone,clone3", "EAGAIN")
+
+
+def without_programs(pid: int) -> contextlib.AbstractContextManager[Callable[[], int]]:
+    """Meanwhile this process can execute no other program (execve(2), ENOMEM); tells how often it has tried."""
+    return _refusing(pid, "execve", "ENOMEM")
+
+
+@contextlib.contextmanager
+def _refusing(pid: int, calls: str, error: str) -> Iterator[Callable[[], int]]:
     with tempfile.NamedTemporaryFile(mode="r", prefix="jobworker-strace-") as file:
 
         def tries() -> int:
             return Path(file.name).read_text().count("(INJECTED)")
 
-        calls = "clone,clone3"
-        with attached(pid, "-o", file.name, "-e", f"trace={calls}", "-e", f"inject={calls}:error=EAGAIN"):
+        with attached(pid, "-o", file.name, "-e", f"trace={calls}", "-e", f"inject={calls}:error={error}"):
             yield tries
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.errors import AgentUnavailable
+from jobworker.errors import AgentUnavailable, UpgradeRefused
 from jobworker.jobs import EndReason, JobRecord, State, new_job_id
 from jobworker.limits import Limits
 from jobworker.wire import messages
@@ -24,7 +24,7 @@ from support.gates import gate, open_gate
 from support.leftovers import cgroups, descriptors, processes_of
 from support.link import CALLER, DEADLINE, Link
 from support.root_side import RootSide, root_side, tells_ends
-from support.strace import attached, needs_strace
+from support.strace import attached, needs_strace, without_programs
 from support.waiting import wait_for_end
 
 pytestmark = pytest.mark.root
@@ -199,6 +199,53 @@ def test_the_keeper_may_die(own_side: RootSide) -> None:
     assert link.stop(closing.job_id).end_reason is EndReason.STOPPED
     assert [cgroups(record.job_id) for record in (counting, closing, after)] == [[], [], []]
     assert "the keeper is gone" in own_side.log()
+
+
+def test_a_keeper_is_become_once_there_are_descriptors_for_that(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    record = link.start("/bin/sh", "-c", f"read go < {gate(own_side, 1)}; exit 4")
+    pid = own_side.supervisor_pid()
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    own_side.kill_keeper()
+    own_side.wait_for(lambda: "could not become a keeper" in own_side.log())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    link.drain()
+    link = own_side.reconnect(subscribe=True)
+    open_gate(own_side, 1)
+    ended = link.wait_ended(record.job_id)
+    assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 4)
+
+
+@needs_strace
+def test_a_keeper_is_become_once_its_program_can_be_executed(own_side: RootSide) -> None:
+    link = own_side.link(subscribe=True)
+    pid, before = own_side.supervisor_pid(), own_side.open_files(link)
+    record = link.start("/bin/sh", "-c", f"exec 2>&-; echo; read go < {gate(own_side, 1)}; exit 4")
+    link.wait_output(record.job_id)
+
+    def open_files() -> int:
+        link.ask(messages.Hello(messages.PROTOCOL, subscribe=False))
+        return descriptors(pid) - before
+
+    with without_programs(pid) as tries:
+        own_side.kill_keeper()
+        own_side.wait_for(lambda: tries() > 0)
+        with pytest.raises(AgentUnavailable):
+            link.start("/bin/true")
+        # The new program would ask the keeper for the jobs.
+        with pytest.raises(UpgradeRefused, match="the keeper is gone"):
+            link.ask(messages.Upgrade())
+        kept = open_files()
+        own_side.wait_for(lambda: tries() > 2)
+        assert open_files() == kept
+    link.drain()
+    link = own_side.reconnect(subscribe=True)
+    assert own_side.log().count("could not become a keeper") == 1
+    open_gate(own_side, 1)
+    ended = link.wait_ended(record.job_id)
+    assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 4)
+    assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
 
 
 @pytest.mark.parametrize("adopted", [False, True])

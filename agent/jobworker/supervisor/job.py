@@ -7,6 +7,7 @@ has come and does what is next, so that the order of the kernel's notifications 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -290,10 +291,17 @@ class Job:
         """What output it may still have."""
         return self._pump.streams()
 
-    def held(self) -> Held:
-        """What a keeper has to hold of it."""
+    def held(self, undo: contextlib.ExitStack) -> Held:
+        """What a keeper has to hold of it.
+
+        Args:
+            undo: closes what was opened for it alone.
+
+        Raises:
+            OSError: the host has no descriptor for that.
+        """
         pipes = (self._pump.pipe_of(source) for source in Source)
-        held = Held(*(_closed_pipe() if pipe is None else pipe for pipe in pipes))
+        held = Held(*(_closed_pipe(undo) if pipe is None else pipe for pipe in pipes))
         held.stdin = self._stdin.descriptors() if self._stdin else ()
         # The process that a keeper reaps: without a cgroup that is the init above the command.
         held.pidfd, held.pid = self._main.fd, self._main.pid
@@ -389,9 +397,10 @@ class Job:
         self._save_again = self._around.loop.call_after(_SAVE_AGAIN, self._save)
 
 
-def _closed_pipe() -> int:
+def _closed_pipe(undo: contextlib.ExitStack) -> int:
     """The reading end of a pipe that nobody will write to."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    undo.callback(os.close, reading)
     os.close(writing)
     return reading
 

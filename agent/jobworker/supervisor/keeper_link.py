@@ -92,6 +92,13 @@ class KeeperLink:
 
         loop.watch(self._link.fileno(), select.EPOLLIN, on_readable)
 
+    @property
+    def is_gone(self) -> bool:
+        """The keeper has died, whether or not that has been heard yet."""
+        poll = select.poll()
+        poll.register(self._link, 0)
+        return bool(poll.poll(0))
+
     def ready(self) -> None:
         self._say(keeping.READY, "", ())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -15,7 +16,7 @@ from jobworker.kernel.cgroup import detect
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeHierarchy
 from jobworker.settings.schema import SOCKET_NAME, Settings
-from jobworker.supervisor import stand_in, upgrade
+from jobworker.supervisor import retry, stand_in, upgrade
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.flusher import Flusher
 from jobworker.supervisor.isolation import Isolation
@@ -205,24 +206,37 @@ class Supervisor:
         self._registry.starts.pause(self._loop.stop)
 
     def _become_keeper(self) -> None:
-        """Execute the keeper's program in this process, the jobs' parent, and have it start a supervisor."""
+        """Execute the keeper's program in this process, the jobs' parent, once the host has what that takes."""
+        if self._registry.is_ending:
+            return
+        self._loop.end_round()
+        # Once: a peer that does not read would hold up the jobs with each time that it is tried again.
+        self._server.finish()
+        self._audit.end("the keeper is gone")
+        problem = "no new job is taken, and if this process died too, those that run would be lost"
+        event = f"could not become a keeper: {problem}"
+        retry.until_done(self._loop, self._log, event, self._execute_keeper, lambda _: None)
+
+    def _execute_keeper(self) -> None:
+        """Have the keeper's program take the place of this one, and start a supervisor.
+
+        Raises:
+            OSError: it could not; everything is as it was.
+        """
         if self._registry.is_ending:
             # The next supervisor would not know of that.
             return
         self._loop.end_round()
-        self._server.finish()
-        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-        self._audit.end("the keeper is gone")
-        self._tally.save()
-        held = {job_id: job.held() for job_id, job in self._registry.running.items()}
-        try:
+        self._audit.anchor()
+        with contextlib.ExitStack() as undo:
+            held = {job_id: job.held(undo) for job_id, job in self._registry.running.items()}
+            # Here nobody would reap what jobs leave behind.
+            undo.callback(syscalls.prctl, syscalls.PR_SET_CHILD_SUBREAPER, 0)
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
             handover.execute(
                 root_side.keeper("--settings", self._settings_path, "--subreaper", "yes"),
                 handover.State(0, -1, held),
             )
-        except OSError as error:
-            problem = "no new job is taken, and if this process died too, those that run would be lost"
-            self._log.error(f"could not become a keeper: {problem}", error=str(error))
 
     def _read_again(self) -> None:
         for file in (self._policies, self._profiles):
@@ -246,6 +260,10 @@ class Supervisor:
     def _decide_upgrade(self, decided: Callable[[str | None], None]) -> None:
         if self._registry.is_ending:
             decided("the agent is ending")
+            return
+        if self._keeper.is_gone:
+            # Nor are starts taken again: this process is about to become one.
+            self._refuse_upgrade("the keeper is gone, and nobody would hand the jobs to the new program", decided)
             return
         if unknown := [job_id for job_id, job in self._registry.running.items() if not job.put_on_record()]:
             self._registry.starts.resume()

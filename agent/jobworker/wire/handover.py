@@ -74,9 +74,9 @@ def execute(command: Sequence[str], state: State) -> None:
     for job_id, held in state.held.items():
         lines.append(" ".join(map(str, (job_id, *held.pipes, held.pidfd, held.pid, *held.end, *held.stdin))))
     memory = os.memfd_create("keeper", 0)
-    os.write(memory, "\n".join(lines).encode("ascii"))
-    os.lseek(memory, 0, os.SEEK_SET)
     try:
+        os.write(memory, "\n".join(lines).encode("ascii"))
+        os.lseek(memory, 0, os.SEEK_SET)
         _keep_across_exec(state, True)
         os.execv(command[0], [*command, "--resume-fd", str(memory)])
     except OSError:
