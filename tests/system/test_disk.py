@@ -91,6 +91,22 @@ def test_exit_codes_that_can_t_be_written_outlive_the_supervisor(tmp_path: Path)
         assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
 
 
+def test_exit_codes_that_can_t_be_written_outlive_the_keeper(tmp_path: Path) -> None:
+    with on_disk(tmp_path, "size=4m", segment_bytes=MIB) as side:
+        link = side.link(subscribe=True)
+        quiet = link.start("/bin/sh", "-c", "sleep 0.5; exit 6")
+        filling = link.start("/bin/sh", "-c", f"head -c {8 * MIB} /dev/zero; exit 7")
+        assert link.wait_ended(filling.job_id).exit_code == 7
+        assert link.wait_ended(quiet.job_id).exit_code == 6
+        assert "record not saved" in side.log()
+        side.kill_keeper()
+        link.drain()
+        link = side.reconnect(subscribe=True)
+        for record, code in ((filling, 7), (quiet, 6)):
+            ended = link.wait_ended(record.job_id)
+            assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, code)
+
+
 def test_no_inode_left(tmp_path: Path) -> None:
     with on_disk(tmp_path, "size=64m,nr_inodes=1000", segment_bytes=MIB) as side:
         link = side.link(subscribe=True)

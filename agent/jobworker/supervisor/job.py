@@ -47,6 +47,7 @@ class Job:
         group: its processes.
         limits: that the group was given.
         output: what it has written.
+        is_held: its end is not on record, and so its processes, pipes and group are not let go of.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Job:
         self._timeout: Timer | None = None
         self._save_again: Timer | None = None
         self._on_record = True
+        self.is_held = True
         self.record = record
 
     def announce(self) -> None:
@@ -270,10 +272,12 @@ class Job:
         self._around.grew(self)
 
     def _let_go(self) -> None:
+        self.is_held = False
         self.output.close()
         self._main.close()
         self._around.let_go(self.group)
         self._around.keeper.release(self.record.job_id)
+        self._around.let_go_of(self.record.job_id)
 
     def _end_reason(self, oom_kills: int) -> EndReason:
         record = self.record

@@ -58,6 +58,8 @@ class Registry:
         starts: where jobs come from.
         backlog: jobs of earlier lives that are not known yet.
         is_whole: there are none.
+        running: jobs that have not ended.
+        ended: the records of those that have.
         is_ending: all jobs shall end, and then the agent.
     """
 
@@ -96,6 +98,8 @@ class Registry:
         self.is_ending = False
         self.running: dict[str, Job] = {}
         self.ended: dict[str, JobRecord] = {}
+        # Ended as well, and not on record so far, for want of disk: the kernel alone knows how.
+        self._unwritten: dict[str, Job] = {}
         self.starts = Starts(
             self, settings, quotas, around, hierarchy, isolation, permits, self._users, launcher, profiles
         )
@@ -157,8 +161,18 @@ class Registry:
     def changed(self, job: Job) -> None:
         """Keep the books after a change of a job's record."""
         if job.record.state is State.ENDED:
+            if job.is_held:
+                self._unwritten[job.record.job_id] = job
             self.add_ended(job.record, time.monotonic())
             self.tell_idle()
+
+    def held(self) -> dict[str, Job]:
+        """Those that another life has to be handed: whose end is not on record."""
+        return self.running | self._unwritten
+
+    def let_go_of(self, job_id: str) -> None:
+        """The end of a job is on record."""
+        self._unwritten.pop(job_id, None)
 
     # Asking and stopping.
 

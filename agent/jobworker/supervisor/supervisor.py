@@ -91,6 +91,7 @@ class Supervisor:
             tally=self._tally,
             revisions=Revisions(self._store.epoch),
             changed=self._changed,
+            let_go_of=self._let_go_of,
             grew=self._grew,
             stdin_room=self._stdin_room,
             kill_wait=settings.jobs.kill_wait_ms / 1000,
@@ -169,6 +170,9 @@ class Supervisor:
         self._server.job_changed(job.record.job_id)
         self._flusher.changed(job.record.job_id)
 
+    def _let_go_of(self, job_id: str) -> None:
+        self._registry.let_go_of(job_id)
+
     def _drained(self) -> None:
         self._server.drain_changed()
 
@@ -229,7 +233,7 @@ class Supervisor:
         self._loop.end_round()
         self._audit.anchor()
         with contextlib.ExitStack() as undo:
-            held = {job_id: job.held(undo) for job_id, job in self._registry.running.items()}
+            held = {job_id: job.held(undo) for job_id, job in self._registry.held().items()}
             # Here nobody would reap what jobs leave behind.
             undo.callback(syscalls.prctl, syscalls.PR_SET_CHILD_SUBREAPER, 0)
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
@@ -265,7 +269,7 @@ class Supervisor:
             # Nor are starts taken again: this process is about to become one.
             self._refuse_upgrade("the keeper is gone, and nobody would hand the jobs to the new program", decided)
             return
-        if unknown := [job_id for job_id, job in self._registry.running.items() if not job.put_on_record()]:
+        if unknown := [job_id for job_id, job in self._registry.held().items() if not job.put_on_record()]:
             self._registry.starts.resume()
             problem = f"the next supervisor would not know of job {unknown[0]}, whose record cannot be written"
             self._refuse_upgrade(problem, decided)

@@ -28,6 +28,7 @@ class Surroundings:
 
     Attributes:
         changed: called with the job after each change of its record.
+        let_go_of: called with the id of a job that nothing is held of any more: its end is on record.
         grew: called with the job when it has new output, or the last of it.
         stdin_room: called with the job when its standard input has room again, or takes nothing more.
         kill_wait: seconds after a kill until the job is reported as stuck.
@@ -43,6 +44,7 @@ class Surroundings:
     tally: Tally
     revisions: Revisions
     changed: Callable[[Job], None]
+    let_go_of: Callable[[str], None]
     grew: Callable[[Job], None]
     stdin_room: Callable[[Job], None]
     kill_wait: float
