@@ -15,6 +15,7 @@ import pytest
 
 from jobworker.errors import HostFault
 from jobworker.jobs import EndReason
+from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.disks import on_disk
 from support.link import DEADLINE
@@ -105,6 +106,40 @@ def test_exit_codes_that_can_t_be_written_outlive_the_keeper(tmp_path: Path) -> 
         for record, code in ((filling, 7), (quiet, 6)):
             ended = link.wait_ended(record.job_id)
             assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, code)
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), open(path, "ab", 0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_no_job_is_started_that_no_record_can_be_written_of(tmp_path: Path) -> None:
+    with on_disk(tmp_path, "size=4m", segment_bytes=MIB) as side:
+        link = side.link(subscribe=True)
+        full = Path(side.state_dir, "fill")
+        fill(full)
+        with pytest.raises(HostFault, match="writing the job's record"):
+            link.start("/bin/true")
+        assert os.listdir(os.path.join(side.state_dir, "jobs")) == []
+        full.unlink()
+        assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
+
+
+def test_a_job_that_was_told_of_as_the_disk_was_full_outlives_the_supervisor(tmp_path: Path) -> None:
+    with on_disk(tmp_path, "size=4m", segment_bytes=MIB, own_package=True) as side:
+        full, program = Path(side.state_dir, "fill"), Path(side.package, "supervisor", "launch.py")
+        line, text = "        self._answer(job)\n        job.announce()\n", program.read_text()
+        assert text.count(line) == 1
+        full_then = f"        __import__('os').system({f'cat /dev/zero >> {full} 2>/dev/null'!r})\n"
+        program.write_text(text.replace(line, full_then + line))
+        os.kill(side.supervisor_pid(), signal.SIGKILL)
+        link = side.reconnect()
+        record = link.start("/bin/sleep", "1000", limits=Limits(memory_bytes=100_000_001, pids=7))
+        link = side.kill_supervisor(link)
+        assert link.inspect(record.job_id).pid == record.pid
+        full.unlink()
+        assert link.stop(record.job_id).end_reason is EndReason.STOPPED
 
 
 def test_no_inode_left(tmp_path: Path) -> None:

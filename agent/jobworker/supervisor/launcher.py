@@ -94,11 +94,24 @@ class Launcher:
             self._around.log.error("a start not undone in full", error=str(error))
 
     def _promise(self, order: Order, group: Group) -> None:
-        """Have on record that the command may be executed, so that no repeated start executes it again."""
-        if order.idempotency.key:
-            actual = group.limits(order.limits.io_device)
-            pending, held_to = replace(order.record, limits=order.report(actual)), given(order.limits, actual)
-            self._around.store.save(pending, time.monotonic(), None, order.idempotency, held_to)
+        """Have on record that the command may be executed, so that no repeated start executes it again.
+
+        Where none can be told from another start, have the room for a record: a job that somebody has been told of
+        is on record.
+
+        Raises:
+            HostFault: the disk does not take it.
+            OSError: the group can't be read.
+        """
+        actual = group.limits(order.limits.io_device) if order.idempotency.key else order.limits
+        pending, held_to = replace(order.record, limits=order.report(actual)), given(order.limits, actual)
+        try:
+            if order.idempotency.key:
+                self._around.store.save(pending, time.monotonic(), None, order.idempotency, held_to)
+            else:
+                self._around.store.reserve(pending, held_to)
+        except OSError as error:
+            raise HostFault.of("writing the job's record", error) from error
 
     def _announce(self, job_id: str) -> Callable[[int], None]:
         """Has the keeper know a process before it executes anything, whatever becomes of this one."""

@@ -27,6 +27,7 @@ import fcntl
 import os
 import signal
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -39,6 +40,8 @@ from jobworker.limits import NO_LIMITS, Limits
 FORMAT = 7
 FLUSHED = "flushed.json"
 _MAX_RECORD = 2 * 1024 * 1024
+# More bytes than a record grows by when its job runs: times and a process id, and limits as the kernel has them.
+_GROWTH = 1024
 # A process that a supervisor was making when it was killed holds the lock until it has closed what it inherited.
 _LOCK_PATIENCE = 2.0
 # Jobs' users must get through to their work directories, and see nothing on the way.
@@ -220,6 +223,14 @@ class Store:
     def _open_dir(self, path: str) -> int:
         return beneath.open_directory(self.jobs_fd, path)
 
+    @contextlib.contextmanager
+    def _opened_dir(self, path: str) -> Iterator[int]:
+        fd = self._open_dir(path)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
     @property
     def jobs_path(self) -> str:
         return f"{self.path}/jobs"
@@ -240,11 +251,18 @@ class Store:
         kill_at: float | None = None,
     ) -> None:
         stored = StoredJob(FORMAT, self._boot_id, record, started, stop_reason, idempotency, held_to, kill_at)
-        fd = self._open_dir(record.job_id)
-        try:
+        with self._opened_dir(record.job_id) as fd:
             _write_file(fd, "job.json", codec.dumps(stored))
-        finally:
-            os.close(fd)
+
+    def reserve(self, record: JobRecord, held_to: Limits) -> None:
+        """Have the room for what `save` is given next, which says little more than this; nothing is on record yet.
+
+        Raises:
+            OSError: the disk has none.
+        """
+        stored = StoredJob(FORMAT, self._boot_id, record, 0.0, None, held_to=held_to)
+        with self._opened_dir(record.job_id) as fd:
+            _write_beside(fd, "job.json", codec.dumps(stored) + b" " * _GROWTH)
 
     def discard_job(self, job_id: str) -> None:
         """Remove the directories of a job whose command was never executed, so that they hold our files only."""
@@ -413,15 +431,23 @@ def _read_file(directory_fd: int, name: str) -> bytes:
 
 
 def _write_file(directory_fd: int, name: str, data: bytes, *, flush: bool = False) -> None:
+    beside = _write_beside(directory_fd, name, data, flush=flush)
+    os.rename(beside, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+
+
+def _write_beside(directory_fd: int, name: str, data: bytes, *, flush: bool = False) -> str:
     beside = f"{name}.new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(beside, flags, 0o600, dir_fd=directory_fd)
     try:
+        # Over what is there, which is not given up before: a full disk may have no other room.
         written = os.write(fd, data)
+        if os.fstat(fd).st_size > written:
+            os.ftruncate(fd, written)
         if flush:
             os.fsync(fd)
     finally:
         os.close(fd)
     if written != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
-    os.rename(beside, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+    return beside
