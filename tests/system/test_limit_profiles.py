@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,6 +234,39 @@ def test_without_any_file_that_is_good_no_agent_starts() -> None:
         os.chmod(directory, 0o755)  # noqa: S103
         with pytest.raises(RuntimeError, match=r"line 3: profiles\.small\.pid"), root_side(directory, limits=BAD):
             pass
+
+
+def test_a_file_that_the_host_keeps_from_being_read_is_read_later(own_side: RootSide) -> None:
+    link, watching = own_side.link(), own_side.link(subscribe=True)
+    supervisor = own_side.supervisor_pid()
+    before = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    # Nothing more can be opened, and no process have its pipes.
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, before[1]))
+    own_side.write_limits(OTHER)
+    assert "EMFILE" in link.ask(messages.ReadLimits()).host.limits_problem
+    assert "EMFILE" in link.ask(messages.ReadLimits()).host.limits_problem
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
+    while not isinstance(event := watching.receive().message, messages.HostIs) or event.host.limits_problem:
+        pass
+    assert [profile.name for profile in event.host.profiles.profiles] == ["tiny"]
+    assert own_side.log().count("what was good stays in force") == 1
+
+
+def test_a_file_that_is_not_read_in_time_is_read_later(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    fast = tmp_path / "fast"
+    with root_side(str(tmp_path), own_package=True, limits=FILE) as side:
+        path = Path(side.package, "supervisor/last_good.py")
+        patience = f"reading.PATIENCE if __import__('os').path.exists({str(fast)!r}) else 0.01"
+        path.write_text(path.read_text().replace("(reading.PATIENCE, ", f"({patience}, "))
+        link = side.kill_supervisor(side.link(), subscribe=False)
+        side.write_limits(OTHER)
+        host = link.ask(messages.ReadLimits()).host
+        assert "ETIMEDOUT" in host.limits_problem
+        assert [profile.name for profile in host.profiles.profiles] == ["small", "build"]
+        fast.touch()
+        # Who asks has it read.
+        assert profiles_of(link) == ["tiny"]
 
 
 def test_a_repeated_start_gets_its_job_whatever_has_become_of_its_profile(own_side: RootSide) -> None:

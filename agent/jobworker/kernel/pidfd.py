@@ -1,6 +1,7 @@
-"""What a pidfd tells of a process that is nobody's child here: PIDFD_GET_INFO (ioctl_pidfd(2), Linux 6.13).
+"""The pidfd of a child, and what one tells of a process that is nobody's child here.
 
-How it ended is kept with the pidfd from Linux 6.15 on, also after its parent has reaped it.
+The latter is PIDFD_GET_INFO (ioctl_pidfd(2), Linux 6.13). How a process ended is kept with its pidfd from Linux
+6.15 on, also after its parent has reaped it.
 """
 
 from __future__ import annotations
@@ -8,12 +9,27 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import struct
 
 # linux/pidfd.h: mask, cgroup id, ten ids and ppid, exit code in the form of wait(2).
 _INFO = struct.Struct("<QQ11Ii")
 _GET_INFO = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11
 _INFO_EXIT = 1 << 3
+
+
+def of_child(pid: int) -> int:
+    """The pidfd of a child that has just been made.
+
+    Raises:
+        OSError: there can be none; the child has been killed and reaped.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def end(pidfd: int) -> tuple[int, int] | None:

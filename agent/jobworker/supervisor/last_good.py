@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Generic
 
 from jobworker import codec, file_stamp
-from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.errors import HostFault, InvalidField, JobWorkerError
 from jobworker.file_stamp import Stamp
 from jobworker.supervisor import reading
 from jobworker.supervisor.log import Log
@@ -20,7 +20,8 @@ from jobworker.supervisor.loop import Loop, Timer
 from jobworker.supervisor.reading import R, Reading, Source, V
 from jobworker.supervisor.store import Store
 
-_PATIENCE = 15.0
+# Seconds from a reading that the host kept from coming to its end to the next.
+_PAUSE = 1.0
 
 
 class LastGood(Generic[V, R]):
@@ -34,6 +35,7 @@ class LastGood(Generic[V, R]):
 
     Raises:
         InvalidField: there is nothing that could be used.
+        HostFault: likewise, since the file could not be read.
 
     Attributes:
         value: what is in force.
@@ -61,8 +63,10 @@ class LastGood(Generic[V, R]):
         self._changed: Callable[[], None] = lambda: None
         self._process: Reading[V, R] | None = None
         self._timer: Timer | None = None
+        self._again: Timer | None = None
         self._waiting: list[Callable[[], None]] = []
-        self._seen: Stamp = ()
+        # How the file looked that was read last; None if the host has kept it from being read.
+        self._seen: Stamp | None = ()
         self.problem = ""
         self._use(unset, source.ready(unset))
         if path:
@@ -76,19 +80,20 @@ class LastGood(Generic[V, R]):
         self.value, self.ready = value, ready
 
     def _begin(self, unknown: V, *, patient: bool) -> None:
-        self._seen, stored = file_stamp.of(self._path), self._stored()
+        seen, stored = file_stamp.of(self._path), self._stored()
+        self._seen = seen
         last = stored if stored and stored.path == self._path else None
         kept = getattr(last, self._source.name) if last else unknown
         try:
-            if last and last.stamp == self._seen:
+            if last and last.stamp == seen:
                 self._use(kept, self._source.ready(kept))
             else:
                 self._took(*reading.read(self._source, self._path))
-        except InvalidField as error:
+        except (InvalidField, HostFault) as error:
             if not last and not patient:
                 raise
             self._use(kept, self._source.ready(kept))
-            self._failed(error.problem)
+            self._not_taken(error)
 
     def _stored(self) -> Any:
         name = self._source.name
@@ -117,13 +122,15 @@ class LastGood(Generic[V, R]):
             self._waiting.append(done)
 
     def _start(self) -> None:
+        if self._again:
+            self._again.cancel()
         try:
             process = Reading(self._source, self._path)
-        except InvalidField as error:
-            self._failed(error.problem)
+        except (InvalidField, HostFault) as error:
+            self._not_taken(error)
             return
         self._process = process
-        self._timer = self._loop.call_after(_PATIENCE, process.kill)
+        self._timer = self._loop.call_after(reading.PATIENCE, process.kill)
         for fd in process.pipes:
             self._loop.watch(fd, select.EPOLLIN, lambda fd=fd: self._on_output(process, fd))  # type: ignore[misc]
         self._loop.watch(process.pidfd, select.EPOLLIN, lambda: self._on_end(process))
@@ -140,12 +147,17 @@ class LastGood(Generic[V, R]):
         self._process = None
         try:
             self._took(*process.result())
-        except InvalidField as error:
-            self._failed(error.problem)
+        except (InvalidField, HostFault) as error:
+            self._not_taken(error)
         waiting, self._waiting = self._waiting, []
+        unread = self._seen is None
         for done in waiting:
-            # Once more if it has changed meanwhile: they have asked for what it holds now.
-            self.read(done)
+            if unread:
+                # The next one might take as long.
+                done()
+            else:
+                # Once more if it has changed meanwhile: they have asked for what it holds now.
+                self.read(done)
 
     def _took(self, value: V, ready: R) -> None:
         name = self._source.name
@@ -158,6 +170,16 @@ class LastGood(Generic[V, R]):
             # It is read again at the next start.
             self._log.warning(f"the {name} file is not kept", error=str(error))
         self._changed()
+
+    def _not_taken(self, error: InvalidField | HostFault) -> None:
+        if isinstance(error, InvalidField):
+            self._failed(error.problem)
+            return
+        # The file may be good: whoever asks next has it read, and so has a timer.
+        self._seen = None
+        self._again = self._loop.call_after(_PAUSE, self.read)
+        if self.problem != str(error):
+            self._failed(str(error))
 
     def _failed(self, problem: str) -> None:
         self.problem = problem

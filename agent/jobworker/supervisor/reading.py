@@ -6,6 +6,7 @@ What it is given is the open file, and what comes back is what that holds as can
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -17,14 +18,19 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from jobworker import codec
-from jobworker.errors import InvalidField, JobWorkerError
+from jobworker.errors import HostFault, InvalidField, JobWorkerError
+from jobworker.kernel import pidfd
 
 V = TypeVar("V")
 R = TypeVar("R")
 
 _PYTHON = ("-I", "-m", "jobworker.cli.worker_agent")
-_PATIENCE = 15.0
+PATIENCE = 15.0
 _MAX_SAID = 4096
+# What `worker-agent` ends with when it has found the file to be wrong.
+_WRONG = 2
+# Errors of opening a file that say nothing of the file.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -58,22 +64,28 @@ class Reading(Generic[V, R]):
         pipes: what it says, until the end of which somebody has to call `pump`.
 
     Raises:
-        InvalidField: the file is not to be used, or no process could be started.
+        InvalidField: the file is not to be used.
+        HostFault: it could not be looked at, or no process be started: another time it may be good.
     """
 
     def __init__(self, source: Source[V, R], path: str) -> None:
         self._source = source
         self._path = path
+        self._operation = f"reading {path}"
         self._most = source.most_bytes + _MAX_SAID
         self.pipes: dict[int, bytearray] = {}
         try:
             file = self._open()
-            try:
-                self._spawn(file)
-            finally:
-                os.close(file)
         except OSError as error:
+            if error.errno in _SHORTAGES:
+                raise HostFault.of(self._operation, error) from error
             raise self._wrong(os.strerror(error.errno or 0)) from error
+        try:
+            self._spawn(file)
+        except OSError as error:
+            raise HostFault.of(self._operation, error) from error
+        finally:
+            os.close(file)
 
     def _wrong(self, problem: str) -> InvalidField:
         # Each mistake of a file is one that can be gone to.
@@ -99,23 +111,15 @@ class Reading(Generic[V, R]):
         return fd
 
     def _spawn(self, file: int) -> None:
-        out, out_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        err, err_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.pipes = {out: bytearray(), err: bytearray()}
-        self._out, self._err = out, err
-        ends = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((file, out_w, err_w))]
-        try:
-            for fd in (out_w, err_w):
-                os.set_blocking(fd, True)
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as childs:
+            self._out, out_w = _pipe(undo, childs)
+            self._err, err_w = _pipe(undo, childs)
+            ends = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((file, out_w, err_w))]
             command = [sys.executable, *_PYTHON, self._source.name, "canonical"]
             pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=ends)
-            self.pidfd = os.pidfd_open(pid)
-        except OSError:
-            self._close_pipes()
-            raise
-        finally:
-            os.close(out_w)
-            os.close(err_w)
+            self.pidfd = pidfd.of_child(pid)
+            self.pipes = {self._out: bytearray(), self._err: bytearray()}
+            undo.pop_all()
 
     def _close_pipes(self) -> None:
         for fd in (self._out, self._err):
@@ -143,6 +147,7 @@ class Reading(Generic[V, R]):
 
         Raises:
             InvalidField: nothing that could be used.
+            HostFault: that could not be found out.
         """
         for fd, taken in self.pipes.items():
             with contextlib.suppress(BlockingIOError):
@@ -151,9 +156,14 @@ class Reading(Generic[V, R]):
         ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         self._close_pipes()
         os.close(self.pidfd)
-        if ended is None or ended.si_code != os.CLD_EXITED or ended.si_status:
-            said = self.pipes[self._err].decode("utf-8", "replace")[-_MAX_SAID:].strip()
-            raise self._wrong(said or "it could not be read in time")
+        said = self.pipes[self._err].decode("utf-8", "replace")[-_MAX_SAID:].strip()
+        if ended is None or ended.si_code != os.CLD_EXITED:
+            late = f"its reader was killed, as any is that takes {PATIENCE:g} s"
+            raise HostFault(self._operation, "ETIMEDOUT", late)
+        if ended.si_status == _WRONG:
+            raise self._wrong(said or "it cannot be used")
+        if ended.si_status:
+            raise HostFault(self._operation, f"exit status {ended.si_status}", said)
         try:
             value = codec.loads(self._source.holds, bytes(self.pipes[self._out]))
             return value, self._source.ready(value)
@@ -166,8 +176,9 @@ def read(source: Source[V, R], path: str) -> tuple[V, R]:
 
     Raises:
         InvalidField: see `Reading`.
+        HostFault: likewise.
     """
-    process, deadline = Reading(source, path), time.monotonic() + _PATIENCE
+    process, deadline = Reading(source, path), time.monotonic() + PATIENCE
     poll, said = select.poll(), set(process.pipes)
     for fd in (*said, process.pidfd):
         poll.register(fd, select.POLLIN)
@@ -179,6 +190,15 @@ def read(source: Source[V, R], path: str) -> tuple[V, R]:
             return process.result()
     process.kill()
     return process.result()
+
+
+def _pipe(undo: contextlib.ExitStack, childs: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose reading end, ours, does not block; the writing end is the child's."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    undo.callback(os.close, reading)
+    childs.callback(os.close, writing)
+    os.set_blocking(reading, False)
+    return reading, writing
 
 
 def _mistrusted(fd: int, path: str, power: str) -> str:

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable
 
 from jobworker import root_side
+from jobworker.kernel import pidfd
 from jobworker.supervisor.loop import Loop
 
 # Of a slow machine under load, too: nothing waits for the proof but who has asked for the upgrade.
@@ -40,7 +41,7 @@ class Proof:
         redirect = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, writing, 2)]
         try:
             pid = os.posix_spawn(arguments[0], arguments, os.environ, file_actions=redirect)
-            self._pidfd = os.pidfd_open(pid)
+            self._pidfd = pidfd.of_child(pid)
         except OSError:
             os.close(self._reading)
             raise
