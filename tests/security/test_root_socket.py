@@ -22,8 +22,9 @@ from support.trails import events
 pytestmark = pytest.mark.root
 
 GATEWAY = 12345
-# Answers to one peer before it has read some, and the descriptors of each; requests without one.
-UNREAD, FDS, UNANSWERED = 512, 2, 2_048
+# Answers to one peer before it has read some, the descriptors of all of them together, which come two at a time; and
+# requests without one.
+UNREAD, UNREAD_FDS, UNANSWERED = 512, 64, 2_048
 # Of one kind of peer.
 CONNECTIONS = 32
 # As many of those can be one principal's.
@@ -63,7 +64,11 @@ def test_who_does_not_read_is_not_listened_to(side: RootSide) -> None:
     requests = itertools.repeat(messages.OpenLog(record.job_id, 0), 4 * UNREAD)
     taken = send_all_that_is_taken(bad, link, requests)
     assert taken < 4 * UNREAD
-    assert side.open_files(link) <= before + FDS * UNREAD
+    assert side.open_files(link) <= before + UNREAD_FDS
+    # They are all answered once it reads.
+    for _ in range(taken):
+        bad.receive().fds.close()
+    assert bad.inspect(record.job_id) == record
     bad.close()
     side.wait_for(lambda: side.open_files(link) < before)
 

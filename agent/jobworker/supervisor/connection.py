@@ -2,8 +2,8 @@
 
 A connection never holds up the supervisor: what a peer does not read waits in bounded form (an answer for each
 request in flight, the newest record of each changed job, the newest size of each followed log, one word of room in
-each standard input that it writes to), and a peer with too many answers to read, or too large ones, is not
-listened to until it has read some.
+each standard input that it writes to), and a peer with too many answers to read, too large ones, or too many
+descriptors with them, is not listened to until it has read some.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from jobworker.wire import frames, messages, sockets
 _MAX_UNSENT = 512
 # Many small ones come to this together. A record alone may be 250 KiB.
 _MAX_UNSENT_BYTES = 4 * 1024**2
+# Each takes the place of what the next job, or another connection, needs.
+_MAX_UNSENT_FDS = 64
 # Of each principal only some wait for long: this is for a gateway that makes principals up, and each has a size.
 _MAX_IN_FLIGHT = 2_048
 # Who has not read while so many jobs went has to begin anew.
@@ -65,6 +67,7 @@ class Connection:
         self._sock = sock
         self._answers: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._unsent_bytes = 0
+        self._unsent_fds = 0
         # Jobs to tell of, in the order of their revisions; that of its removal for one that is gone, else 0.
         self._news: dict[str, int] = {}
         self._removed = 0
@@ -133,7 +136,7 @@ class Connection:
     def _has_enough(self) -> bool:
         """What was asked before has to be answered, or read, first."""
         too_many = len(self._answers) >= _MAX_UNSENT or self._in_flight >= _MAX_IN_FLIGHT
-        return too_many or self._unsent_bytes >= _MAX_UNSENT_BYTES
+        return too_many or self._unsent_bytes >= _MAX_UNSENT_BYTES or self._unsent_fds >= _MAX_UNSENT_FDS
 
     def _gone(self) -> bool:
         """Nobody is at the other end: that makes the socket ready in each round, listened to or not."""
@@ -156,6 +159,7 @@ class Connection:
             data = frames.encode(message, seq)
             self._answers.append((data, fds))
             self._unsent_bytes += len(data)
+            self._unsent_fds += len(fds)
 
     def job_changed(self, job_id: str) -> None:
         if self.subscribed:
@@ -215,6 +219,7 @@ class Connection:
             sockets.send(self._sock, data, fds)
             self._answers.popleft()
             self._unsent_bytes -= len(data)
+            self._unsent_fds -= len(fds)
             self._in_flight -= 1
             _close_all(fds)
         elif self._policy_due:
