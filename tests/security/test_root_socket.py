@@ -22,7 +22,7 @@ from support.trails import events
 pytestmark = pytest.mark.root
 
 GATEWAY = 12345
-# Answers to one peer before it has read some, the descriptors of all of them together, which come two at a time; and
+# Answers to one peer before it has read some, the descriptors of all of them together, which come by twos, and
 # requests without one.
 UNREAD, UNREAD_FDS, UNANSWERED = 512, 64, 2_048
 # Of one kind of peer.

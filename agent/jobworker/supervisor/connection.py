@@ -13,13 +13,14 @@ import enum
 import os
 import select
 import socket
+import time
 from collections import deque
 from typing import Any, Protocol
 
 from jobworker.errors import ProtocolError
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.log import Log
-from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.loop import SLICE, Loop
 from jobworker.supervisor.news import News
 from jobworker.wire import frames, messages, sockets
 
@@ -200,16 +201,19 @@ class Connection:
         self._sync_due = self.subscribed
 
     def flush(self) -> None:
-        """Send until the peer's buffer is full."""
+        """Send until the peer's buffer is full, or others have their turn: it may read as fast as this is sent."""
         if self._sock.fileno() < 0:
             return
         if self._removed > _MAX_REMOVED:
             self._server.log.warning("connection closed: it does not read")
             self.close()
             return
+        end = time.monotonic() + SLICE
         with contextlib.suppress(BlockingIOError):
             while self._has_output():
                 self._send_next()
+                if time.monotonic() >= end:
+                    break
         self._listen()
 
     def _send_next(self) -> None:

@@ -8,7 +8,10 @@ before.
 from __future__ import annotations
 
 import select
+import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic
 
 from jobworker import codec, file_stamp
@@ -16,7 +19,7 @@ from jobworker.errors import HostFault, InvalidField, JobWorkerError
 from jobworker.file_stamp import Stamp
 from jobworker.supervisor import reading
 from jobworker.supervisor.log import Log
-from jobworker.supervisor.loop import Loop, Timer
+from jobworker.supervisor.loop import SLICE, Loop, Timer
 from jobworker.supervisor.reading import R, Reading, Source, V
 from jobworker.supervisor.store import Store
 
@@ -65,6 +68,8 @@ class LastGood(Generic[V, R]):
         self._timer: Timer | None = None
         self._again: Timer | None = None
         self._waiting: list[Callable[[], None]] = []
+        # What is to be called of those whose reading has ended.
+        self._due: deque[Callable[[], None]] = deque()
         # How the file looked that was read last; None if the host has kept it from being read.
         self._seen: Stamp | None = ()
         self.problem = ""
@@ -149,15 +154,19 @@ class LastGood(Generic[V, R]):
             self._took(*process.result())
         except (InvalidField, HostFault) as error:
             self._not_taken(error)
+        if not self._due:
+            self._loop.call_after(0, self._go_on)
+        # Once more if it has changed meanwhile: they have asked for what it holds now. If the host has kept it
+        # from being read, that might take as long again.
         waiting, self._waiting = self._waiting, []
-        unread = self._seen is None
-        for done in waiting:
-            if unread:
-                # The next one might take as long.
-                done()
-            else:
-                # Once more if it has changed meanwhile: they have asked for what it holds now.
-                self.read(done)
+        self._due += waiting if self._seen is None else [partial(self.read, done) for done in waiting]
+
+    def _go_on(self) -> None:
+        end = time.monotonic() + SLICE
+        while self._due and time.monotonic() < end:
+            self._due.popleft()()
+        if self._due:
+            self._loop.call_after(0, self._go_on)
 
     def _took(self, value: V, ready: R) -> None:
         name = self._source.name

@@ -150,7 +150,6 @@ class Registry:
         self.backlog, self.is_whole = None, True
         self._retention.begin()
         self.starts.begin()
-        self.tell_idle()
 
     def _forget(self, job_id: str) -> None:
         del self.ended[job_id]

@@ -146,6 +146,8 @@ class Requests:
     def hello(self, connection: Connection, request: messages.Hello, reply: Reply) -> None:
         if request.protocol != messages.PROTOCOL:
             raise ProtocolError(f"version {request.protocol} is spoken, {messages.PROTOCOL} is understood")
+        if request.subscribe and connection.subscribed:
+            raise ProtocolError("all that is to be told is told once")
         connection.greeted = True
         host, epoch = self._registry.starts.host_info(), self._registry.revisions.epoch
         policy, level = self._news.policy(), self._log.level

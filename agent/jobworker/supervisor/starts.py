@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -23,6 +24,7 @@ from jobworker.supervisor.launch import CLOSED, Order
 from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.limits import LimitRules, host_memory
+from jobworker.supervisor.loop import SLICE
 from jobworker.supervisor.permits import Permit, Permits
 from jobworker.supervisor.shares import Shares
 from jobworker.supervisor.surroundings import Surroundings
@@ -98,17 +100,22 @@ class Starts:
         # Theirs, and those of failed ones of which a process does not go away: it takes room as a job does.
         self._orders: dict[str, Order] = {}
         # Those that came before all jobs were known: until then nobody knows which user ids and keys are in use.
-        self._early: list[tuple[StartJob, Started]] | None = []
+        self._early: deque[tuple[StartJob, Started]] | None = deque()
         self._when_settled: list[Callable[[], None]] = []
         self._closed = False
         self.keys = Keys()
         self.draining = self._store.draining
 
     def begin(self) -> None:
-        """All jobs of earlier lives are known."""
-        early, self._early = self._early or [], None
-        for request, started in early:
-            self._start_late(request, started)
+        """All jobs of earlier lives are known: start what has waited for that, then what comes meanwhile."""
+        end = time.monotonic() + SLICE
+        while self._early and time.monotonic() < end:
+            self._start_late(*self._early.popleft())
+        if self._early:
+            self._loop.call_after(0, self.begin)
+        else:
+            self._early = None
+            self._books.tell_idle()
 
     @property
     def is_idle(self) -> bool:
@@ -124,10 +131,8 @@ class Starts:
         Raises:
             JobWorkerError: why it can't be started.
         """
-        began = time.monotonic()
-        spec, idempotency = request.spec, request.idempotency
-        spec.check()
-        idempotency.check()
+        request.spec.check()
+        request.idempotency.check()
         check_principal(request.caller.principal, "caller.principal")
         if request.caller.request_id:
             check_request_id(request.caller.request_id, "caller.request")
@@ -135,8 +140,12 @@ class Starts:
             if len(self._early) >= _MAX_EARLY:
                 raise AgentUnavailable("it has just started, and does not know all jobs yet")
             self._early.append((request, started))
-            return
-        principal = request.caller.principal
+        else:
+            self._start(request, started)
+
+    def _start(self, request: StartJob, started: Started) -> None:
+        began = time.monotonic()
+        spec, idempotency, principal = request.spec, request.idempotency, request.caller.principal
         permit = self._permits.start(request.caller, self.limits.profiled(spec))
         tell = _planned(started, permit.rule) if request.dry_run else started
         if known := self.keys.find(principal, idempotency):
@@ -169,7 +178,7 @@ class Starts:
 
     def _start_late(self, request: StartJob, started: Started) -> None:
         try:
-            self.start(request, started)
+            self._start(request, started)
         except JobWorkerError as error:
             self._audit.start_refused(request, error)
             started(error)

@@ -1,0 +1,106 @@
+"""Much that comes at once is done by slices of time: whoever asks for something else meanwhile is answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobworker.errors import ProtocolError
+from jobworker.jobs import JobSpec
+from jobworker.wire import messages
+from support.link import CALLER, Link
+from support.root_side import RootSide, fresh_root_side
+
+pytestmark = pytest.mark.root
+
+# That many things which take so many seconds each, and how long one may wait that takes no time.
+MANY, EACH, MOST = 30, 0.1, 1.0
+SLOW = f"__import__('time').sleep({EACH})"
+PROFILE = "version: 1\nprofiles: {it: {pids: 7}}\n"
+
+
+@pytest.fixture
+def side() -> Iterator[RootSide]:
+    with fresh_root_side(own_package=True, limits=PROFILE) as running:
+        yield running
+
+
+def change(side: RootSide, name: str, line: str, by: str) -> None:
+    """Have the next supervisor run another line in the place of one."""
+    path = Path(side.package, name)
+    text = path.read_text()
+    assert text.count(line) == 1
+    path.write_text(text.replace(line, by))
+
+
+def slow_launches(side: RootSide) -> None:
+    line = '        operation = "creating the job\'s directories"\n'
+    change(side, "supervisor/launcher.py", line, f"{line}        {SLOW}\n")
+
+
+def start_many(link: Link) -> None:
+    for _ in range(MANY):
+        link.send(messages.StartJob(CALLER, JobSpec("/bin/true")))
+
+
+def longest_wait(link: Link) -> float:
+    """Seconds that an answer took at the most, while all of it was done."""
+    longest, end = 0.0, time.monotonic() + MANY * EACH + 2
+    while (began := time.monotonic()) < end:
+        link.ask(messages.Measure())
+        longest = max(longest, time.monotonic() - began)
+        time.sleep(0.01)
+    return longest
+
+
+def ended(link: Link) -> int:
+    """How many answers to starts have come."""
+    count = 0
+    while count < MANY:
+        count += isinstance(link.receive().message, messages.JobReply)
+    return count
+
+
+def test_starts_that_have_waited_until_all_jobs_were_known(side: RootSide) -> None:
+    slow_launches(side)
+    line = "        loop.call_after(0, self._go_on)\n"
+    change(side, "supervisor/backlog.py", line, line.replace("0", "1"))
+    link = side.kill_supervisor(side.link(), subscribe=False)
+    other = side.link()
+    start_many(link)
+    assert longest_wait(other) < MOST
+    assert ended(link) == MANY
+
+
+def test_starts_that_have_waited_for_a_file_to_be_read(side: RootSide) -> None:
+    slow_launches(side)
+    link = side.kill_supervisor(side.link(), subscribe=True)
+    other = side.link()
+    side.write_limits(PROFILE.replace("7", "8"))
+    start_many(link)
+    assert longest_wait(other) < MOST
+    assert ended(link) == MANY
+
+
+def test_events_that_are_read_as_fast_as_they_are_sent(side: RootSide) -> None:
+    link = side.link(subscribe=True)
+    for _ in range(MANY):
+        link.wait_ended(link.start("/bin/true").job_id)
+    line = "            job_id, removed = next(iter(self._news.items()))\n"
+    change(side, "supervisor/connection.py", line, f"            {SLOW}\n{line}")
+    other = side.kill_supervisor(link, subscribe=False)
+    link = side.link(subscribe=True)
+    assert longest_wait(other) < MOST
+    told = [link.receive().message for _ in range(MANY)]
+    assert all(isinstance(event, messages.JobChanged) for event in told)
+
+
+def test_all_is_told_once_to_a_connection(side: RootSide) -> None:
+    link = side.link(subscribe=True)
+    with pytest.raises(ProtocolError, match="told once"):
+        link.ask(messages.Hello(messages.PROTOCOL, subscribe=True))
+    # It may greet as often as it likes.
+    link.ask(messages.Hello(messages.PROTOCOL, subscribe=False))
