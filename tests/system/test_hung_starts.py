@@ -28,6 +28,7 @@ from jobworker.kernel.spawn import has_executed
 from jobworker.limits import Enforcement, Limits
 from jobworker.settings.schema import IsolationSettings, QuotaSettings
 from jobworker.wire import messages
+from support.callers import caller
 from support.hanging import Hanging, hanging
 from support.leftovers import cgroups
 from support.link import CALLER, DEADLINE, Link
@@ -331,6 +332,18 @@ def test_its_disk_is_not_waited_for(looking: RootSide, silent: Hanging) -> None:
     assert isinstance(told, LimitUnsupported)
     assert "No such file" in told.reason
     assert looking.open_files(link) == before
+
+
+def test_nor_are_those_of_principals_that_are_made_up(looking: RootSide, silent: Hanging) -> None:
+    change(looking, "supervisor/disks.py", "_MOST_IN_ALL = 256\n", "_MOST_IN_ALL = 2\n")
+    link, spec = looking.link(), JobSpec("/bin/true", workdir=f"{silent.path}/x", limits=_IO)
+    first, second, third = (messages.StartJob(caller(f"spiffe://test/user/{n}"), spec) for n in range(3))
+    waiting = [link.send(request) for request in (first, second)]
+    with pytest.raises(CapExceeded, match="the number of directories that are looked at"):
+        link.ask(third)
+    for seq in waiting:
+        with pytest.raises(HostFault):
+            link.answer(seq)
 
 
 def test_that_of_a_running_job_is_not_waited_for(looking: RootSide) -> None:

@@ -23,6 +23,8 @@ from jobworker.supervisor.loop import Loop, Timer
 _WAIT = 10.0
 # Of one principal. What can't be killed counts as well, until its file system answers.
 _MOST = 32
+# Of all together: a gateway that somebody has taken over makes principals up.
+_MOST_IN_ALL = 256
 _RETRY_SECONDS = 1
 # Of what is wrong with a directory so many characters are told: errors quote its path, which may be as long as an
 # argument. What is found fits into a pipe then, where it waits for the helper's end, and into an answer.
@@ -107,7 +109,7 @@ class Disks:
             then: comes again.
 
         Raises:
-            CapExceeded: too many of the principal's directories are being looked at.
+            CapExceeded: too many directories are being looked at, of the principal's or of all.
             HostFault: there can be no helper.
         """
         key = principal, user, directory
@@ -120,6 +122,8 @@ class Disks:
         principal, user, directory = key
         if sum(who == principal for who, _, _ in self._looks) >= _MOST:
             raise CapExceeded("the number of directories of yours that are looked at", _MOST, _RETRY_SECONDS)
+        if len(self._looks) >= _MOST_IN_ALL:
+            raise CapExceeded("the number of directories that are looked at", _MOST_IN_ALL, _RETRY_SECONDS)
         try:
             reading = helper.start_telling("jw-disk", (), lambda: _find(directory, user))
         except OSError as error:
