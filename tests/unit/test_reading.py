@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,38 +15,7 @@ from jobworker.kernel import pidfd
 from jobworker.supervisor import limit_profiles, reading
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.upgrade import Proof
-
-# More than any of them needs.
-MOST = 10
-
-
-@contextmanager
-def room_for(count: int) -> Iterator[None]:
-    """Have no more than so many descriptors be opened."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    taken = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + MOST, before[1]))
-    try:
-        with suppress(OSError):
-            while True:
-                taken.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
-        for _ in range(count):
-            os.close(taken.pop())
-        yield
-    finally:
-        for fd in taken:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-def open_files() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
-
-
-def assert_no_child() -> None:
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+from support.scarce import MOST, assert_no_child, open_files, room_for
 
 
 def first_that_has_room(attempt: Callable[[], bool]) -> int:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 
 import pytest
 
 from jobworker.errors import ProtocolError
+from jobworker.kernel import spawn
+from jobworker.kernel.confinement import Confinement
 from jobworker.kernel.spawn import Report, has_executed, read_report
+from jobworker.kernel.subtree import SubtreeGroup
+from support import seccomp
+from support.scarce import MOST, assert_no_child, room_for
+
+_PIDFD_OPEN, _CLONE3 = 434, 435
+STARTED, REFUSED, WRONG = range(3)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +53,50 @@ def test_whether_a_child_has_executed_something_is_known_until_it_is_waited_for(
         assert has_executed(child) is (program == "/bin/true")
     finally:
         os.waitpid(child, 0)
+
+
+def start(announced: Path, *, without: int, spare: int) -> int:
+    """Start a process in an agent that lacks clone3 and another system call, and wait for its end.
+
+    Args:
+        announced: what the new process makes before it executes anything.
+        without: the number of that call.
+        spare: how many descriptors may be opened.
+
+    Returns:
+        `STARTED`; or `REFUSED` if there is no process; anything else is wrong.
+    """
+    agent = os.fork()
+    if agent:
+        return os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1])
+    try:
+        signal.alarm(60)
+        for number in (_CLONE3, without):
+            seccomp.take_away(number)
+        null, root = os.open("/dev/null", os.O_RDWR), os.open("/", os.O_PATH)
+        confinement = Confinement(frozenset(), "/", (), ())
+        command = spawn.Command((b"/bin/true",), (b"true",), {}, root, confinement, "", None, (64, 64))
+        group, pipes = SubtreeGroup("job"), spawn.Pipes(null, null, null, null)
+        with room_for(spare):
+            try:
+                pid, pidfd = spawn.start(command, pipes, group, lambda _: announced.mkdir())
+            except OSError:
+                assert_no_child()
+                os._exit(REFUSED)
+            group.init_is(pid, pidfd)
+        if os.waitpid(pid, 0)[1] == 0:
+            os._exit(STARTED)
+    finally:
+        os._exit(WRONG)
+
+
+@pytest.mark.parametrize(
+    ("without", "spare", "outcome"),
+    [(_CLONE3, 0, REFUSED), (_CLONE3, 1, REFUSED), (_CLONE3, 2, STARTED), (_PIDFD_OPEN, MOST, REFUSED)],
+)
+def test_without_clone3_there_is_no_process_that_nobody_could_watch(
+    tmp_path: Path, without: int, spare: int, outcome: int
+) -> None:
+    announced = tmp_path / "announced"
+    assert start(announced, without=without, spare=spare) == outcome
+    assert announced.exists() is (outcome == STARTED)

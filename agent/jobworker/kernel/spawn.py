@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from jobworker.errors import ProtocolError
-from jobworker.kernel import oom, pid_namespace, syscalls
+from jobworker.kernel import oom, pid_namespace, pidfd, syscalls
 from jobworker.kernel.cgroup.base import Group
 from jobworker.kernel.confinement import Confinement
 from jobworker.sandbox import Part
@@ -155,8 +155,30 @@ def _clone(cgroup_fd: int | None) -> tuple[int, int, bool]:
     except OSError as error:
         if error.errno not in _NO_CLONE3:
             raise
-    pid = os.fork()
-    return pid, os.pidfd_open(pid) if pid else -1, False
+    return (*_fork(), False)
+
+
+def _fork() -> tuple[int, int]:
+    """A child where there is no clone3: its pid and pidfd, and in itself, once the parent has these, 0 and -1.
+
+    Raises:
+        OSError: there is none, or was none with a pidfd: nothing has been done in it.
+    """
+    # What the child waits at makes room for its pidfd as it is closed here.
+    waiting, knowing = os.pipe2(os.O_CLOEXEC)
+    with open(knowing, "wb", buffering=0) as known:
+        with open(waiting, "rb", buffering=0) as waits:
+            child = os.fork()
+            if child == 0:
+                known.close()
+                if not waits.read(1):
+                    os._exit(NOT_EXECUTED)
+                return 0, -1
+        opened = pidfd.of_child(child)
+        # Somebody may have killed it.
+        with contextlib.suppress(BrokenPipeError):
+            known.write(b"x")
+    return child, opened
 
 
 class _Child:

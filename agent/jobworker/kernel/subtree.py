@@ -30,10 +30,12 @@ class SubtreeGroup(Group):
         self.clone_into_fd = None
         self.events_mask = select.EPOLLIN
         self.events_fd = -1
+        # Where the pidfd will be: once there is an init, there shall be no want of a descriptor.
+        self._place = os.open("/", os.O_PATH | os.O_CLOEXEC)
         self._init = 0
 
     def init_is(self, pid: int, pidfd: int) -> None:
-        self._init, self.events_fd = pid, os.dup(pidfd)
+        self._init, self.events_fd = pid, os.dup2(pidfd, self._place, inheritable=False)
 
     def join(self, *, cloned_into: bool) -> None:  # noqa: ARG002 - there is no cgroup to be cloned into
         """Become the job's init; only the process that shall run the command returns."""
@@ -102,9 +104,9 @@ class SubtreeGroup(Group):
         self.close()
 
     def close(self) -> None:
-        if self.events_fd >= 0:
-            os.close(self.events_fd)
-            self.events_fd = -1
+        if self._place >= 0:
+            os.close(self._place)
+            self._place = self.events_fd = -1
 
     def _descendants(self) -> list[int]:
         found, queue = [], _children(self._init)
