@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,6 +183,36 @@ def test_start_ends_when_its_job_has_all_of_it(agent: Agent, tmp_path: Path) -> 
     job_id = agent.start_job("--stdin", str(tmp_path / "data"), "--", "sha256sum")
     assert agent.query(job_id)["stdin_bytes"] == LARGE
     assert agent.cli("stream", "--follow", job_id, check=True).stdout == checksum(data)
+
+
+@pytest.mark.parametrize("command", ["run", "start"])
+def test_a_start_that_is_repeated_goes_on_with_the_input(agent: Agent, tmp_path: Path, command: str) -> None:
+    data, file, ready = os.urandom(LARGE), tmp_path / "data", os.path.join(agent.directory, f"ready-{command}")
+    file.write_bytes(data)
+    script = f"until [ -e {ready} ]; do sleep 0.1; done; exec sha256sum"
+    words = (command, "--idempotency-key", command, "--stdin", str(file), "--", "sh", "-c", script)
+    with subprocess.Popen(agent.command(*words), stdout=subprocess.DEVNULL) as first:
+        # As much as is taken of what nobody reads.
+        until(lambda: len(jobs := keyed(agent)) == 1 and jobs[0]["stdin_bytes"] > 100_000, True, DEADLINE)
+        first.kill()
+    (job,) = keyed(agent)
+    with subprocess.Popen(agent.command(*words), stdout=subprocess.PIPE) as second:
+        with open(ready, "wb"):
+            pass
+        assert second.stdout
+        told = second.stdout.read()
+    assert second.returncode == 0
+    assert told == (checksum(data) if command == "run" else f"{job['id']}\n".encode())
+    assert agent.cli("stream", "--follow", job["id"], check=True).stdout == checksum(data)
+    # All of it, and its end, was taken before.
+    assert agent.cli(*words, check=True).stdout == told
+    os.unlink(ready)
+
+
+def keyed(agent: Agent) -> list[dict[str, Any]]:
+    """The jobs that wait in `sh`, as Query tells them."""
+    listed = agent.cli("list", "--state", "running", "--format", "json", check=True).stdout.splitlines()
+    return [agent.query(job["id"]) for job in map(json.loads, listed) if job["command"].endswith("sh")]
 
 
 def test_write(agent: Agent, tmp_path: Path) -> None:

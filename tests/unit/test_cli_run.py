@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -179,6 +180,34 @@ def test_a_failing_stream_is_a_failure_of_the_tool(agent: scripted.ScriptedAgent
     left, failed = done.stderr.decode().splitlines()
     assert (done.returncode, failed) == (125, "worker-client: the disk is broken (request r1)")
     assert left == f"worker-client: job {ID} may go on; `worker-client query {ID}` tells how it is"
+    assert not job.asked_to_stop
+
+
+def test_a_job_that_somebody_else_writes_to_is_not_stopped(agent: scripted.ScriptedAgent, tmp_path: Path) -> None:
+    def refuse(_messages: Iterator[pb.WriteStdinRequest], context: grpc.ServicerContext) -> None:
+        scripted.fail(context, "FAILED_PRECONDITION", "STDIN_OFFSET", "somebody else writes", taken="70000")
+
+    job = OneJob(agent, ended("EXITED", exit_code=0), [])
+    agent.handlers["WriteStdin"] = refuse
+    (tmp_path / "data").write_bytes(bytes(100_000))
+    done = agent.cli("run", "--stdin", str(tmp_path / "data"), "sleep", "9")
+    left, failed = done.stderr.decode().splitlines()
+    assert (done.returncode, failed) == (125, "worker-client: somebody else writes")
+    assert left.startswith(f"worker-client: job {ID} may go on;")
+    assert not job.asked_to_stop
+
+
+def test_what_has_taken_more_than_there_is_was_given_something_else(
+    agent: scripted.ScriptedAgent, tmp_path: Path
+) -> None:
+    job = OneJob(agent, ended("EXITED", exit_code=0), [])
+    agent.handlers["Query"] = lambda _request, _context: pb.QueryResponse(
+        job=job_pb2.Job(id=ID, stdin_open=True, stdin_bytes=100_007)
+    )
+    (tmp_path / "data").write_bytes(bytes(100_000))
+    done = agent.cli("run", "--idempotency-key", "k", "--stdin", str(tmp_path / "data"), "sleep", "9")
+    assert done.returncode == 125
+    assert b"--stdin: ends 7 bytes before what the job has taken of it" in done.stderr
     assert not job.asked_to_stop
 
 

@@ -17,7 +17,7 @@ from jobworker.cli.client_exit import INTERRUPTED, ExitsAsJob, exit_status, noti
 from jobworker.cli.client_interrupt import Interrupts, stop_unless_ended
 from jobworker.cli.client_output import Sink
 from jobworker.cli.client_spec import CONTEXT_SETTINGS, job_options, spec_of
-from jobworker.cli.client_stdin import Input, input_of
+from jobworker.cli.client_stdin import Input, input_of, is_of_another
 from jobworker.cli.wakeups import Wakeups
 from jobworker.errors import JobWorkerError
 from jobworker.jobs import Source
@@ -80,7 +80,8 @@ def _follow(client: Client, job_id: str, reads: Input) -> None:
     """Copy the job's output until it has ended, and have the job read what there is to read.
 
     Raises:
-        JobWorkerError: a stream failed, or the job could not get all that it was to read and is stopped.
+        JobWorkerError: a stream failed; or the job could not get all that it was to read, and is stopped unless
+            somebody else writes to it.
         OSError: nobody takes the output; for BrokenPipeError the job is stopped, as a local command would be.
     """
     ended: SimpleQueue[Exception | None] = SimpleQueue()
@@ -98,13 +99,8 @@ def _follow(client: Client, job_id: str, reads: Input) -> None:
             wakeups.wake()
 
     def feed() -> None:
-        try:
-            reads.write(client, job_id)
-        except (JobWorkerError, OSError) as error:
-            # It would take what it has for all, or wait for ever.
-            with suppress(JobWorkerError):
-                stop_unless_ended(client, job_id)
-            ended.put(error)
+        if failure := _fed(client, job_id, reads):
+            ended.put(failure)
             wakeups.wake()
 
     threading.Thread(target=feed, daemon=True).start()
@@ -120,6 +116,22 @@ def _follow(client: Client, job_id: str, reads: Input) -> None:
                 if isinstance(failure, BrokenPipeError):
                     stop_unless_ended(client, job_id)
                 raise failure
+
+
+def _fed(client: Client, job_id: str, reads: Input) -> Exception | None:
+    """Have the job read what there is to read; None, or why it did not, for which it is stopped.
+
+    It goes on if that is what somebody else writes to it.
+    """
+    try:
+        reads.write(client, job_id)
+    except (JobWorkerError, OSError) as error:
+        if not is_of_another(error):
+            # It would take what it has for all, or wait for ever.
+            with suppress(JobWorkerError):
+                stop_unless_ended(client, job_id)
+        return error
+    return None
 
 
 def _routes() -> list[tuple[Source | None, int]]:

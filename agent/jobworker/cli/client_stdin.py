@@ -44,18 +44,20 @@ class Input:
     Attributes:
         rest: behind what comes with its start; None if that is all.
         end: it finds the end behind that.
+        again: the job may be one that an earlier start has made, and has written to.
     """
 
     begins: bytes
     rest: Iterator[bytes] | None
     end: bool
+    again: bool = False
 
     def of(self, spec: JobSpec) -> JobSpec:
         """The job that is started with it."""
         return replace(spec, stdin=self.begins, stdin_open=self.rest is not None or not self.end)
 
     def write(self, client: Client, job_id: str) -> None:
-        """Write the rest, as far as the job wants it.
+        """Write the rest, as far as the job wants it and has not taken it before.
 
         Raises:
             JobWorkerError: not all of it was taken.
@@ -63,8 +65,14 @@ class Input:
         """
         if self.rest is None:
             return
+        rest, taken = self.rest, len(self.begins)
+        if self.again:
+            job = client.query(job_id)
+            if not job.stdin_open:
+                return
+            rest, taken = _behind(rest, job.stdin_bytes - taken), job.stdin_bytes
         try:
-            client.write_stdin(job_id, self.rest, offset=len(self.begins), end=self.end)
+            client.write_stdin(job_id, rest, offset=taken, end=self.end)
         except CallFailed as error:
             # As in a pipe on this host: who does not want to read more, need not.
             if error.reason != "STDIN_ENDED":
@@ -87,7 +95,31 @@ def input_of(options: Mapping[str, Any], *, live: bool) -> Input:
     head = _head(file)
     if len(head) <= MAX_STDIN_BYTES:
         return Input(head, None, end)
-    return Input(head[:MAX_STDIN_BYTES], chain((head[MAX_STDIN_BYTES:],), _pieces(file)), end)
+    rest = chain((head[MAX_STDIN_BYTES:],), _pieces(file))
+    return Input(head[:MAX_STDIN_BYTES], rest, end, again=bool(options["idempotency_key"]))
+
+
+def is_of_another(error: Exception) -> bool:
+    """Why input was not written: the job has taken some that did not come from here."""
+    if isinstance(error, CallFailed):
+        return error.reason == "STDIN_OFFSET" or error.code == "ABORTED"
+    return isinstance(error, InvalidField)
+
+
+def _behind(pieces: Iterator[bytes], taken: int) -> Iterator[bytes]:
+    """Those behind so many bytes.
+
+    Raises:
+        InvalidField: there are not so many.
+    """
+    skip = taken
+    while skip > 0:
+        if not (data := next(pieces, b"")):
+            raise InvalidField("--stdin", f"ends {skip} bytes before what the job has taken of it")
+        if len(data) > skip:
+            pieces = chain((data[skip:],), pieces)
+        skip -= len(data)
+    return pieces
 
 
 def _head(file: IO[bytes]) -> bytes:
