@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -356,6 +356,30 @@ def test_a_call_that_got_through_is_not_called_a_connection_that_never_came_abou
                     client.start(JobSpec("make"), idempotency_key=key)
                 assert (caught.value.code, caught.value.reason) == ("UNAVAILABLE", "")
     assert len(agent.requests) == 1
+
+
+@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
+def test_input_that_cannot_be_had_ends_its_call(
+    agent: scripted.ScriptedAgent, client: Client, failure: type[BaseException]
+) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def stall(messages: Iterator[pb.WriteStdinRequest], context: grpc.ServicerContext) -> Iterator[Any]:
+        next(messages)
+        context.add_callback(over.set)
+        yield pb.WriteStdinResponse()
+        begun.set()
+        over.wait(30)
+
+    def pieces() -> Iterator[bytes]:
+        yield b"some"
+        assert begun.wait(10)
+        raise failure
+
+    agent.handlers["WriteStdin"] = stall
+    with pytest.raises(failure):
+        client.write_stdin(ID, pieces())
+    assert over.wait(10)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -128,8 +128,11 @@ class Connection:
         *,
         compress: bool = False,
         request_id: str = "",
+        opened: Callable[[Callable[[], object]], None] = lambda _: None,
     ) -> Iterator[Any]:
         """The answers of one call: to a request or, where the method takes several, to an iterator of them.
+
+        Another thread than the one that waits for them can end the call with what `opened` is given.
 
         Raises:
             JobWorkerError: as `make`.
@@ -139,6 +142,7 @@ class Connection:
         try:
             responses = getattr(self._stub, method)(requests, timeout=timeout, metadata=metadata)
             try:
+                opened(responses.cancel)
                 for response in responses:
                     self._failures.answered = True
                     yield response

@@ -7,13 +7,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
+from typing import Protocol
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.failures import CallFailed
 from jobworker.client.rpc.upload import Upload, Written
 
 Requests = Iterator[pb.WriteStdinRequest]
-Open = Callable[[Requests], Iterator[pb.WriteStdinResponse]]
+
+
+class Open(Protocol):
+    """Makes a call of requests, and gives `opened` what ends it; what it raises as UNAVAILABLE is a break."""
+
+    def __call__(
+        self, requests: Requests, /, *, opened: Callable[[Callable[[], object]], None]
+    ) -> Iterator[pb.WriteStdinResponse]: ...
 
 
 class Writer:
@@ -21,9 +29,6 @@ class Writer:
 
     A thread of its own makes the calls and takes in the answers, so that what was added is under way, over breaks
     too, while whoever adds waits for more.
-
-    Args:
-        open_call: makes a call of these requests; what it raises as UNAVAILABLE is a break.
     """
 
     def __init__(self, open_call: Open, upload: Upload) -> None:
@@ -32,7 +37,9 @@ class Writer:
         self._changed = threading.Condition()
         self._requests: SimpleQueue[pb.WriteStdinRequest | None] | None = None
         self._failure: Exception | None = None
+        self._cancel: Callable[[], object] = _nothing
         self._over = threading.Event()
+        self._given_up = False
 
     def write(self, pieces: Iterable[bytes], *, end: bool) -> Written:
         """Write all of it; comes back when it has been taken.
@@ -46,6 +53,12 @@ class Writer:
             for data in pieces:
                 self._add(partial(self._upload.add, data), lambda: not self._upload.is_full)
             self._add(self._upload.end if end else _nothing, lambda: self._upload.nothing_is_due)
+        except BaseException:
+            # Half-closed alone, it would be open for as long as the job does not read.
+            with self._changed:
+                self._given_up = True
+                self._cancel()
+            raise
         finally:
             with self._changed:
                 self._over.set()
@@ -87,7 +100,7 @@ class Writer:
             requests.put(self._upload.open())
             self._requests = requests
         try:
-            for response in self._open(iter(requests.get, None)):
+            for response in self._open(iter(requests.get, None), opened=self._opened):
                 self._take(response)
         except CallFailed as error:
             failure = error
@@ -97,6 +110,12 @@ class Writer:
             # Some things are known to have been taken now, though nobody has answered that.
             self._changed.notify_all()
         return pause
+
+    def _opened(self, cancel: Callable[[], object]) -> None:
+        with self._changed:
+            self._cancel = cancel
+            if self._given_up:
+                cancel()
 
     def _take(self, response: pb.WriteStdinResponse) -> None:
         with self._changed:
