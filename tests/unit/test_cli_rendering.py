@@ -11,8 +11,17 @@ import pytest
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.cli import client_json, client_text
+from jobworker.errors import ProtocolError
 
 CREATED = 1_790_000_000
+
+
+def test_what_is_no_time_is_no_answer_of_an_agent() -> None:
+    job = job_pb2.Job()
+    job.created_at.seconds = 10**12
+    with pytest.raises(ProtocolError, match="created_at is no time"):
+        client_json.time(job, "created_at")
+    assert client_json.time(job, "ended_at") is None
 
 
 def a_job(**fields: Any) -> job_pb2.Job:

@@ -17,7 +17,10 @@ import pytest
 
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
+from jobworker.cli import client_run
 from jobworker.cli.client_exit import exit_status, notice_of
+from jobworker.cli.client_stdin import Input
+from jobworker.client.output import Item
 from support import scripted
 from support.signals import interruptible
 
@@ -209,6 +212,37 @@ def test_what_has_taken_more_than_there_is_was_given_something_else(
     assert done.returncode == 125
     assert b"--stdin: ends 7 bytes before what the job has taken of it" in done.stderr
     assert not job.asked_to_stop
+
+
+def test_output_that_no_agent_gives_is_a_failure_of_the_tool(agent: scripted.ScriptedAgent) -> None:
+    OneJob(agent, ended("EXITED", exit_code=0), []).finish()
+    told = scripted.chunk(0, b"lost")
+    told.chunk.time.seconds = 10**18
+    agent.handlers["Stream"] = lambda _request, _context: iter([told, scripted.end(4)])
+    done = agent.cli("run", "sleep", "9")
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert b"worker-client: protocol error: output with a time that is none\n" in done.stderr
+
+
+class Failing:
+    """A client whose streams, or inputs, fail as nobody has foreseen."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def stream(self, _job_id: str, **_options: Any) -> Iterator[Item]:
+        raise RuntimeError("unforeseen")
+
+    def stop(self, _job_id: str, **_options: Any) -> None:
+        self.stopped = True
+
+
+@pytest.mark.usefixtures("capfd")
+def test_what_nobody_has_foreseen_is_not_taken_for_the_end_of_the_output() -> None:
+    client: Any = Failing()
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        client_run._follow(client, ID, Input(b"", None, end=True))
+    assert not client.stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

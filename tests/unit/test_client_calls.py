@@ -10,6 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import any_pb2
+from google.rpc import status_pb2  # type: ignore[import-untyped] # has no types
+from grpc_status import rpc_status  # type: ignore[import-untyped] # likewise
 
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
@@ -356,6 +359,39 @@ def test_a_call_that_got_through_is_not_called_a_connection_that_never_came_abou
                     client.start(JobSpec("make"), idempotency_key=key)
                 assert (caught.value.code, caught.value.reason) == ("UNAVAILABLE", "")
     assert len(agent.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda client: client.stream(ID, offset=-1), "offset"),
+        (lambda client: client.stream(ID, offset=2**64), "offset"),
+        (lambda client: client.stream(ID, tail_lines=-1), "tail_lines"),
+        (lambda client: client.stream(ID, tail_lines=2**32), "tail_lines"),
+        (lambda client: client.write_stdin(ID, [], offset=2**64), "offset"),
+    ],
+)
+def test_numbers_that_there_cannot_be_are_not_sent(
+    agent: scripted.ScriptedAgent, client: Client, call: Callable[[Client], object], field: str
+) -> None:
+    with pytest.raises(InvalidField) as caught:
+        call(client)
+    assert caught.value.field == field
+    assert not agent.requests
+
+
+def test_a_detail_that_cannot_be_read_leaves_the_plain_status(
+    agent: scripted.ScriptedAgent, client: Client
+) -> None:
+    def corrupt(_request: pb.QueryRequest, context: grpc.ServicerContext) -> None:
+        detail = any_pb2.Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff")
+        status = status_pb2.Status(code=5, message="gone", details=[detail])
+        context.abort_with_status(rpc_status.to_status(status))
+
+    agent.handlers["Query"] = corrupt
+    with pytest.raises(CallFailed) as caught:
+        client.query(ID)
+    assert (caught.value.code, caught.value.reason, caught.value.message) == ("NOT_FOUND", "", "gone")
 
 
 @pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])

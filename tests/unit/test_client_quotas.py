@@ -12,6 +12,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client import connect
 from jobworker.client.failures import CallFailed
 from jobworker.client.rpc.client import Client
+from jobworker.client.rpc.retries import Retries
 from jobworker.jobs import JobSpec
 from support import scripted
 
@@ -62,6 +63,12 @@ def test_it_is_not_tried_for_ever(agent: scripted.ScriptedAgent, client: Client)
     with pytest.raises(CallFailed, match="too much"):
         client.query(ID)
     assert len(agent.requests) == 9
+
+
+@pytest.mark.parametrize("seconds", [61.0, 1e9, 1e17])
+def test_no_agent_says_how_long_a_program_stands_still(seconds: float) -> None:
+    failure = CallFailed("RESOURCE_EXHAUSTED", "", "QUOTA_EXCEEDED", retry_seconds=seconds)
+    assert 60 <= Retries().pause(failure) <= 61
 
 
 def test_the_command_line_says_it_in_a_sentence(agent: scripted.ScriptedAgent) -> None:

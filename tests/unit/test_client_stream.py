@@ -22,6 +22,7 @@ from jobworker.client.output import Chunk, End, Gap, Item, Lines
 from jobworker.client.rpc import streams
 from jobworker.client.rpc.backoff import Backoff
 from jobworker.client.rpc.stream import Position, Resumption
+from jobworker.errors import ProtocolError
 from jobworker.jobs import OutputFormat, Source
 from support import scripted
 
@@ -46,6 +47,15 @@ class Log:
         for start in range(offset, len(self.data), self._piece):
             yield scripted.chunk(start, self.data[start : start + self._piece])
         yield scripted.end(len(self.data))
+
+
+def test_output_that_no_agent_gives() -> None:
+    timed = scripted.chunk(0, b"x")
+    timed.chunk.time.seconds = 10**12
+    for response in (timed, scripted.chunk(2**64 - 1, b"x")):
+        resumption = Resumption(Position(0, filtered=True), QUICK)
+        with pytest.raises(ProtocolError):
+            list(resumption.items(response))
 
 
 def test_a_stream_is_resumed_wherever_the_agent_ends_it() -> None:

@@ -199,6 +199,7 @@ def test_calls_that_break_at_once_are_attempts_in_vain() -> None:
             upload.pause(BROKEN)
 
 
-def test_the_offset_is_none_below_zero() -> None:
+@pytest.mark.parametrize("offset", [-1, 2**63, 2**64])
+def test_the_offset_is_one_that_there_can_be(offset: int) -> None:
     with pytest.raises(InvalidField, match="offset"):
-        Upload(ID, -1, PATIENT)
+        Upload(ID, offset, PATIENT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from jobworker.errors import ProtocolError
+
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.message import Message
@@ -121,8 +123,18 @@ def enum_name(message: Message, field: str) -> str | None:
 
 
 def time(message: Message, field: str) -> str | None:
-    text: str = getattr(message, field).ToJsonString()
-    return text if message.HasField(field) else None
+    """In RFC 3339; None where it is not told.
+
+    Raises:
+        ProtocolError: it is no time.
+    """
+    if not message.HasField(field):
+        return None
+    try:
+        text: str = getattr(message, field).ToJsonString()
+    except ValueError:
+        raise ProtocolError(f"{field} is no time of the years 1 to 9999") from None
+    return text
 
 
 def seconds(duration: Duration) -> float:

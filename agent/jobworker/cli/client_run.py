@@ -88,11 +88,11 @@ def _follow(client: Client, job_id: str, reads: Input) -> None:
     wakeups = Wakeups()
 
     def copy(source: Source | None, fd: int) -> None:
-        failure = None
+        failure: Exception | None = None
         try:
             # Both streams tell of the same gaps.
             Sink(fd, tell=source is not Source.STDOUT).copy(client.stream(job_id, follow=True, source=source))
-        except (JobWorkerError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, output is missing
             failure = error
         finally:
             ended.put(failure)
@@ -125,7 +125,7 @@ def _fed(client: Client, job_id: str, reads: Input) -> Exception | None:
     """
     try:
         reads.write(client, job_id)
-    except (JobWorkerError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the job waits
         if not is_of_another(error):
             # It would take what it has for all, or wait for ever.
             with suppress(JobWorkerError):

@@ -13,6 +13,8 @@ from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField
 
+# Agents keep offsets in 64 bits with a sign.
+MAX_OFFSET = 2**63 - 1
 _NOT_TEXT = "holds bytes that are not UTF-8, and a request carries text"
 _IN_A_FILE = "; put them into a file"
 
@@ -149,6 +151,9 @@ def stream(
     Raises:
         InvalidField: no agent would take it.
     """
+    check_number("offset", offset)
+    if tail_lines is not None:
+        check_number("tail_lines", tail_lines, jobs.MAX_TAIL_LINES)
     return pb.StreamRequest(
         job_id=_text("job_id", job_id),
         offset=offset,
@@ -161,6 +166,16 @@ def stream(
         # Left out for what was there before the field was: an older agent takes no field that it does not know.
         format=pb.OutputFormat.ValueType(0 if output_format is jobs.OutputFormat.BINARY else output_format.value),
     )
+
+
+def check_number(field: str, number: int, maximum: int = MAX_OFFSET) -> None:
+    """Check that a number is between 0 and `maximum`.
+
+    Raises:
+        InvalidField: it is not.
+    """
+    if not 0 <= number <= maximum:
+        raise InvalidField(field, f"is not between 0 and {maximum}", "0")
 
 
 def _timestamp(field: str, time_ns: int | None) -> Timestamp | None:

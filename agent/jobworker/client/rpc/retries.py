@@ -18,6 +18,8 @@ _DRAINING = "AGENT_DRAINING"
 _QUOTA = "QUOTA_EXCEEDED"
 # On top of what the agent says: all that were refused are told the same.
 _TURNS = Backoff(attempts=8, first=0.1, longest=1.0)
+# Whatever it says, in seconds: it is not to decide how long a program stands still.
+_LONGEST_TURN = 60.0
 
 
 class Retries:
@@ -51,7 +53,7 @@ class Retries:
         """The time after which what came too fast may come again; None for any other failure."""
         if failure.reason != _QUOTA or not failure.retry_seconds or (spread := next(self._turns, None)) is None:
             return None
-        return failure.retry_seconds + spread
+        return min(failure.retry_seconds, _LONGEST_TURN) + spread
 
 
 class Breaks:

@@ -43,6 +43,10 @@ def _detail(status: Any, message: Any) -> Any:
     """The status's detail of this type; the message as it came, empty, where there is none."""
     for packed in status.details:
         if packed.Is(message.DESCRIPTOR):
-            packed.Unpack(message)
+            try:
+                packed.Unpack(message)
+            except DecodeError:
+                # As with a status that is none: what can be read of it is all there is.
+                message.Clear()
             break
     return message

@@ -6,11 +6,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.failures import CallFailed
 from jobworker.client.output import Chunk, End, Gap, Item, Lines
+from jobworker.client.rpc import requests
 from jobworker.client.rpc.backoff import Backoff
 from jobworker.client.rpc.retries import UNAVAILABLE, Breaks
+from jobworker.errors import ProtocolError
 from jobworker.jobs import Source
 
 _SOURCES = {source.value: source for source in Source}
@@ -87,10 +91,16 @@ class Resumption:
         self._opened, self._before = time.monotonic(), self.position.offset
 
     def items(self, response: pb.StreamResponse) -> Iterator[Item]:
-        """What is new in an answer."""
+        """What is new in an answer.
+
+        Raises:
+            ProtocolError: no output has such an offset or time.
+        """
         for item in _accepted(response, self.position):
             self.ended = isinstance(item, End)
             yield item
+        if self.position.offset > requests.MAX_OFFSET:
+            raise ProtocolError(f"output up to {self.position.offset}, behind which there can be none")
 
     def pause(self, failure: CallFailed | None) -> float:
         """How long to wait before the stream is opened again, in seconds; `failure` is how it broke.
@@ -119,10 +129,17 @@ def _item(response: pb.StreamResponse) -> Item | None:
             chunk = response.chunk
             if chunk.resume_offset:
                 return Lines(chunk.offset, chunk.data, chunk.resume_offset)
-            return Chunk(chunk.offset, chunk.data, _SOURCES.get(chunk.source), chunk.time.ToNanoseconds())
+            return Chunk(chunk.offset, chunk.data, _SOURCES.get(chunk.source), _time_ns(chunk.time))
         case "gap":
             return Gap(response.gap.offset, response.gap.length, response.gap.reason)
         case "end":
             return End(response.end.offset, response.end.output_ended)
         case _:
             return None
+
+
+def _time_ns(time_told: Timestamp) -> int:
+    try:
+        return time_told.ToNanoseconds()
+    except ValueError:
+        raise ProtocolError("output with a time that is none") from None

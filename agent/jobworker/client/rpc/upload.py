@@ -14,7 +14,6 @@ from jobworker.client.failures import CallFailed
 from jobworker.client.rpc import requests
 from jobworker.client.rpc.backoff import Backoff
 from jobworker.client.rpc.retries import UNAVAILABLE, Breaks, Retries
-from jobworker.errors import InvalidField
 from jobworker.jobs import MAX_STDIN_BYTES
 
 _ENDED, _OFFSET, _INTERNAL = "STDIN_ENDED", "STDIN_OFFSET", "INTERNAL"
@@ -46,8 +45,8 @@ class Upload:
     """
 
     def __init__(self, job_id: str, offset: int | None, backoff: Backoff) -> None:
-        if offset is not None and offset < 0:
-            raise InvalidField("offset", f"{offset} is negative", "0")
+        if offset is not None:
+            requests.check_number("offset", offset)
         self._job_id = job_id
         self._taken = offset
         # What was not taken yet, as far as is known: sent by the present call, and behind that all else.
