@@ -44,20 +44,21 @@ def program() -> str:
 class ScriptedAgent:
     """Answers each method by the handler that a test gives it; keeps what was asked."""
 
-    def __init__(self, server: certs.Pair | None = None) -> None:
+    def __init__(self, server: certs.Pair | None = None, host: str = "127.0.0.1") -> None:
         """Start it, with the certificate of the development PKI's server or another one."""
+        self._host = host
         self.handlers: dict[str, Handler] = {}
         self.requests: list[Any] = []
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(_SERVICE.full_name, dict(self._methods()))]
         )
-        self.port = self._server.add_secure_port("127.0.0.1:0", _credentials(server))
+        self.port = self._server.add_secure_port(f"{host}:0", _credentials(server))
         self._server.start()
 
     def endpoint(self, port: int | None = None, name: str = "writer") -> Endpoint:
         files = certs.dev_pki().files(name)
-        return Endpoint(f"127.0.0.1:{port or self.port}", files.ca, files.cert, files.key)
+        return Endpoint(f"{self._host}:{port or self.port}", files.ca, files.cert, files.key)
 
     def command(self, *args: str | bytes, name: str = "writer") -> list[str | bytes]:
         """A command line of worker-client with the flags that it needs to reach this agent."""

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
-from jobworker.client import aio
+from jobworker.client import Endpoint, aio
 from jobworker.client.aio.client import AsyncClient
 from jobworker.client.failures import CallFailed
 from jobworker.errors import TlsProblem
 from jobworker.jobs import JobSpec
-from support import scripted
+from support import certs, scripted
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 
@@ -108,6 +110,24 @@ def test_a_refusal_that_overtakes_what_is_sent_is_told(agent: scripted.ScriptedA
                     await client.write_stdin(ID, [bytes(64 * 1024)] * 100)
 
     asyncio.run(write())
+
+
+def test_a_host_may_be_called_as_a_scheme_of_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = certs.dev_pki().files("writer")
+
+    async def query() -> None:
+        async with aio.connect(Endpoint("unix:7443", files.ca, files.cert, files.key)) as client:
+            with pytest.raises(TlsProblem, match="the host unix is not known"):
+                await client.query(ID)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("7443")
+        listener.listen()
+        listener.setblocking(False)
+        asyncio.run(query())
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_closing_ends_what_others_wait_for(agent: scripted.ScriptedAgent) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -425,6 +428,34 @@ def test_an_address_is_host_and_port(addr: str) -> None:
     files = certs.dev_pki().files("writer")
     with pytest.raises(InvalidField, match="HOST:PORT"):
         connect(Endpoint(addr, files.ca, files.cert, files.key))
+
+
+def test_a_host_may_be_called_as_a_scheme_of_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = certs.dev_pki().files("writer")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("7443")
+        listener.listen()
+        listener.setblocking(False)
+        client = connect(Endpoint("unix:7443", files.ca, files.cert, files.key))
+        with client, pytest.raises(TlsProblem, match="the host unix is not known"):
+            client.query(ID)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_an_address_may_be_of_ipv6() -> None:
+    try:
+        agent = scripted.ScriptedAgent(host="[::1]")
+    except RuntimeError:
+        pytest.skip("this host has no IPv6")
+    with contextlib.closing(agent), connect(agent.endpoint()) as client:
+        agent.handlers["GetAgentInfo"] = lambda _request, _context: pb.GetAgentInfoResponse(version="1.2.3")
+        assert client.agent_info().version == "1.2.3"
+        agent.close()
+        with pytest.raises(CallFailed) as caught:
+            client.drain()
+    assert str(caught.value).startswith(f"cannot reach the agent at [::1]:{agent.port}: ")
 
 
 def test_an_agent_is_reached_when_it_answers_whatever_it_says(

@@ -9,7 +9,7 @@ from jobworker.errors import InvalidField
 
 ADDR_EXAMPLE = "agent.example.org:7443"
 
-# No scheme, no path: what follows is handed to grpc's resolver, which knows `unix:`, `xds:` and more.
+# No scheme, no path: what follows is handed to grpc.
 _ADDR = re.compile(r"(?P<host>[A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>[0-9]{1,5})")
 _MAX_PORT = 65_535
 
@@ -36,6 +36,12 @@ class Endpoint:
     def host(self) -> str:
         """The host of `addr`, an IPv6 address without its brackets."""
         return self.addr.rpartition(":")[0].strip("[]")
+
+    @property
+    def target(self) -> str:
+        """The address as grpc takes it."""
+        # Without its scheme a host that is called `unix`, or `dns`, would be one.
+        return f"dns:///{self.addr}"
 
     @property
     def port(self) -> int:

@@ -35,8 +35,9 @@ class Connection:
         """Prepare the channel; nothing is sent before the first call. See `rpc.connection.Connection`."""
         asyncio.get_running_loop()
         self._endpoint, self._options = endpoint, options
+        check_addr(endpoint.addr)
         arguments = channel.arguments(endpoint, options)
-        self._channel = aio.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), arguments)
+        self._channel = aio.secure_channel(endpoint.target, tls.credentials(endpoint), arguments)
         self._stub = JobWorkerServiceStub(self._channel)
         self._failures = channel.Failures(endpoint)
         self._closed = False

@@ -42,8 +42,9 @@ class Connection:
             TlsProblem: with these files no connection can come about.
         """
         self._endpoint, self._options = endpoint, options
+        check_addr(endpoint.addr)
         arguments = channel.arguments(endpoint, options)
-        self._channel = grpc.secure_channel(check_addr(endpoint.addr), tls.credentials(endpoint), arguments)
+        self._channel = grpc.secure_channel(endpoint.target, tls.credentials(endpoint), arguments)
         self._stub = JobWorkerServiceStub(self._channel)
         self._failures = channel.Failures(endpoint)
 
