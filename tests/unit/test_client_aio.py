@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
+from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client import Endpoint, aio
 from jobworker.client.aio.client import AsyncClient
@@ -128,6 +130,23 @@ def test_a_host_may_be_called_as_a_scheme_of_grpc(tmp_path: Path, monkeypatch: p
         asyncio.run(query())
         with pytest.raises(BlockingIOError):
             listener.accept()
+
+
+@pytest.mark.parametrize("connect_timeout", [5.0, 1e9, math.inf])
+@pytest.mark.parametrize("seconds", [1e10, 1e300, math.inf])
+def test_a_time_out_may_be_as_long_as_one_likes(
+    agent: scripted.ScriptedAgent, seconds: float, connect_timeout: float
+) -> None:
+    job = job_pb2.Job(id=ID, state=job_pb2.JOB_STATE_ENDED)
+    agent.handlers["Query"] = lambda _request, _context: pb.QueryResponse(job=job)
+    agent.handlers["Watch"] = lambda _request, _context: iter([pb.WatchResponse(job=job)])
+
+    async def ask() -> None:
+        async with aio.connect(agent.endpoint(), timeout=seconds, connect_timeout=connect_timeout) as client:
+            assert await client.query(ID) == job
+            assert await client.wait([ID], timeout=seconds) == [job]
+
+    asyncio.run(ask())
 
 
 def test_closing_ends_what_others_wait_for(agent: scripted.ScriptedAgent) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import sys
 import threading
@@ -456,6 +457,21 @@ def test_an_address_may_be_of_ipv6() -> None:
         with pytest.raises(CallFailed) as caught:
             client.drain()
     assert str(caught.value).startswith(f"cannot reach the agent at [::1]:{agent.port}: ")
+
+
+@pytest.mark.parametrize("connect_timeout", [5.0, 1e9, math.inf])
+@pytest.mark.parametrize("seconds", [1e10, 1e300, math.inf])
+def test_a_time_out_may_be_as_long_as_one_likes(
+    agent: scripted.ScriptedAgent, seconds: float, connect_timeout: float
+) -> None:
+    job = job_pb2.Job(id=ID, state=job_pb2.JOB_STATE_ENDED)
+    agent.handlers["Query"] = lambda _request, _context: pb.QueryResponse(job=job)
+    agent.handlers["GetAgentInfo"] = lambda _request, _context: pb.GetAgentInfoResponse()
+    agent.handlers["Watch"] = lambda _request, _context: iter([pb.WatchResponse(job=job)])
+    with connect(agent.endpoint(), timeout=seconds, connect_timeout=connect_timeout) as client:
+        client.reach()
+        assert client.query(ID) == job
+        assert client.wait([ID], timeout=seconds) == [job]
 
 
 def test_an_agent_is_reached_when_it_answers_whatever_it_says(

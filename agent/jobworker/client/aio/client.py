@@ -169,8 +169,7 @@ class AsyncClient:
 
         def open_there() -> AsyncGenerator[pb.WatchResponse, None]:
             request.resume_token, request.snapshot = standing.token, standing.snapshot
-            left = None if timeout is None else max(0.0, deadline - time.monotonic())
-            return self._connection.stream("Watch", request, left)
+            return self._connection.stream("Watch", request, deadline)
 
         return streams.changes(open_there, watch.Resumption(standing, STREAM, deadline))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -83,10 +84,11 @@ class Connection:
         return self._options.request_id or channel.new_request_id()
 
     async def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
-        left = max(0.0, deadline - time.monotonic())
         metadata = channel.metadata(request_id, self._options.traceparent)
         try:
-            response = await getattr(self._stub, method)(request, timeout=left, metadata=metadata)
+            response = await getattr(self._stub, method)(
+                request, timeout=channel.left(deadline), metadata=metadata
+            )
         except _ERRORS as error:
             raise await self._failure(error, request_id) from None
         self._failures.answered = True
@@ -96,7 +98,7 @@ class Connection:
         self,
         method: str,
         request: Any,
-        timeout: float | None = None,  # noqa: ASYNC109 - over several attempts
+        deadline: float = math.inf,
         *,
         compress: bool = False,
     ) -> AsyncGenerator[Any, None]:
@@ -105,14 +107,11 @@ class Connection:
         Raises:
             JobWorkerError: as `make`.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        request_id = self._new_request_id()
-        retries = Retries() if deadline is None else Retries(deadline=deadline)
+        request_id, retries = self._new_request_id(), Retries(deadline=deadline)
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 async with aclosing(
-                    self.answers(method, request, left, compress=compress, request_id=request_id)
+                    self.answers(method, request, deadline, compress=compress, request_id=request_id)
                 ) as answers:
                     async for response in answers:
                         yield response
@@ -126,7 +125,7 @@ class Connection:
         self,
         method: str,
         requests: Any,
-        timeout: float | None = None,  # noqa: ASYNC109 - of the call itself
+        deadline: float = math.inf,
         *,
         compress: bool = False,
         request_id: str = "",
@@ -139,7 +138,7 @@ class Connection:
         request_id = request_id or self._new_request_id()
         metadata = channel.metadata(request_id, self._options.traceparent, compress=compress)
         try:
-            call = getattr(self._stub, method)(requests, timeout=timeout, metadata=metadata)
+            call = getattr(self._stub, method)(requests, timeout=channel.left(deadline), metadata=metadata)
             try:
                 async for response in call:
                     self._failures.answered = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +24,10 @@ _COMPRESSED = ("jobworker-compression", "gzip")
 _MAX_RECEIVE = 32 * 1024 * 1024
 # Despite its name also the time that a connection has to come about; by default 20 s.
 _ATTEMPT = "grpc.min_reconnect_backoff_ms"
+# What grpc takes of that, in seconds: its number of milliseconds has 32 bits.
+_LONGEST_ATTEMPT = 1e6
+# In seconds: of much more grpc's clock makes a time that has passed.
+_LONGEST = 1e8
 # With the bandwidth probe on, fifty stalled streams let a client grow to 1.6 GB.
 _LOOKAHEAD = 1024 * 1024
 
@@ -43,10 +48,17 @@ _ARGUMENTS: tuple[tuple[str, int], ...] = (
 
 def arguments(endpoint: Endpoint, options: Options) -> list[tuple[str, int | str]]:
     """What grpc calls the options of a channel."""
-    made: list[tuple[str, int | str]] = [*_ARGUMENTS, (_ATTEMPT, round(options.connect_timeout * 1000))]
+    attempt = min(options.connect_timeout, _LONGEST_ATTEMPT)
+    made: list[tuple[str, int | str]] = [*_ARGUMENTS, (_ATTEMPT, round(attempt * 1000))]
     if endpoint.server_name:
         made.append(("grpc.ssl_target_name_override", endpoint.server_name))
     return made
+
+
+def left(deadline: float) -> float | None:
+    """The seconds until then on the monotonic clock, as grpc takes them; None, for no limit, if very many."""
+    seconds = max(0.0, deadline - time.monotonic())
+    return seconds if seconds <= _LONGEST else None
 
 
 def new_request_id() -> str:

@@ -256,8 +256,7 @@ class Client:
 
         def open_there() -> Iterator[pb.WatchResponse]:
             request.resume_token, request.snapshot = standing.token, standing.snapshot
-            left = None if timeout is None else max(0.0, deadline - time.monotonic())
-            return self._connection.stream("Watch", request, left)
+            return self._connection.stream("Watch", request, deadline)
 
         return streams.changes(open_there, watch.Resumption(standing, STREAM, deadline))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -88,34 +89,30 @@ class Connection:
         return self._options.request_id or channel.new_request_id()
 
     def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
-        left = max(0.0, deadline - time.monotonic())
         metadata = channel.metadata(request_id, self._options.traceparent)
         try:
-            response = getattr(self._stub, method)(request, timeout=left, metadata=metadata)
+            response = getattr(self._stub, method)(request, timeout=channel.left(deadline), metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
             raise self._failure(error, request_id) from None
         self._failures.answered = True
         return response
 
     def stream(
-        self, method: str, request: Any, timeout: float | None = None, *, compress: bool = False
+        self, method: str, request: Any, deadline: float = math.inf, *, compress: bool = False
     ) -> Iterator[Any]:
         """The answers to a request, compressed on their way if that is asked for.
 
-        The call ends with the iterator, or after `timeout` seconds if that is given.
+        The call ends with the iterator, or at `deadline` on the monotonic clock.
 
         One that is refused for coming too fast is made again when the agent says.
 
         Raises:
             JobWorkerError: as `make`.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        request_id = self._new_request_id()
-        retries = Retries() if deadline is None else Retries(deadline=deadline)
+        request_id, retries = self._new_request_id(), Retries(deadline=deadline)
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                yield from self.answers(method, request, left, compress=compress, request_id=request_id)
+                yield from self.answers(method, request, deadline, compress=compress, request_id=request_id)
             except CallFailed as failure:
                 time.sleep(retries.pause(failure))
             else:
@@ -125,7 +122,7 @@ class Connection:
         self,
         method: str,
         requests: Any,
-        timeout: float | None = None,
+        deadline: float = math.inf,
         *,
         compress: bool = False,
         request_id: str = "",
@@ -141,7 +138,7 @@ class Connection:
         request_id = request_id or self._new_request_id()
         metadata = channel.metadata(request_id, self._options.traceparent, compress=compress)
         try:
-            responses = getattr(self._stub, method)(requests, timeout=timeout, metadata=metadata)
+            responses = getattr(self._stub, method)(requests, timeout=channel.left(deadline), metadata=metadata)
             try:
                 opened(responses.cancel)
                 for response in responses:
