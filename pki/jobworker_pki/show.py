@@ -26,13 +26,20 @@ class Context:
 
     Attributes:
         trusted: its CAs; empty if that is not to be looked at.
+        untrusted: CAs that issuers and lists are known by, and that count in a chain only where a file has them.
         revoked: serial numbers, in lower-case hexadecimal.
     """
 
     now: datetime
     role_oid: str = DEFAULT_ROLE_OID
     trusted: tuple[x509.Certificate, ...] = ()
+    untrusted: tuple[x509.Certificate, ...] = ()
     revoked: frozenset[str] = frozenset()
+
+    @property
+    def known(self) -> tuple[x509.Certificate, ...]:
+        """All CAs, whether they are trusted or not."""
+        return (*self.trusted, *self.untrusted)
 
 
 def text(path: str, context: Context) -> str:
@@ -92,7 +99,7 @@ def _certificate(one: x509.Certificate, bundle: tuple[x509.Certificate, ...], co
     yield "key", f"{_key(one.public_key())}, signed with {_hash(one)}"
     yield "valid", _validity(one.not_valid_before_utc, one.not_valid_after_utc, context.now)
     yield "serial", f"{one.serial_number:x}"
-    yield from (("issuer", issuer) for issuer in _issuers(one, (*bundle, *context.trusted)))
+    yield from (("issuer", issuer) for issuer in _issuers(one, (*bundle, *context.known)))
     yield from _limits(one)
     yield "agent", _verdict(one, bundle, context)
 
@@ -153,7 +160,7 @@ def _verdict(one: x509.Certificate, bundle: tuple[x509.Certificate, ...], contex
 def _check_chain(one: x509.Certificate, bundle: tuple[x509.Certificate, ...], context: Context) -> None:
     if f"{one.serial_number:x}" in context.revoked:
         raise Unauthenticated("the certificate is revoked")
-    if any(f"{each.serial_number:x}" in context.revoked for each in _all_above(one, (*bundle, *context.trusted))):
+    if any(f"{each.serial_number:x}" in context.revoked for each in _all_above(one, (*bundle, *context.known))):
         raise Unauthenticated("the certificate's issuer is revoked")
     for _ in bundle:
         if not context.trusted or _above(one, context.trusted):
@@ -184,7 +191,7 @@ def _crl(crl: x509.CertificateRevocationList, context: Context) -> Lines:
         yield "number", str(number.crl_number)
     end = crl.next_update_utc
     yield "valid", _validity(crl.last_update_utc, end, context.now) if end else "without end"
-    for issuer in context.trusted:
+    for issuer in context.known:
         key = issuer.public_key()
         if issuer.subject == crl.issuer and isinstance(key, rsa.RSAPublicKey):
             yield "signature", "holds" if crl.is_signature_valid(key) else "does not hold"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from support import certs
 from support.certs import Recipe, make
@@ -48,6 +49,16 @@ def test_a_revoked_intermediate_counts_for_those_below_it(pki: Pki) -> None:
     path = pki.leaf(FILE, host_profile("a.example.org"), DAY)
     pki.ok("revoke", pki.path("intermediate.pem"))
     assert "agent:     refuses it: the certificate's issuer is revoked" in pki.ok("show", path)
+
+
+def test_a_leaf_without_its_intermediate_is_refused_as_agents_refuse_it(pki: Pki) -> None:
+    path = Path(pki.leaf(FILE, host_profile("a.example.org"), DAY))
+    path.write_bytes(pki.certificate(FILE).public_bytes(serialization.Encoding.PEM))
+    issuers = [pki.certificate(f"{ca}.pem").subject.rfc4514_string() for ca in ("intermediate", "root")]
+    for more in ((), ("--ca", pki.path("ca.pem"))):
+        told = fields(pki.ok("show", str(path), *more))
+        assert dict(told)["agent"].startswith("refuses it: the chain in this file does not lead to a CA")
+        assert [value for name, value in told if name == "issuer"] == issuers
 
 
 def test_a_users_certificate_anywhere() -> None:

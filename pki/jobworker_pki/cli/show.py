@@ -38,6 +38,9 @@ def show(file: str, directory: str | None, ca: str | None, role_oid: str) -> Non
 
 def _of_home(directory: str, trusted: tuple[x509.Certificate, ...]) -> Context:
     with homes.opened(directory, asking(None)) as home:
-        own = (home.certificate(homes.ROOT), home.certificate(homes.INTERMEDIATE))
+        root, intermediate = home.certificate(homes.ROOT), home.certificate(homes.INTERMEDIATE)
+        # Agents are given the root alone, so a file has to bring the intermediate.
+        trusted = trusted or (root,)
+        untrusted = tuple(ca for ca in (root, intermediate) if ca not in trusted)
         revoked = frozenset(index.revocations(index.records(home.store)))
-        return Context(datetime.now(UTC), home.settings.role_oid, trusted or own, revoked)
+        return Context(datetime.now(UTC), home.settings.role_oid, trusted, untrusted, revoked)
