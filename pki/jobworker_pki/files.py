@@ -108,6 +108,15 @@ class Store:
         self._replace(file, content, mode)
         os.fsync(self.fd)
 
+    def remove(self, file: str) -> None:
+        """Remove a file, lastingly.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        os.unlink(file, dir_fd=self.fd)
+        os.fsync(self.fd)
+
     def _content(self, file: str) -> tuple[bytes, int]:
         # Non-blocking, or a FIFO by that name would hold us up for ever.
         fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)

@@ -128,6 +128,12 @@ def is_revoked(done: tuple[Record, ...], key: PublicKeyTypes) -> bool:
     return any(record.key == found for record in revocations(done).values())
 
 
+def is_requested(done: tuple[Record, ...], key: PublicKeyTypes) -> bool:
+    """Whether a key came with a request, so that it was made elsewhere."""
+    found = fingerprint(key)
+    return any(record.action == "sign" and record.key == found for record in done)
+
+
 def issued(done: tuple[Record, ...], serial: str) -> Record | None:
     """The record of a certificate's issuing."""
     return next((record for record in issuings(done) if record.serial == serial), None)

@@ -104,7 +104,7 @@ def issue(home: Home, leaf: Leaf, bits: int = KEY_BITS) -> Outcome:
 
 
 def sign(home: Home, leaf: Leaf, request: Request) -> Outcome:
-    """A certificate for the request's key, which stays where it is.
+    """A certificate for the request's key, which stays where it is; a revoked key beside it goes.
 
     Raises:
         PkiProblem: something else is there under that name.
@@ -118,8 +118,11 @@ def sign(home: Home, leaf: Leaf, request: Request) -> Outcome:
                 raise PkiProblem(path, "is for another key", _anew(path))
             return Outcome(path, found, made=False)
         _check_unrevoked(home, request)
+        revoked = _has_revoked_key(home, store, leaf.name, request)
         certificate = authority.sign(home.issuer(now), leaf.profile, request.key, now)
         home.record("sign", INTERMEDIATE, certificate, file=path)
+        if revoked:
+            store.remove(f"{leaf.name}.key")
         store.put(f"{leaf.name}.pem", authority.pem(certificate, home.certificate(INTERMEDIATE)))
     return Outcome(path, certificate, made=True)
 
@@ -151,6 +154,23 @@ def _found(home: Home, store: Store, leaf: Leaf, now: datetime) -> x509.Certific
 def _check_unrevoked(home: Home, request: Request) -> None:
     if index.is_revoked(index.records(home.store), request.key):
         raise PkiProblem(request.path, "its key has been revoked", "make a new key, and a request with it")
+
+
+def _has_revoked_key(home: Home, store: Store, name: str, request: Request) -> bool:
+    """Whether a key is there that is good for nothing any more, and would be taken for the request's.
+
+    Raises:
+        PkiProblem: a key is there that may still be good, and is not the request's.
+    """
+    file = f"{name}.key"
+    if not store.holds(file):
+        return False
+    found = store.key(file).public_key()
+    if found == request.key:
+        return False
+    if not index.is_revoked(index.records(home.store), found):
+        raise PkiProblem(store.path_of(file), "is not the key of the request", "move it away, and sign again")
+    return True
 
 
 def _check_key(store: Store, name: str, certificate: x509.Certificate) -> None:

@@ -61,7 +61,7 @@ def renew(
         if new_key:
             _check_new_key(store.path_of(file), old)
         else:
-            _check_pair(store, file, old)
+            _check_pair(home, store, file, old)
         profile = _profile(home, store.path_of(file), old, life or _life(old), names)
         renamed = set(profile.names()) != set(reading.names(old))
         if not force and not renamed and now < due(old):
@@ -105,17 +105,20 @@ def _issuer(home: Home, path: str, certificate: x509.Certificate) -> str:
     return ca
 
 
-def _check_pair(store: Store, file: str, certificate: x509.Certificate) -> None:
+def _check_pair(home: Home, store: Store, file: str, certificate: x509.Certificate) -> None:
     """A renewal with a new key that was cut off has left that beside the old certificate."""
     stem = file.removesuffix(".pem")
     key = f"{stem}.key"
     if reading.is_ca(certificate) or key == file or not store.holds(key):
         return
-    if store.key(key).public_key() != certificate.public_key():
-        path = store.path_of(file)
-        raise PkiProblem(
-            store.path_of(key), f"is not the key of {file}", f"worker-pki renew --new-key --force {path}"
-        )
+    if store.key(key).public_key() == certificate.public_key():
+        return
+    problem, fix = f"is not the key of {file}", f"worker-pki renew --new-key --force {store.path_of(file)}"
+    if index.is_requested(index.records(home.store), certificate.public_key()):
+        # A new key would leave the one who made the request without a certificate.
+        problem = f"{problem}, which was signed for a request"
+        fix = "move it away: the right one is where the request was made"
+    raise PkiProblem(store.path_of(key), problem, fix)
 
 
 def _check_new_key(path: str, certificate: x509.Certificate) -> None:

@@ -14,7 +14,7 @@ from jobworker.errors import PkiProblem
 from jobworker.identity import DEFAULT_ROLE_OID, Role
 from jobworker_pki import home, keys, profiles, reading, renewal
 from support import certs
-from support.pki import WANTED, Pki, copied, host_profile, openssl, run, snapshot
+from support.pki import WANTED, Pki, copied, host_profile, openssl, request, run, snapshot
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 A = ("hosts", "a.example.org.pem")
@@ -272,6 +272,21 @@ def test_a_renewal_that_was_cut_off_between_key_and_certificate_is_told_and_mend
     pki.ok("renew", "--new-key", "--force", path)
     assert keys.load(str(key), key.read_bytes(), None).public_key() == pki.certificate(path).public_key()
     assert "not due" in pki.ok("renew", path)
+
+
+def test_a_key_beside_a_certificate_whose_own_is_elsewhere_is_told_and_put_away(pki: Pki, tmp_path: Path) -> None:
+    csr = request(tmp_path / "csr", x509.DNSName("a.example.org"))
+    pki.ok("sign", csr, "--accept-names")
+    path, key = pki.path(*A), Path(pki.path("hosts", "a.example.org.key"))
+    key.touch(0o600)
+    key.write_bytes(certs.dev_pki().pair("reader").key_pem)
+    for _ in range(2):
+        problem = pki.refused("renew", path, "--force")
+        assert f"{key}: is not the key of a.example.org.pem, which was signed for a request; move it" in problem
+        key = key.rename(tmp_path / "away")
+        pki.ok("renew", path, "--force")
+        # The renewed one is of the same key, and so of the same request.
+        key = key.rename(pki.path("hosts", "a.example.org.key"))
 
 
 def test_a_ca_that_was_revoked_signs_nothing_but_lists(pki: Pki) -> None:

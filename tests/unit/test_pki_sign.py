@@ -133,6 +133,29 @@ def test_a_revoked_key_does_not_come_back(pki: Pki, tmp_path: Path) -> None:
     assert ": made" in pki.ok("sign", fresh, "--accept-names")
 
 
+def test_a_revoked_key_is_not_left_beside_the_certificate_of_another(pki: Pki, tmp_path: Path) -> None:
+    pki.ok("issue", "user", "alice", "--role", "READER")
+    path, key = pki.path("users", "alice.pem"), Path(pki.path("users", "alice.key"))
+    pki.ok("revoke", path, "--reason", "keyCompromise")
+    pki.ok("sign", request(tmp_path / "csr", ALICE), "--name", "alice", "--role", "READER")
+    assert not key.exists()
+    pki.ok("renew", path, "--force")
+    assert pki.certificate("users", "alice.pem").public_key() == certs.key().public_key()
+
+
+def test_a_key_that_may_still_be_good_is_neither_lost_nor_taken_for_the_requests(pki: Pki, tmp_path: Path) -> None:
+    csr, key = request(tmp_path / "csr", ALICE), Path(pki.path("users", "alice.key"))
+    key.parent.mkdir(mode=0o700, exist_ok=True)
+    key.touch(0o600)
+    key.write_bytes(certs.dev_pki().pair("reader").key_pem)
+    words = ("sign", csr, "--name", "alice", "--role", "READER")
+    assert f"{key}: is not the key of the request; move it away, and sign again" in pki.refused(*words)
+    # Its own may lie there, made where the PKI is.
+    key.write_bytes(certs.dev_pki().pair("writer").key_pem)
+    assert ": made" in pki.ok(*words)
+    assert key.read_bytes() == certs.dev_pki().pair("writer").key_pem
+
+
 @pytest.mark.parametrize("content", [b"", b"\0", b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n", b"x" * 100_000])
 def test_what_is_no_request(pki: Pki, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "csr").write_bytes(content)
