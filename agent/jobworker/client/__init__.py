@@ -38,6 +38,7 @@ def connect(
     Raises:
         InvalidField: the address is not HOST:PORT, or the id of requests or the span is none.
         TlsProblem: with these files no connection can come about.
+        ForkedClient: this process was forked from one that had made a client.
         RuntimeError: grpc was imported before, in a way that would let it speak TLS 1.2.
     """
     from jobworker.client.rpc.client import Client  # noqa: PLC0415 - grpc takes 100 ms to import

@@ -128,6 +128,17 @@ class CredentialsUnusable(JobWorkerError):
 
 
 @dataclass(eq=False)
+class ForkedClient(JobWorkerError):
+    """This process was forked from one that had made a client; no client works in it."""
+
+    def __str__(self) -> str:
+        return (
+            "this process was forked from one that had made a client, and no client works in it; start it by the "
+            "method `spawn` or `forkserver` of multiprocessing, or make no client before the fork"
+        )
+
+
+@dataclass(eq=False)
 class NotIdle(JobWorkerError):
     """Jobs are active that the caller may not see."""
 

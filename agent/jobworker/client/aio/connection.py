@@ -18,7 +18,7 @@ from jobworker.client import tls
 from jobworker.client.endpoint import Endpoint, check_addr
 from jobworker.client.failures import CallFailed
 from jobworker.client.options import Options
-from jobworker.client.rpc import channel
+from jobworker.client.rpc import channel, forks
 from jobworker.client.rpc.calls import Call
 from jobworker.client.rpc.retries import Retries
 from jobworker.errors import JobWorkerError
@@ -35,6 +35,7 @@ class Connection:
     def __init__(self, endpoint: Endpoint, options: Options) -> None:
         """Prepare the channel; nothing is sent before the first call. See `rpc.connection.Connection`."""
         asyncio.get_running_loop()
+        forks.begin()
         self._endpoint, self._options = endpoint, options
         check_addr(endpoint.addr)
         arguments = channel.arguments(endpoint, options)
@@ -46,7 +47,8 @@ class Connection:
     async def close(self) -> None:
         """End the connection, and with it the calls that are under way."""
         self._closed = True
-        await self._channel.close()
+        if not forks.are_lost():
+            await self._channel.close()
 
     async def reach(self) -> None:
         """Have the connection come about now, rather than with the first call.
@@ -84,6 +86,7 @@ class Connection:
         return self._options.request_id or channel.new_request_id()
 
     async def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
+        forks.check()
         metadata = channel.metadata(request_id, self._options.traceparent)
         try:
             response = await getattr(self._stub, method)(
@@ -135,6 +138,7 @@ class Connection:
         Raises:
             JobWorkerError: as `make`.
         """
+        forks.check()
         request_id = request_id or self._new_request_id()
         metadata = channel.metadata(request_id, self._options.traceparent, compress=compress)
         try:

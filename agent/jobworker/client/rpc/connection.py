@@ -17,7 +17,7 @@ from jobworker.client import tls
 from jobworker.client.endpoint import Endpoint, check_addr
 from jobworker.client.failures import CallFailed
 from jobworker.client.options import Options
-from jobworker.client.rpc import channel
+from jobworker.client.rpc import channel, forks
 from jobworker.client.rpc.calls import Call
 from jobworker.client.rpc.retries import Retries
 from jobworker.errors import JobWorkerError
@@ -41,7 +41,9 @@ class Connection:
         Raises:
             InvalidField: the address is not HOST:PORT.
             TlsProblem: with these files no connection can come about.
+            ForkedClient: none can in this process.
         """
+        forks.begin()
         self._endpoint, self._options = endpoint, options
         check_addr(endpoint.addr)
         arguments = channel.arguments(endpoint, options)
@@ -51,7 +53,8 @@ class Connection:
 
     def close(self) -> None:
         """End the connection, and with it the calls that are under way."""
-        self._channel.close()
+        if not forks.are_lost():
+            self._channel.close()
 
     def reach(self) -> None:
         """Have the connection come about now, rather than with the first call.
@@ -89,6 +92,7 @@ class Connection:
         return self._options.request_id or channel.new_request_id()
 
     def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
+        forks.check()
         metadata = channel.metadata(request_id, self._options.traceparent)
         try:
             response = getattr(self._stub, method)(request, timeout=channel.left(deadline), metadata=metadata)
@@ -135,6 +139,7 @@ class Connection:
         Raises:
             JobWorkerError: as `make`.
         """
+        forks.check()
         request_id = request_id or self._new_request_id()
         metadata = channel.metadata(request_id, self._options.traceparent, compress=compress)
         try:
