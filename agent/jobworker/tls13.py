@@ -28,5 +28,6 @@ def require() -> None:
         RuntimeError: grpc is there already and was loaded without this, so it would accept TLS 1.2.
     """
     if "grpc" in sys.modules and any(os.environ.get(k) != v for k, v in _ENVIRONMENT.items()):
-        raise RuntimeError("grpc was imported before jobworker.tls13.require(): it would accept TLS 1.2")
+        problem = "grpc was imported before jobworker.tls13.require(): it would accept TLS 1.2"
+        raise RuntimeError(f"{problem}; import jobworker.client, or call that, before anything that imports grpc")
     os.environ.update(_ENVIRONMENT)

@@ -136,10 +136,23 @@ def test_importing_tls_costs_neither_grpc_nor_cryptography() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_grpc_that_was_loaded_before_is_refused() -> None:
-    code = "import grpc; from jobworker import tls13; tls13.require()"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+@pytest.mark.parametrize("words", ["from jobworker import tls13; tls13.require()", "import jobworker.client"])
+def test_grpc_that_was_loaded_before_is_refused(words: str) -> None:
+    result = without_grpcs_variables(f"import grpc; {words}")
     assert result.returncode == 1
     assert "RuntimeError: grpc was imported before" in result.stderr
+    assert "; import jobworker.client, or call that, before anything that imports grpc" in result.stderr
+
+
+@pytest.mark.parametrize("words", ["from jobworker import tls13; tls13.require()", "import jobworker.client"])
+def test_grpc_that_others_load_between_is_as_it_must_be(writer: Files, words: str) -> None:
+    files = [writer.ca, writer.cert, writer.key]
+    made = f"from jobworker.client import Endpoint, connect; connect(Endpoint('127.0.0.1:1', *{files})).close()"
+    result = without_grpcs_variables(f"{words}; import grpc; {made}")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def without_grpcs_variables(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobworker import tls13
 from jobworker.client.endpoint import Endpoint
 from jobworker.client.options import Options
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from jobworker.client.rpc.client import Client
 
 __all__ = ["Endpoint", "connect"]
+
+# Now rather than with the first client: between the two, others may import grpc.
+tls13.require()
 
 
 def connect(

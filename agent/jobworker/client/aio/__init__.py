@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobworker import tls13
 from jobworker.client.endpoint import Endpoint
 from jobworker.client.options import Options
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from jobworker.client.aio.client import AsyncClient
 
 __all__ = ["connect"]
-
-tls13.require()
 
 
 def connect(
