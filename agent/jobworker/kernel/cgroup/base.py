@@ -137,10 +137,10 @@ class Group(ABC):
 
     @abstractmethod
     def remove(self) -> None:
-        """Remove the empty group and let go of its descriptors.
+        """Remove the empty group, with what groups the job has made in it, and let go of its descriptors.
 
         Raises:
-            OSError: it is not empty; the descriptors are kept.
+            OSError: it can't be removed; the descriptors are kept.
         """
 
     @abstractmethod

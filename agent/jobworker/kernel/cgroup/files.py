@@ -7,12 +7,16 @@ changes meanwhile can't lead elsewhere.
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 from collections.abc import Callable
 
 from jobworker.kernel import beneath
 
 _CHUNK = 4096
+# As many as are looked into or removed with one job: a crowd of them would hold up the others.
+_MOST_BELOW = 512
 
 
 class CgroupDir:
@@ -48,9 +52,49 @@ class CgroupDir:
         return directory
 
     def remove_child(self, name: str) -> None:
-        """Remove an empty child cgroup; one that is gone is fine."""
+        """Remove a child cgroup without processes, with those that a job has made in it; one that is gone is fine.
+
+        Raises:
+            OSError: there are processes in it, or more cgroups than are looked for at a time.
+        """
         with contextlib.suppress(FileNotFoundError):
-            os.rmdir(name, dir_fd=self.fd)
+            try:
+                os.rmdir(name, dir_fd=self.fd)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                with contextlib.closing(self.inside(name)) as child:
+                    child.remove_below()
+                os.rmdir(name, dir_fd=self.fd)
+
+    def remove_below(self) -> None:
+        """Remove the cgroups below this one, as far as they have no processes."""
+        for path in reversed(self.below()):
+            with contextlib.suppress(OSError):
+                os.rmdir(path, dir_fd=self.fd)
+
+    def below(self) -> list[str]:
+        """The paths of the cgroups below this one, parents first; of a crowd only the first."""
+        found, looked_into = self._children("."), 0
+        while looked_into < len(found) < _MOST_BELOW:
+            # One that is gone, or that somebody has mounted something on.
+            with contextlib.suppress(OSError):
+                found += self._children(found[looked_into])
+            looked_into += 1
+        return found[:_MOST_BELOW]
+
+    def _children(self, path: str) -> list[str]:
+        with contextlib.closing(self.inside(path)) as directory, os.scandir(directory.fd) as entries:
+            names = (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            return [f"{path}/{name}" for name in itertools.islice(names, _MOST_BELOW)]
+
+    def inside(self, path: str) -> CgroupDir:
+        """Open a cgroup at or below this one.
+
+        Raises:
+            OSError: there is none, or somebody has mounted something there (EXDEV).
+        """
+        return CgroupDir(beneath.open_unmounted(self.fd, path), f"{self.path}/{path}")
 
     def children(self) -> list[str]:
         with os.scandir(self.fd) as entries:

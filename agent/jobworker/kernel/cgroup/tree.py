@@ -16,7 +16,7 @@ from jobworker.kernel.cgroup.files import CgroupDir
 # A group that forks while it is being frozen is caught within two or three passes.
 _KILL_PASSES = 100
 # How many processes are signalled at a time, a descriptor each; with each lot the whole list is read again.
-_AT_A_TIME, _AT_LEAST = 4096, 2
+_AT_A_TIME, _AT_LEAST = 4096, 3
 
 
 def open_events(group: CgroupDir) -> int:
@@ -59,18 +59,28 @@ def _some_total(group: CgroupDir, name: str) -> int:
 
 
 def signal_all(group: CgroupDir, *signums: int) -> None:
-    """Send signals to the processes in the group, and to no process that got one's pid meanwhile."""
-    pids = group.pids()
+    """Send signals to all processes in the group, and to no process that got one's pid meanwhile."""
+    pids = _members(group)
     while pids:
         pidfds = _open(pids)
         try:
             # What is still a member after its pidfd was opened is what the pidfd refers to.
-            for pid in pidfds.keys() & set(group.pids()):
+            for pid in pidfds.keys() & set(_members(group)):
                 with contextlib.suppress(ProcessLookupError):
                     for signum in signums:
                         signal.pidfd_send_signal(pidfds[pid], signum)
         finally:
             _close(pidfds)
+
+
+def _members(group: CgroupDir) -> list[int]:
+    """The processes in the group, and in cgroups that the job has made in it."""
+    pids = group.pids()
+    for path in group.below():
+        # One that is gone; or one for threads, whose processes are told further up.
+        with contextlib.suppress(OSError), contextlib.closing(group.inside(path)) as nested:
+            pids += nested.pids()
+    return pids
 
 
 def _open(pids: list[int]) -> dict[int, int]:
@@ -85,10 +95,11 @@ def _open(pids: list[int]) -> dict[int, int]:
             if error.errno != errno.EMFILE or len(pidfds) < _AT_LEAST:
                 _close(pidfds)
                 raise
-            # The list has to be read yet, which takes one as well.
-            pid, pidfd = pidfds.popitem()
-            os.close(pidfd)
-            pids.append(pid)
+            # The list has to be read yet, which takes two at a time.
+            for _ in range(2):
+                pid, pidfd = pidfds.popitem()
+                os.close(pidfd)
+                pids.append(pid)
             break
         pids.pop()
     return pidfds
@@ -112,7 +123,7 @@ def _freeze_kill_thaw(group: CgroupDir) -> None:
     try:
         seen: set[int] = set()
         for _ in range(_KILL_PASSES):
-            fresh = set(group.pids()) - seen
+            fresh = set(_members(group)) - seen
             if not fresh:
                 break
             seen |= fresh
