@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from jobworker.jobs import State
+from jobworker.jobs import EndReason, State
 from jobworker.wire import messages
 from support.link import CALLER, Link
-from support.root_side import RootSide
+from support.root_side import RootSide, root_side
 
 pytestmark = pytest.mark.root
 
@@ -59,6 +60,31 @@ def test_no_other_signal_comes_and_the_grace_stays(own_side: RootSide) -> None:
     link = own_side.kill_supervisor(link)
     ended = link.stop(record.job_id, force=True)
     assert ended.signal == signal.SIGKILL
+
+
+def test_a_signal_that_could_not_be_sent_any_more_is_sent(tmp_path: Path) -> None:
+    with root_side(str(tmp_path), own_package=True) as side:
+        program, died = Path(side.package, "supervisor", "job.py"), Path(side.package, "died")
+        line, text = "            stopping.signal(signum)\n", program.read_text()
+        assert text.count(line) == 1
+        trap = f"open({str(died)!r}, 'x').close(), os.kill(os.getpid(), 9)"
+        program.write_text(text.replace(line, f"            os.path.exists({str(died)!r}) or ({trap})\n{line}"))
+        os.kill(side.supervisor_pid(), signal.SIGKILL)
+        link = side.reconnect(subscribe=True)
+        script = "trap 'echo told' INT; trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done"
+        record = link.start("/bin/sh", "-c", script)
+        output(link, record.job_id, b"up\n")
+        link.send(messages.StopJob(CALLER, record.job_id, signal.SIGINT, HOUR_MS, force=False))
+        link.drain()
+        link = side.reconnect(subscribe=True)
+        output(link, record.job_id, b"told\n")
+        # And once: what comes after is told that it was.
+        link = side.kill_supervisor(link)
+        assert link.inspect(record.job_id).state is State.STOPPING
+        link.ask(messages.SignalJob(CALLER, record.job_id, signal.SIGTERM, everyone=False))
+        ended = link.wait_ended(record.job_id)
+        assert (ended.end_reason, ended.exit_code) == (EndReason.STOPPED, 3)
+        assert link.read_log(ended) == b"up\ntold\n"
 
 
 def test_a_grace_that_is_over_meanwhile_is_over(own_side: RootSide) -> None:

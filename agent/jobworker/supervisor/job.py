@@ -102,12 +102,15 @@ class Job:
             self._save()
         return self._on_record
 
-    def begin(self, stop_reason: EndReason | None = None, kill_at: float | None = None) -> None:
+    def begin(
+        self, stop_reason: EndReason | None = None, kill_at: float | None = None, unsent: int | None = None
+    ) -> None:
         """Watch over the job, newly started or adopted.
 
         Args:
             stop_reason: why an earlier life was stopping it, if it was.
             kill_at: when it was to be killed then, on the monotonic clock.
+            unsent: the signal that it was to be sent then, and may not have been.
         """
         loop = self._around.loop
         self._pump.begin()
@@ -124,7 +127,7 @@ class Job:
             pid = self.group.command_pid(self._main.pid)
             self._change(state=State.RUNNING, pid=pid, started_ns=self.record.created_ns)
         if stop_reason:
-            self._go_on_stopping(stop_reason, kill_at)
+            self._go_on_stopping(stop_reason, kill_at, unsent)
         # What happened before we watched makes no event.
         self._on_group()
 
@@ -203,6 +206,7 @@ class Job:
         stopping = self._stopping or self._begin_stopping(reason)
         stopping.kill_after(0 if force else grace)
         if begins:
+            stopping.unsent = None if force else signum
             self._around.audit.stopping(self.record, reason)
             self._change(state=State.STOPPING)
         else:
@@ -212,16 +216,22 @@ class Job:
             stopping.kill()
         elif begins:
             stopping.signal(signum)
+            # That it was is on record as well: who goes on with the stop does not send it again.
+            self._save()
 
     def _begin_stopping(self, reason: EndReason) -> Stopping:
         around = self._around
         self._stopping = Stopping(around.loop, self.group, reason, around.kill_wait, self._report_stuck)
         return self._stopping
 
-    def _go_on_stopping(self, reason: EndReason, kill_at: float | None) -> None:
-        """As an earlier life has begun, whose signal has been sent: with what is left of the grace."""
+    def _go_on_stopping(self, reason: EndReason, kill_at: float | None, unsent: int | None) -> None:
+        """As an earlier life has begun: with what is left of the grace."""
         left = DEFAULT_GRACE if kill_at is None else kill_at - time.monotonic()
-        self._begin_stopping(reason).kill_after(max(0.0, left))
+        stopping = self._begin_stopping(reason)
+        stopping.kill_after(max(0.0, left))
+        if unsent is not None:
+            stopping.signal(unsent)
+            self._save()
 
     def signal(self, signum: int, *, everyone: bool) -> None:
         """Send a signal to the main process, or to each process that there is.
@@ -372,8 +382,9 @@ class Job:
         self._around.changed(self)
 
     def _store_record(self) -> None:
-        reason, kill_at = (self._stopping.reason, self._stopping.kill_at) if self._stopping else (None, None)
-        self._around.store.save(self.record, self._started, reason, self._idempotency, self.limits, kill_at)
+        stop, started, held_to = self._stopping, self._started, self.limits
+        reason, kill_at, unsent = (stop.reason, stop.kill_at, stop.unsent) if stop else (None, None, None)
+        self._around.store.save(self.record, started, reason, self._idempotency, held_to, kill_at, unsent)
         self._on_record = True
 
     def _save(self) -> None:

@@ -167,7 +167,7 @@ class Recovery:
         self._around.audit.taken_over(record)
         self._registry.add_running(job, adopted=True)
         self._unflushed(record.job_id)
-        job.begin(stored.stop_reason, stored.kill_at)
+        job.begin(stored.stop_reason, stored.kill_at, stored.unsent)
         # What is on record comes first: the process was reaped then, and its id may be another one's by now.
         if end := _end_on_record(record) or held.end:
             job.main_ended(end)

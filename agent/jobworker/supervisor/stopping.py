@@ -24,6 +24,7 @@ class Stopping:
 
     Attributes:
         kill_at: when the group is killed, or was, on the monotonic clock; None before that is arranged.
+        unsent: the signal that the processes have to be sent still, if any.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Stopping:
     ) -> None:
         self.reason = reason
         self.kill_at: float | None = None
+        self.unsent: int | None = None
         self._loop = loop
         self._group = group
         self._kill_wait = kill_wait
@@ -42,6 +44,7 @@ class Stopping:
         """Signal all processes; those that are stopped are let go on, or they would not see it."""
         with contextlib.suppress(OSError):
             self._group.signal_all(signum, signal.SIGCONT)
+        self.unsent = None
 
     def kill_after(self, grace: float) -> None:
         """Kill after this many seconds, or earlier if that has been arranged."""

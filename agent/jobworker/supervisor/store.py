@@ -37,7 +37,7 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, check_job_id, new_
 from jobworker.kernel import beneath
 from jobworker.limits import NO_LIMITS, Limits
 
-FORMAT = 7
+FORMAT = 8
 FLUSHED = "flushed.json"
 _MAX_RECORD = 2 * 1024 * 1024
 # More bytes than a record grows by when its job runs: times and a process id, and limits as the kernel has them.
@@ -59,6 +59,7 @@ class StoredJob:
         idempotency: what the job was started with.
         held_to: the limits that its group was given, as the kernel has rounded them.
         kill_at: when the job that is being stopped is killed, on the same clock as `started`.
+        unsent: the signal that it may not have been sent yet.
     """
 
     format: int
@@ -69,6 +70,7 @@ class StoredJob:
     idempotency: Idempotency = field(default_factory=Idempotency)
     held_to: Limits = NO_LIMITS
     kill_at: float | None = None
+    unsent: int | None = None
 
 
 class Store:
@@ -249,8 +251,11 @@ class Store:
         idempotency: Idempotency,
         held_to: Limits = NO_LIMITS,
         kill_at: float | None = None,
+        unsent: int | None = None,
     ) -> None:
-        stored = StoredJob(FORMAT, self._boot_id, record, started, stop_reason, idempotency, held_to, kill_at)
+        stored = StoredJob(
+            FORMAT, self._boot_id, record, started, stop_reason, idempotency, held_to, kill_at, unsent
+        )
         with self._opened_dir(record.job_id) as fd:
             _write_file(fd, "job.json", codec.dumps(stored))
 
