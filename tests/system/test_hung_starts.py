@@ -20,6 +20,7 @@ from jobworker.errors import (
     JobWorkerError,
     LimitUnsupported,
     QuotaExceeded,
+    SandboxUnsupported,
     StartFailed,
     UpgradeRefused,
 )
@@ -189,6 +190,43 @@ def test_one_that_waits_for_a_mount_holds_no_lock(tmp_path: Path) -> None:
             side.thaw_keeper()
         again = side.reconnect(subscribe=True)
         again.wait_ended(again.start("/bin/true").job_id)
+
+
+def test_one_that_stays_writable_keeps_no_supervisor_from_starting(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    shared, other = tmp_path / "dead" / "shared", tmp_path / "other"
+    for path in (shared, other):
+        path.mkdir(parents=True)
+        path.chmod(0o777)
+    isolation = IsolationSettings(missing="refuse", writable=(str(shared), str(other)))
+    with root_side(str(tmp_path / "side"), own_package=True, isolation=isolation) as side:
+        job = side.link().start("/bin/sleep", "1000")
+        dead = Hanging(str(shared.parent))
+        try:
+            change(side, "supervisor/isolation.py", "_PATIENCE = 15.0\n", f"_PATIENCE = {4 * _WAIT}\n")
+            link = side.link(subscribe=True)
+            assert link.inspect(job.job_id).pid == job.pid
+            assert f'it is left out", "paths": ["{shared}"]' in side.log()
+            # The rest is as ever.
+            touched = link.start("/bin/touch", str(other / "it"))
+            assert (link.wait_ended(touched.job_id).exit_code, touched.sandbox.missing) == (0, ())
+            # What still looks has nothing of the supervisor's.
+            looking = side.child("jw-look")
+            assert len(os.listdir(f"/proc/{looking}/fd")) == 1
+        finally:
+            dead.let_go()
+        link.stop(job.job_id, force=True)
+
+
+def test_nor_does_trying_out_sandboxes(side: RootSide) -> None:
+    job = side.link().start("/bin/sleep", "1000")
+    path = Path(side.package, "supervisor/isolation.py")
+    path.write_text(path.read_text().replace("_PATIENCE = 15.0\n", f"_PATIENCE = {_WAIT}\n"))
+    change(side, "supervisor/isolation.py", "        program = seccomp.make()\n", "        signal.pause()\n")
+    link = side.link()
+    with pytest.raises(SandboxUnsupported, match="was not done within"):
+        link.start("/bin/true")
+    link.stop(job.job_id, force=True)
 
 
 def test_told_to_end_the_agent_does_not_wait_for_it(patient: RootSide, dead: Hanging) -> None:

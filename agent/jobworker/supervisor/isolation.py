@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from jobworker import codec
 from jobworker.errors import SandboxUnsupported
@@ -15,10 +18,15 @@ from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.confinement import Confinement, private_directories
 from jobworker.sandbox import PARTS, Applied, Part, Profile
 from jobworker.settings.schema import IsolationSettings
+from jobworker.supervisor import helper
 from jobworker.supervisor.log import Log
 from jobworker.wire.host import PartSupport
 
 _NO_CGROUP = "none"
+# Seconds for a look at the host. It takes milliseconds, or a few of these where much else is going on; none is waited
+# for longer, since there may be jobs to be looked after.
+_PATIENCE = 15.0
+_SIZE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +55,7 @@ class Isolation:
         self._private = private_directories()
         self._writable = _writable(settings.writable, (*self._private, "/proc"), log)
         model = Confinement(frozenset(), directory, self._writable, self._private)
-        found = _in_a_child(lambda: codec.dumps(_look(model)))
-        looked = codec.loads(Found, found)
+        looked = _looked(model)
         self._filter = seccomp.Filter(bytes.fromhex(looked.filter)) if looked.filter else None
         self._reasons = {each.part: each.reason for each in looked.parts if each.reason}
         if hierarchy.mode == _NO_CGROUP:
@@ -80,8 +87,11 @@ class Isolation:
 
 def _writable(paths: tuple[str, ...], own: tuple[str, ...], log: Log) -> tuple[str, ...]:
     """The directories that stay writable, by their real paths; `own` are those that each job has for itself."""
-    found = {path: os.path.realpath(path) for path in paths if os.path.isdir(path)}
-    if absent := [path for path in paths if path not in found]:
+    told = dict(zip(paths, _in_helpers(partial(_real, path) for path in paths), strict=True))
+    found = {path: os.fsdecode(real) for path, real in told.items() if real}
+    if silent := [path for path, real in told.items() if real is None]:
+        log.warning("isolation.writable names what does not answer: it is left out", paths=silent)
+    if absent := [path for path, real in told.items() if real == b""]:
         log.warning("isolation.writable names what is no directory", paths=absent)
     if shared := [path for path, real in found.items() if any(_holds(real, each) for each in own)]:
         log.warning("isolation.writable leads to what each job has of its own: it stays so", paths=shared)
@@ -90,12 +100,32 @@ def _writable(paths: tuple[str, ...], own: tuple[str, ...], log: Log) -> tuple[s
     return tuple(path for path in sorted(real) if not any(_holds(other, path) for other in real - {path}))
 
 
+def _real(path: str) -> bytes:
+    """The real path of a directory; empty if it is none."""
+    return os.fsencode(os.path.realpath(path)) if os.path.isdir(path) else b""
+
+
 def _holds(directory: str, path: str) -> bool:
     return path == directory or path.startswith(f"{directory.rstrip('/')}/")
 
 
 def _names(parts: list[Part]) -> tuple[str, ...]:
     return tuple(part.value for part in parts)
+
+
+def _looked(model: Confinement) -> Found:
+    """What a look at the host finds; that no part can be applied, if it is not done in time.
+
+    Raises:
+        ChildProcessError: it has ended early.
+    """
+    (said,) = _in_helpers([lambda: codec.dumps(_look(model))])
+    if said is None:
+        late = f"trying it out was not done within {_PATIENCE:g} s: a file system does not answer"
+        return Found("", tuple(PartSupport(part, late) for part in Part))
+    if not said:
+        raise ChildProcessError("a look at what sandboxes this host can have ended early")
+    return codec.loads(Found, said)
 
 
 def _look(model: Confinement) -> Found:
@@ -138,6 +168,39 @@ def _no_report(step: str) -> None:
     del step
 
 
+def _in_helpers(works: Iterable[Callable[[], bytes]]) -> list[bytes | None]:
+    """What comes of each, in processes beside one another; None of what is not done in time, nothing of a failure.
+
+    They hold nothing of the supervisor's, whose lock the next one needs: there may be some that can't be killed.
+
+    Raises:
+        OSError: there is no process for one.
+    """
+    end = time.monotonic() + _PATIENCE
+    said = [helper.start_telling("jw-look", (), partial(_tell, work)) for work in works]
+    return [_said(reading, end) for reading in said]
+
+
+def _tell(work: Callable[[], bytes]) -> None:
+    # Its end, if anything can be the end of it: nobody else knows it by then.
+    signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+    os.write(0, work())
+
+
+def _said(reading: int, end: float) -> bytes | None:
+    poll, data = select.poll(), b""
+    poll.register(reading, select.POLLIN)
+    try:
+        while poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            piece = os.read(reading, _SIZE)
+            if not piece:
+                return data
+            data += piece
+    finally:
+        os.close(reading)
+    return None
+
+
 def _in_a_child(work: Callable[[], bytes]) -> bytes:
     """What comes of it, in a process of its own that nothing stays of.
 
@@ -157,5 +220,5 @@ def _in_a_child(work: Callable[[], bytes]) -> bytes:
     with open(reading, "rb") as said:
         data = said.read()
     if os.waitpid(child, 0)[1]:
-        raise ChildProcessError("a look at what sandboxes this host can have ended early")
+        raise ChildProcessError("trying out what sandboxes this host can have ended early")
     return data
