@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import click
@@ -107,12 +109,17 @@ class FleetLooks:
         """
         self._hosts = hosts
         self._seconds = seconds
-        self._threads = ThreadPoolExecutor(forks)
+        self._due: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._closed = False
+        for _ in range(min(forks, len(hosts))):
+            # Daemons: one that is stuck must not keep this process from ending.
+            threading.Thread(target=self._work, daemon=True).start()
 
     def sample(self) -> Picture:
         for host in self._hosts:
             if host.looking is None or host.looking.done():
-                host.looking = self._threads.submit(host.look)
+                host.looking = Future()
+                self._due.put(partial(_look, host, host.looking))
         _, late = wait([host.looking for host in self._hosts if host.looking], self._seconds)
         for host in self._hosts:
             host.late = host.looking in late
@@ -130,9 +137,24 @@ class FleetLooks:
 
     def close(self) -> None:
         """End all connections, and with them the looks that are under way."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        self._due.put(None)
         for host in self._hosts:
             host.close()
+
+    def _work(self) -> None:
+        while (look := self._due.get()) and not self._closed:
+            look()
+        # For the next one.
+        self._due.put(None)
+
+
+def _look(host: Host, done: Future[None]) -> None:
+    try:
+        host.look()
+        done.set_result(None)
+    except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits
+        done.set_exception(error)
 
 
 def _late(name: str) -> Outcome:
