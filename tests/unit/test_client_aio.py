@@ -149,6 +149,19 @@ def test_a_time_out_may_be_as_long_as_one_likes(
     asyncio.run(ask())
 
 
+def test_why_there_is_no_connection_is_looked_for_within_the_time_given() -> None:
+    files = certs.dev_pki().files("writer")
+
+    async def query(addr: str) -> None:
+        async with aio.connect(Endpoint(addr, files.ca, files.cert, files.key), connect_timeout=0.5) as client:
+            with pytest.raises(TlsProblem, match="does not answer a TLS handshake"):
+                async with asyncio.timeout(4):
+                    await client.query(ID)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(query(f"127.0.0.1:{silent.getsockname()[1]}"))
+
+
 def test_closing_ends_what_others_wait_for(agent: scripted.ScriptedAgent) -> None:
     asked, left = threading.Barrier(5), threading.Event()
 

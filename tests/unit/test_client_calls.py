@@ -7,8 +7,9 @@ import math
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from itertools import repeat
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from jobworker.client.rpc.client import Client
 from jobworker.errors import InvalidField, JobNotFound, ProtocolError, TlsProblem
 from jobworker.jobs import JobSpec, State
 from jobworker.limits import Limits
-from support import certs, scripted
+from support import certs, scripted, tls_servers
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 OTHER = "k7f3-9m2q-x4tz-b1ce"
@@ -472,6 +473,28 @@ def test_a_time_out_may_be_as_long_as_one_likes(
         client.reach()
         assert client.query(ID) == job
         assert client.wait([ID], timeout=seconds) == [job]
+
+
+@pytest.mark.parametrize(("timeout", "connect_timeout", "broken"), [(30.0, 0.5, 0), (2.0, 5.0, 1)])
+def test_why_there_is_no_connection_is_looked_for_within_the_time_given(
+    timeout: float, connect_timeout: float, broken: int
+) -> None:
+    """So many connections are broken off, and the others silent."""
+    connections = count()
+
+    def talk(connection: socket.socket) -> None:
+        silent = next(connections) >= broken
+        while silent and connection.recv(65_536):
+            pass
+
+    files = certs.dev_pki().files("writer")
+    with tls_servers.serving(talk) as addr:
+        endpoint = Endpoint(addr, files.ca, files.cert, files.key)
+        with connect(endpoint, timeout=timeout, connect_timeout=connect_timeout) as client:
+            begun = time.monotonic()
+            with pytest.raises(TlsProblem, match="does not answer a TLS handshake"):
+                client.query(ID)
+            assert time.monotonic() - begun < 4
 
 
 def test_an_agent_is_reached_when_it_answers_whatever_it_says(

@@ -18,7 +18,7 @@ from jobworker.client.failures import CallFailed
 from jobworker.errors import JobWorkerError, TlsProblem
 from jobworker.findings import Finding, Level, failure, warning
 
-# For each answer of the other side, in seconds.
+# For what each check asks of the other side, in seconds.
 _PATIENCE = 10.0
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 # What is left of a certificate's life when it should have been renewed: `worker-pki` does so at two thirds of it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import time
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ _ALPN = "h2"
 _LABEL = r"[A-Za-z0-9_-]{1,63}"
 _SERVER_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}(?:\.{_LABEL})*|[0-9A-Fa-f]{{0,4}}:[0-9A-Fa-f:.]+)")
 _MAX_SHOWN = 300
+_INSTANT = 0.001
 
 # Reasons of ssl.SSLError: OpenSSL's names for what it met (openssl/sslerr.h).
 _NOT_TLS = {
@@ -50,7 +52,7 @@ def probe(endpoint: Endpoint, seconds: float) -> x509.Certificate:
 
     Args:
         endpoint: with an address that is HOST:PORT.
-        seconds: how long to wait for each of the three.
+        seconds: how long to wait for the three.
 
     Returns:
         The server's certificate, verified.
@@ -60,12 +62,19 @@ def probe(endpoint: Endpoint, seconds: float) -> x509.Certificate:
     """
     if not _SERVER_NAME.fullmatch(_name(endpoint)):
         raise TlsProblem(f"{_name(endpoint)!r:.80} is not a server's name", "correct --server-name")
-    with connected(endpoint, seconds) as plain, _handshaken(endpoint, plain, seconds) as tls:
+    deadline = time.monotonic() + seconds
+    with connected(endpoint, seconds) as plain, _handshaken(endpoint, plain, deadline) as tls:
         if tls.selected_alpn_protocol() != _ALPN:
             problem = f"{endpoint.addr} speaks TLS, but not gRPC: it offers no HTTP/2"
             raise TlsProblem(problem, "check host and port")
+        tls.settimeout(_left(deadline))
         _await_first_byte(endpoint, tls)
         return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+
+
+def _left(deadline: float) -> float:
+    # At 0 a socket would not wait at all, and say so by another error.
+    return max(_INSTANT, deadline - time.monotonic())
 
 
 def connected(endpoint: Endpoint, seconds: float) -> socket.socket:
@@ -83,14 +92,15 @@ def connected(endpoint: Endpoint, seconds: float) -> socket.socket:
     raise TlsProblem(problem, fix)
 
 
-def _handshaken(endpoint: Endpoint, plain: socket.socket, seconds: float) -> ssl.SSLSocket:
+def _handshaken(endpoint: Endpoint, plain: socket.socket, deadline: float) -> ssl.SSLSocket:
     context = _context(endpoint)
     try:
         # Of a peer that has gone already, the ssl module would leave the socket open.
         plain.getpeername()
+        plain.settimeout(_left(deadline))
         return context.wrap_socket(plain, server_hostname=_name(endpoint))
     except ssl.SSLCertVerificationError as error:
-        _explain_distrust(endpoint, error, seconds)
+        _explain_distrust(endpoint, error, deadline)
     except ssl.SSLError as error:
         _explain_break(endpoint, error.reason or "")
     except TimeoutError:
@@ -132,8 +142,8 @@ def _explain_break(endpoint: Endpoint, reason: str) -> NoReturn:
     raise TlsProblem(problem, "check host and port, and look at the server's log")
 
 
-def _explain_distrust(endpoint: Endpoint, error: ssl.SSLCertVerificationError, seconds: float) -> NoReturn:
-    certificate, subject = _certificate(endpoint, seconds), f"the server certificate of {endpoint.addr}"
+def _explain_distrust(endpoint: Endpoint, error: ssl.SSLCertVerificationError, deadline: float) -> NoReturn:
+    certificate, subject = _certificate(endpoint, _left(deadline)), f"the server certificate of {endpoint.addr}"
     if error.verify_code in _NAMES:
         problem = f"{subject} is for {hosts(certificate)}, not for {_name(endpoint)}"
         raise TlsProblem(problem, "connect by one of these names, or give one with --server-name")

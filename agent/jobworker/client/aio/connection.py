@@ -93,7 +93,7 @@ class Connection:
                 request, timeout=channel.left(deadline), metadata=metadata
             )
         except _ERRORS as error:
-            raise await self._failure(error, request_id) from None
+            raise await self._failure(error, request_id, deadline) from None
         self._failures.answered = True
         return response
 
@@ -150,16 +150,17 @@ class Connection:
             finally:
                 call.cancel()
         except _ERRORS as error:
-            raise await self._failure(error, request_id) from None
+            raise await self._failure(error, request_id, deadline) from None
 
-    async def _failure(self, error: BaseException, request_id: str) -> JobWorkerError:
+    async def _failure(self, error: BaseException, request_id: str, deadline: float) -> JobWorkerError:
         if isinstance(error, asyncio.CancelledError) and not self._ended_by_close():
             raise error
         failure = self._failures.read(error, request_id)
         if not self._failures.is_unexplained(failure, self._channel.get_state):
             return failure
         # It connects and waits.
-        return await asyncio.to_thread(tls.diagnose, self._endpoint) or failure
+        seconds = channel.look_seconds(self._options, deadline)
+        return await asyncio.to_thread(tls.diagnose, self._endpoint, seconds) or failure
 
     def _ended_by_close(self) -> bool:
         """A call was cancelled with the channel, rather than the task that waits for it."""

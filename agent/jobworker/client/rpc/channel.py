@@ -26,6 +26,8 @@ _MAX_RECEIVE = 32 * 1024 * 1024
 _ATTEMPT = "grpc.min_reconnect_backoff_ms"
 # What grpc takes of that, in seconds: its number of milliseconds has 32 bits.
 _LONGEST_ATTEMPT = 1e6
+# To find out why there is no connection, in seconds.
+_LONGEST_LOOK = 5.0
 # In seconds: of much more grpc's clock makes a time that has passed.
 _LONGEST = 1e8
 # With the bandwidth probe on, fifty stalled streams let a client grow to 1.6 GB.
@@ -59,6 +61,11 @@ def left(deadline: float) -> float | None:
     """The seconds until then on the monotonic clock, as grpc takes them; None, for no limit, if very many."""
     seconds = max(0.0, deadline - time.monotonic())
     return seconds if seconds <= _LONGEST else None
+
+
+def look_seconds(options: Options, deadline: float) -> float:
+    """For how long to look why a call found no connection: no longer than that may take, and the call itself."""
+    return min(_LONGEST_LOOK, options.connect_timeout, deadline - time.monotonic())
 
 
 def new_request_id() -> str:

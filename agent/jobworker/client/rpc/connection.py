@@ -97,7 +97,7 @@ class Connection:
         try:
             response = getattr(self._stub, method)(request, timeout=channel.left(deadline), metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
-            raise self._failure(error, request_id) from None
+            raise self._failure(error, request_id, deadline) from None
         self._failures.answered = True
         return response
 
@@ -152,12 +152,13 @@ class Connection:
             finally:
                 responses.cancel()
         except (grpc.RpcError, ValueError) as error:
-            raise self._failure(error, request_id) from None
+            raise self._failure(error, request_id, deadline) from None
 
-    def _failure(self, error: grpc.RpcError | ValueError, request_id: str) -> JobWorkerError:
+    def _failure(self, error: grpc.RpcError | ValueError, request_id: str, deadline: float) -> JobWorkerError:
         failure = self._failures.read(error, request_id)
-        unexplained = self._failures.is_unexplained(failure, partial(_state, self._channel))
-        return (tls.diagnose(self._endpoint) if unexplained else None) or failure
+        if not self._failures.is_unexplained(failure, partial(_state, self._channel)):
+            return failure
+        return tls.diagnose(self._endpoint, channel.look_seconds(self._options, deadline)) or failure
 
 
 def _state(of: grpc.Channel) -> grpc.ChannelConnectivity:
