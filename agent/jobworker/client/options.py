@@ -14,8 +14,8 @@ class Options:
 
     Attributes:
         timeout: for each call that is not a stream of answers, in seconds; `stop` has the grace on top.
-        connect_timeout: for a connection to come about, in seconds; it may take as long again, up to 5 s, to find out
-            why there is none.
+        connect_timeout: for a connection to come about, in seconds; it may take as long again, up to 5 s, to find
+            out why there is none.
         request_id: by which the agent's log, its audit trail and its jobs' records name all calls; empty for one
             of its own for each, which further attempts share.
         traceparent: the span that calls belong to, as W3C Trace Context writes it; one of OpenTelemetry's that is

@@ -23,8 +23,8 @@ from jobworker.supervisor.log import Log
 from jobworker.wire.host import PartSupport
 
 _NO_CGROUP = "none"
-# Seconds for a look at the host. It takes milliseconds, or a few of these where much else is going on; none is waited
-# for longer, since there may be jobs to be looked after.
+# Seconds for a look at the host. It takes milliseconds, or a few of these where much else is going on; none is
+# waited for longer, since there may be jobs to be looked after.
 _PATIENCE = 15.0
 _SIZE = 65_536
 
