@@ -15,19 +15,18 @@ from jobworker.kernel import pidfd
 from jobworker.supervisor import limit_profiles, reading
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.upgrade import Proof
-from support.scarce import MOST, assert_no_child, open_files, room_for
+from support.scarce import MOST, children, open_files, room_for
 
 
 def first_that_has_room(attempt: Callable[[], bool]) -> int:
     """With how many descriptors to spare it works; with fewer it leaves nothing."""
     for count in range(MOST):
-        before = open_files()
+        before = open_files(), children()
         with room_for(count):
             worked = attempt()
         if worked:
             return count
-        assert open_files() == before
-        assert_no_child()
+        assert (open_files(), children()) == before
     raise AssertionError("it never works")
 
 
@@ -57,16 +56,18 @@ def test_a_proof_that_cannot_be_started_leaves_nothing(tmp_path: Path) -> None:
         Proof(loop, str(tmp_path / "none"), said.append)
         return not said
 
+    before = children()
     assert first_that_has_room(attempt) == 3
-    os.waitpid(-1, 0)
+    (proof,) = children() - before
+    os.waitpid(int(proof), 0)
 
 
 def test_a_child_that_can_have_no_pidfd_is_gone() -> None:
-    child = os.fork()
+    before, child = children(), os.fork()
     if child == 0:
         signal.alarm(60)
         signal.pause()
         os._exit(0)
     with room_for(0), pytest.raises(OSError, match="Too many open files"):
         pidfd.of_child(child)
-    assert_no_child()
+    assert children() == before
