@@ -7,9 +7,10 @@ import than a whole `worker-client --help` should, so they are imported when the
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from jobworker import tls13
+from jobworker import file_stamp, tls13
 from jobworker.client import pem
 from jobworker.client.endpoint import Endpoint
 from jobworker.errors import TlsProblem
@@ -29,6 +30,13 @@ def credentials(endpoint: Endpoint) -> grpc.ChannelCredentials:
     import grpc  # noqa: PLC0415 - only after `require`
 
     return grpc.ssl_channel_credentials(pem.read_ca(endpoint), pem.read_key(endpoint), pem.read_cert(endpoint))
+
+
+def stamps(endpoint: Endpoint) -> tuple[file_stamp.Stamp, ...]:
+    """How the client's files look from outside."""
+    paths = (endpoint.ca, endpoint.cert, endpoint.key)
+    # A pipe can be read once only.
+    return tuple(file_stamp.of(path) if os.path.isfile(path) else () for path in paths)
 
 
 def preflight(endpoint: Endpoint) -> None:

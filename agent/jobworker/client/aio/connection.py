@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
 from grpc import aio
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
-from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.client import tls
-from jobworker.client.endpoint import Endpoint, check_addr
+from jobworker.client.endpoint import Endpoint
 from jobworker.client.failures import CallFailed
 from jobworker.client.options import Options
-from jobworker.client.rpc import channel, forks
+from jobworker.client.rpc import channel
 from jobworker.client.rpc.calls import Call
+from jobworker.client.rpc.channels import Channels, Line, Outdated
 from jobworker.client.rpc.retries import Retries
 from jobworker.errors import JobWorkerError
 
@@ -35,20 +35,16 @@ class Connection:
     def __init__(self, endpoint: Endpoint, options: Options) -> None:
         """Prepare the channel; nothing is sent before the first call. See `rpc.connection.Connection`."""
         asyncio.get_running_loop()
-        forks.begin()
         self._endpoint, self._options = endpoint, options
-        check_addr(endpoint.addr)
-        arguments = channel.arguments(endpoint, options)
-        self._channel = aio.secure_channel(endpoint.target, tls.credentials(endpoint), arguments)
-        self._stub = JobWorkerServiceStub(self._channel)
+        self._channels = Channels(endpoint, options, aio.secure_channel)
         self._failures = channel.Failures(endpoint)
         self._closed = False
 
     async def close(self) -> None:
         """End the connection, and with it the calls that are under way."""
         self._closed = True
-        if not forks.are_lost():
-            await self._channel.close()
+        for each in self._channels.close():
+            await each.close()
 
     async def reach(self) -> None:
         """Have the connection come about now, rather than with the first call.
@@ -78,6 +74,8 @@ class Connection:
         while True:
             try:
                 return call.read(await self._once(call.method, call.request, deadline, request_id))
+            except Outdated:
+                continue
             except CallFailed as failure:
                 pause = retries.pause(failure)
             await asyncio.sleep(pause)
@@ -86,14 +84,14 @@ class Connection:
         return self._options.request_id or channel.new_request_id()
 
     async def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
-        forks.check()
         metadata = channel.metadata(request_id, self._options.traceparent)
-        try:
-            response = await getattr(self._stub, method)(
-                request, timeout=channel.left(deadline), metadata=metadata
-            )
-        except _ERRORS as error:
-            raise await self._failure(error, request_id, deadline) from None
+        async with self._taken() as line:
+            try:
+                response = await getattr(line.stub, method)(
+                    request, timeout=channel.left(deadline), metadata=metadata
+                )
+            except _ERRORS as error:
+                raise await self._failure(error, request_id, deadline, line) from None
         self._failures.answered = True
         return response
 
@@ -138,25 +136,36 @@ class Connection:
         Raises:
             JobWorkerError: as `make`.
         """
-        forks.check()
         request_id = request_id or self._new_request_id()
         metadata = channel.metadata(request_id, self._options.traceparent, compress=compress)
-        try:
-            call = getattr(self._stub, method)(requests, timeout=channel.left(deadline), metadata=metadata)
+        async with self._taken() as line:
             try:
-                async for response in call:
-                    self._failures.answered = True
-                    yield response
-            finally:
-                call.cancel()
-        except _ERRORS as error:
-            raise await self._failure(error, request_id, deadline) from None
+                call = getattr(line.stub, method)(requests, timeout=channel.left(deadline), metadata=metadata)
+                try:
+                    async for response in call:
+                        self._failures.answered = True
+                        yield response
+                finally:
+                    call.cancel()
+            except _ERRORS as error:
+                raise await self._failure(error, request_id, deadline, line) from None
 
-    async def _failure(self, error: BaseException, request_id: str, deadline: float) -> JobWorkerError:
+    @asynccontextmanager
+    async def _taken(self) -> AsyncIterator[Line[aio.Channel]]:
+        line = self._channels.take()
+        try:
+            yield line
+        finally:
+            for each in self._channels.give_back(line):
+                await each.close()
+
+    async def _failure(
+        self, error: BaseException, request_id: str, deadline: float, line: Line[aio.Channel]
+    ) -> JobWorkerError:
         if isinstance(error, asyncio.CancelledError) and not self._ended_by_close():
             raise error
-        failure = self._failures.read(error, request_id)
-        if not self._failures.is_unexplained(failure, self._channel.get_state):
+        failure = self._channels.judged(self._failures.read(error, request_id), line)
+        if not self._failures.is_unexplained(failure, line.channel.get_state):
             return failure
         # It connects and waits.
         seconds = channel.look_seconds(self._options, deadline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -12,13 +13,13 @@ from typing import Any, TypeVar
 import grpc
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
-from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.client import tls
-from jobworker.client.endpoint import Endpoint, check_addr
+from jobworker.client.endpoint import Endpoint
 from jobworker.client.failures import CallFailed
 from jobworker.client.options import Options
-from jobworker.client.rpc import channel, forks
+from jobworker.client.rpc import channel
 from jobworker.client.rpc.calls import Call
+from jobworker.client.rpc.channels import Channels, Line, Outdated
 from jobworker.client.rpc.retries import Retries
 from jobworker.errors import JobWorkerError
 
@@ -43,18 +44,14 @@ class Connection:
             TlsProblem: with these files no connection can come about.
             ForkedClient: none can in this process.
         """
-        forks.begin()
         self._endpoint, self._options = endpoint, options
-        check_addr(endpoint.addr)
-        arguments = channel.arguments(endpoint, options)
-        self._channel = grpc.secure_channel(endpoint.target, tls.credentials(endpoint), arguments)
-        self._stub = JobWorkerServiceStub(self._channel)
+        self._channels = Channels(endpoint, options, grpc.secure_channel)
         self._failures = channel.Failures(endpoint)
 
     def close(self) -> None:
         """End the connection, and with it the calls that are under way."""
-        if not forks.are_lost():
-            self._channel.close()
+        for each in self._channels.close():
+            each.close()
 
     def reach(self) -> None:
         """Have the connection come about now, rather than with the first call.
@@ -84,6 +81,8 @@ class Connection:
         while True:
             try:
                 return call.read(self._once(call.method, call.request, deadline, request_id))
+            except Outdated:
+                continue
             except CallFailed as failure:
                 pause = retries.pause(failure)
             time.sleep(pause)
@@ -92,12 +91,12 @@ class Connection:
         return self._options.request_id or channel.new_request_id()
 
     def _once(self, method: str, request: Any, deadline: float, request_id: str) -> Any:
-        forks.check()
         metadata = channel.metadata(request_id, self._options.traceparent)
-        try:
-            response = getattr(self._stub, method)(request, timeout=channel.left(deadline), metadata=metadata)
-        except (grpc.RpcError, ValueError) as error:
-            raise self._failure(error, request_id, deadline) from None
+        with self._taken() as line:
+            try:
+                response = getattr(line.stub, method)(request, timeout=channel.left(deadline), metadata=metadata)
+            except (grpc.RpcError, ValueError) as error:
+                raise self._failure(error, request_id, deadline, line) from None
         self._failures.answered = True
         return response
 
@@ -139,24 +138,35 @@ class Connection:
         Raises:
             JobWorkerError: as `make`.
         """
-        forks.check()
         request_id = request_id or self._new_request_id()
         metadata = channel.metadata(request_id, self._options.traceparent, compress=compress)
-        try:
-            responses = getattr(self._stub, method)(requests, timeout=channel.left(deadline), metadata=metadata)
+        with self._taken() as line:
             try:
-                opened(responses.cancel)
-                for response in responses:
-                    self._failures.answered = True
-                    yield response
-            finally:
-                responses.cancel()
-        except (grpc.RpcError, ValueError) as error:
-            raise self._failure(error, request_id, deadline) from None
+                responses = getattr(line.stub, method)(requests, timeout=channel.left(deadline), metadata=metadata)
+                try:
+                    opened(responses.cancel)
+                    for response in responses:
+                        self._failures.answered = True
+                        yield response
+                finally:
+                    responses.cancel()
+            except (grpc.RpcError, ValueError) as error:
+                raise self._failure(error, request_id, deadline, line) from None
 
-    def _failure(self, error: grpc.RpcError | ValueError, request_id: str, deadline: float) -> JobWorkerError:
-        failure = self._failures.read(error, request_id)
-        if not self._failures.is_unexplained(failure, partial(_state, self._channel)):
+    @contextmanager
+    def _taken(self) -> Iterator[Line[grpc.Channel]]:
+        line = self._channels.take()
+        try:
+            yield line
+        finally:
+            for each in self._channels.give_back(line):
+                each.close()
+
+    def _failure(
+        self, error: grpc.RpcError | ValueError, request_id: str, deadline: float, line: Line[grpc.Channel]
+    ) -> JobWorkerError:
+        failure = self._channels.judged(self._failures.read(error, request_id), line)
+        if not self._failures.is_unexplained(failure, partial(_state, line.channel)):
             return failure
         return tls.diagnose(self._endpoint, channel.look_seconds(self._options, deadline)) or failure
 
