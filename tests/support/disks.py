@@ -24,7 +24,8 @@ def on_disk(directory: Path, options: str, **jobs: Any) -> Iterator[RootSide]:
     state.mkdir()
     with ExitStack() as undo:
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "jobworker-test", state], check=True)
-        undo.callback(lambda: subprocess.run(["umount", state], check=True))
+        # Lazily: who removes or flushes files may be at it a moment longer than the agent is there.
+        undo.callback(lambda: subprocess.run(["umount", "--lazy", state], check=True))
         side = RootSide(str(directory), **jobs)
         undo.callback(side.close)
         yield side

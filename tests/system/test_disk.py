@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.errors import HostFault
+from jobworker.errors import HostFault, UpgradeRefused
 from jobworker.jobs import EndReason
 from jobworker.limits import Limits
 from jobworker.wire import messages
@@ -106,6 +106,21 @@ def test_exit_codes_that_can_t_be_written_outlive_the_keeper(tmp_path: Path) -> 
         for record, code in ((filling, 7), (quiet, 6)):
             ended = link.wait_ended(record.job_id)
             assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, code)
+
+
+def test_gaps_that_can_t_be_written_are_not_left_to_the_next_version(tmp_path: Path) -> None:
+    with on_disk(tmp_path, "size=4m", segment_bytes=MIB) as side:
+        link = side.link(subscribe=True)
+        record = link.start("/bin/sh", "-c", f"head -c {16 * MIB} /dev/zero; exec sleep 1000")
+        side.wait_for(lambda: link.inspect(record.job_id).log_bytes == 16 * MIB)
+        before = link.inspect(record.job_id)
+        with pytest.raises(UpgradeRefused, match=f"would not know of job {record.job_id}, whose record"):
+            link.ask(messages.Upgrade())
+        subprocess.run(["mount", "-o", "remount,size=64m", side.state_dir], check=True)
+        link.ask(messages.Upgrade())
+        link.drain()
+        after = side.reconnect(subscribe=True).inspect(record.job_id)
+        assert (after.log_bytes, after.lost_bytes) == (before.log_bytes, before.lost_bytes)
 
 
 def fill(path: Path) -> None:

@@ -100,8 +100,9 @@ def test_a_job_that_could_not_be_put_on_record_is_not_left_to_the_next_version(
     seq = begin(link, sleep)
     sleep.wait_until_asked()
     (job_id,) = os.listdir(os.path.join(side.state_dir, "jobs"))
-    # In the way of the record's first name.
+    # In the way of the record's first name, where its room is.
     obstacle = Path(side.state_dir, "jobs", job_id, "job.json.new", "x")
+    obstacle.parent.unlink()
     obstacle.mkdir(parents=True)
     sleep.let_go()
     assert started(link, seq).job_id == job_id

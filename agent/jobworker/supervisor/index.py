@@ -74,6 +74,11 @@ class Index:
         return self._behind
 
     @property
+    def untold(self) -> bool:
+        """Something that was noted is in no file: that failed, or it is behind the live index's segment."""
+        return self._behind or any(record.offset >= self._end for record in self._records)
+
+    @property
     def size(self) -> int:
         """The bytes of the live index."""
         return self._found if self._settled < 0 else self._settled + len(self._records) * RECORD.size

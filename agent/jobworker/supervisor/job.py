@@ -96,11 +96,17 @@ class Job:
         self._on_record = False
         self._change()
 
-    def put_on_record(self) -> bool:
-        """Have another life know of it, if its record could not be written so far; False if it still can't."""
+    def put_on_record(self) -> str:
+        """Have another life know of it, and of gaps in its output; what can't be written of that, or nothing."""
+        if self.record.lost_bytes != self.output.lost:
+            # Of segments that are gaps as a whole no file tells.
+            self.record = replace(self.record, lost_bytes=self.output.lost)
+            self._on_record = False
         if not self._on_record:
             self._save()
-        return self._on_record
+        if not self._on_record:
+            return "record"
+        return "" if self.output.put_on_record() else "gaps in the output"
 
     def begin(
         self, stop_reason: EndReason | None = None, kill_at: float | None = None, unsent: int | None = None

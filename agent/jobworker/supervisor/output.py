@@ -159,7 +159,7 @@ class OutputLog:
         at = self.size % self._segment_bytes
         count = min(limit, self._segment_bytes - at)
         try:
-            self._prepare()
+            self._prepare(self.size // self._segment_bytes)
             self._look_for_a_cut()
             moved = os.splice(pipe, self._fd, count, offset_dst=at, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
@@ -191,9 +191,8 @@ class OutputLog:
     def _end_of_segment(self) -> int:
         return (self._segment + 1) * self._segment_bytes
 
-    def _prepare(self) -> None:
-        """Rotate if the open segment is full; may fail at any step and be called again."""
-        number = self.size // self._segment_bytes
+    def _prepare(self, number: int) -> None:
+        """Have this segment open, rotating if another one is; may fail at any step and be called again."""
         if number != self._segment:
             self._close_segment()
             self._segment, self._written = number, 0
@@ -212,6 +211,13 @@ class OutputLog:
             self._rename(kind, self._segment)
         self._closed[self._segment] = files
         self._stored = self._count_stored()
+
+    def put_on_record(self) -> bool:
+        """Have another life know how far the output goes, and of its gaps; False if that can't be written."""
+        if self._index.untold:
+            with contextlib.suppress(OSError):
+                self._prepare((self.size - 1) // self._segment_bytes)
+        return not self._index.untold
 
     # What is kept.
 

@@ -269,9 +269,10 @@ class Supervisor:
             # Nor are starts taken again: this process is about to become one.
             self._refuse_upgrade("the keeper is gone, and nobody would hand the jobs to the new program", decided)
             return
-        if unknown := [job_id for job_id, job in self._registry.held().items() if not job.put_on_record()]:
+        unknown = {job_id: job.put_on_record() for job_id, job in self._registry.held().items()}
+        if lacking := [f"{job_id}, whose {what}" for job_id, what in unknown.items() if what]:
             self._registry.starts.resume()
-            problem = f"the next supervisor would not know of job {unknown[0]}, whose record cannot be written"
+            problem = f"the next supervisor would not know of job {lacking[0]} cannot be written"
             self._refuse_upgrade(problem, decided)
             return
         decided(None)
