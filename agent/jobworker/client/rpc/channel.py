@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -66,6 +67,11 @@ def left(deadline: float) -> float | None:
 def look_seconds(options: Options, deadline: float) -> float:
     """For how long to look why a call found no connection: no longer than that may take, and the call itself."""
     return min(_LONGEST_LOOK, options.connect_timeout, deadline - time.monotonic())
+
+
+def reach_deadline(options: Options) -> float:
+    """Until when, on the monotonic clock, a connection has to come about, or why it does not to be found out."""
+    return time.monotonic() + options.connect_timeout + look_seconds(options, math.inf)
 
 
 def new_request_id() -> str:

@@ -59,7 +59,7 @@ class Connection:
         Raises:
             JobWorkerError: it does not: TlsProblem, or CallFailed where the cause cannot be seen from here.
         """
-        deadline = time.monotonic() + self._options.connect_timeout
+        deadline = channel.reach_deadline(self._options)
         try:
             self._once("GetAgentInfo", pb.GetAgentInfoRequest(), deadline, self._new_request_id())
         except CallFailed:
