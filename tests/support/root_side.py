@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jobworker
@@ -121,6 +122,19 @@ class RootSide:
     def write_limits(self, text: str) -> None:
         """Replace the limits file."""
         _replace(self.settings.limits, text)
+
+    def change(self, name: str, line: str, by: str) -> None:
+        """Have the next supervisor run something else in the place of a line; for an `own_package`.
+
+        Args:
+            name: of the file, below the package.
+            line: one or more whole lines, which the file has once.
+            by: what it has then.
+        """
+        path = Path(self.package, name)
+        text = path.read_text()
+        assert text.count(line) == 1
+        path.write_text(text.replace(line, by))
 
     def _start(self) -> subprocess.Popen[bytes]:
         reading, low = os.pipe()

@@ -143,11 +143,9 @@ def test_no_job_is_started_that_no_record_can_be_written_of(tmp_path: Path) -> N
 
 def test_a_job_that_was_told_of_as_the_disk_was_full_outlives_the_supervisor(tmp_path: Path) -> None:
     with on_disk(tmp_path, "size=4m", segment_bytes=MIB, own_package=True) as side:
-        full, program = Path(side.state_dir, "fill"), Path(side.package, "supervisor", "launch.py")
-        line, text = "        self._answer(job)\n        job.announce()\n", program.read_text()
-        assert text.count(line) == 1
+        full, line = Path(side.state_dir, "fill"), "        self._answer(job)\n        job.announce()\n"
         full_then = f"        __import__('os').system({f'cat /dev/zero >> {full} 2>/dev/null'!r})\n"
-        program.write_text(text.replace(line, full_then + line))
+        side.change("supervisor/launch.py", line, full_then + line)
         os.kill(side.supervisor_pid(), signal.SIGKILL)
         link = side.reconnect()
         record = link.start("/bin/sleep", "1000", limits=Limits(memory_bytes=100_000_001, pids=7))

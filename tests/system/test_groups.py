@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.kernel.cgroup import detect, tree
+from jobworker.kernel.cgroup import tree
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.kernel.cgroup.v1 import V1Hierarchy
 from jobworker.kernel.cgroup.v2 import V2Hierarchy
 from jobworker.limits import NO_LIMITS
+from support.cgroup_places import v2_place
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -28,16 +29,8 @@ NAME = "k7f3-9m2q-x4tz-b1cd"
 
 @pytest.fixture
 def base() -> Iterator[Path]:
-    """A cgroup of its own in the v2 hierarchy."""
-    found = detect.cgroup_mounts()
-    if not found.v2:
-        pytest.skip("this host has no cgroup v2")
-    path = Path(found.v2, f"jobworker-test-{os.getpid()}")
-    path.mkdir()
-    yield path
-    for left in path.glob("*/"):
-        left.rmdir()
-    path.rmdir()
+    with v2_place() as path:
+        yield path
 
 
 def v1(base: Path) -> Hierarchy:

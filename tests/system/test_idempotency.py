@@ -111,9 +111,7 @@ def die_once(side: RootSide, line: str, *, pause: float = 0.3) -> None:
     (path,) = (path for path in Path(side.package, "supervisor").glob("launch*.py") if line in path.read_text())
     indent = " " * (len(line) - len(line.lstrip()))
     trap = f"open({str(died)!r}, 'x').close(), time.sleep({pause}), os.kill(os.getpid(), 9)"
-    text = path.read_text()
-    assert text.count(line) == 1
-    path.write_text(text.replace(line, f"{indent}os.path.exists({str(died)!r}) or ({trap})\n{line}"))
+    side.change(f"supervisor/{path.name}", line, f"{indent}os.path.exists({str(died)!r}) or ({trap})\n{line}")
 
 
 @pytest.mark.parametrize("moment", _MOMENTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from jobworker.jobs import EndReason
-from jobworker.kernel.cgroup import detect, files, tree
+from jobworker.kernel.cgroup import files, tree
 from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.kernel.cgroup.v2 import V2Group, V2Hierarchy
 from jobworker.limits import NO_LIMITS
+from support.cgroup_places import v2_place
 from support.leftovers import cgroups
 from support.link import Link
 from support.waiting import until
@@ -26,15 +26,8 @@ NAME = "k7f3-9m2q-x4tz-b1cd"
 
 @pytest.fixture
 def base() -> Iterator[Path]:
-    """A cgroup of its own in the v2 hierarchy."""
-    found = detect.cgroup_mounts()
-    if not found.v2:
-        pytest.skip("this host has no cgroup v2")
-    path = Path(found.v2, f"jobworker-test-{os.getpid()}")
-    path.mkdir()
-    yield path
-    for left, _, _ in os.walk(path, topdown=False):
-        os.rmdir(left)
+    with v2_place() as path:
+        yield path
 
 
 @pytest.fixture

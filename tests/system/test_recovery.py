@@ -405,12 +405,9 @@ def test_told_to_end_while_a_supervisor_starts_it_ends(tmp_path: Path) -> None:
     with root_side(str(tmp_path), own_package=True) as side:
         link = side.link(subscribe=True)
         job = link.start("/bin/sleep", "1000")
-        program, begun = Path(side.package, "supervisor", "supervisor.py"), tmp_path / "begun"
-        line = "        recovery.run()\n"
-        text = program.read_text()
-        assert text.count(line) == 1
+        begun, line = tmp_path / "begun", "        recovery.run()\n"
         wait = f"        open({str(begun)!r}, 'w').close(); __import__('time').sleep(0.5)\n"
-        program.write_text(text.replace(line, wait + line))
+        side.change("supervisor/supervisor.py", line, wait + line)
         os.kill(side.supervisor_pid(), signal.SIGKILL)
         side.wait_for(begun.exists)
         assert side.close() == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -28,17 +27,9 @@ def side() -> Iterator[RootSide]:
         yield running
 
 
-def change(side: RootSide, name: str, line: str, by: str) -> None:
-    """Have the next supervisor run another line in the place of one."""
-    path = Path(side.package, name)
-    text = path.read_text()
-    assert text.count(line) == 1
-    path.write_text(text.replace(line, by))
-
-
 def slow_launches(side: RootSide) -> None:
     line = '        operation = "creating the job\'s directories"\n'
-    change(side, "supervisor/launcher.py", line, f"{line}        {SLOW}\n")
+    side.change("supervisor/launcher.py", line, f"{line}        {SLOW}\n")
 
 
 def start_many(link: Link) -> None:
@@ -67,7 +58,7 @@ def ended(link: Link) -> int:
 def test_starts_that_have_waited_until_all_jobs_were_known(side: RootSide) -> None:
     slow_launches(side)
     line = "        loop.call_after(0, self._go_on)\n"
-    change(side, "supervisor/backlog.py", line, line.replace("0", "1"))
+    side.change("supervisor/backlog.py", line, line.replace("0", "1"))
     link = side.kill_supervisor(side.link(), subscribe=False)
     other = side.link()
     start_many(link)
@@ -90,7 +81,7 @@ def test_events_that_are_read_as_fast_as_they_are_sent(side: RootSide) -> None:
     for _ in range(MANY):
         link.wait_ended(link.start("/bin/true").job_id)
     line = "            job_id, removed = next(iter(self._news.items()))\n"
-    change(side, "supervisor/connection.py", line, f"            {SLOW}\n{line}")
+    side.change("supervisor/connection.py", line, f"            {SLOW}\n{line}")
     other = side.kill_supervisor(link, subscribe=False)
     link = side.link(subscribe=True)
     assert longest_wait(other) < MOST

@@ -64,11 +64,9 @@ def test_no_other_signal_comes_and_the_grace_stays(own_side: RootSide) -> None:
 
 def test_a_signal_that_could_not_be_sent_any_more_is_sent(tmp_path: Path) -> None:
     with root_side(str(tmp_path), own_package=True) as side:
-        program, died = Path(side.package, "supervisor", "job.py"), Path(side.package, "died")
-        line, text = "            stopping.signal(signum)\n", program.read_text()
-        assert text.count(line) == 1
+        died, line = Path(side.package, "died"), "            stopping.signal(signum)\n"
         trap = f"open({str(died)!r}, 'x').close(), os.kill(os.getpid(), 9)"
-        program.write_text(text.replace(line, f"            os.path.exists({str(died)!r}) or ({trap})\n{line}"))
+        side.change("supervisor/job.py", line, f"            os.path.exists({str(died)!r}) or ({trap})\n{line}")
         os.kill(side.supervisor_pid(), signal.SIGKILL)
         link = side.reconnect(subscribe=True)
         script = "trap 'echo told' INT; trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done"
