@@ -128,6 +128,16 @@ def api() -> str:
     return "".join(parts)
 
 
+def comments() -> dict[tuple[str, str], str]:
+    """What is said of each field, by its message's name and its own."""
+    return {
+        (message.name, field.name): page.cell(_MESSAGES, i, _MEMBERS, j)
+        for page in map(_Page, _described())
+        for i, message in enumerate(page.file.message_type)
+        for j, field in enumerate(message.field)
+    }
+
+
 def error_page() -> str:
     """docs/errors.md."""
     rows = [

@@ -14,7 +14,7 @@ import click
 from jobworker.gateway.metrics_table import METRICS
 from jobworker.settings import effective, load, schema
 from jobworker.settings.sections import Parse
-from support import api_reference, manpages
+from support import api_reference, json_reference, manpages
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _WIDTH = 100
@@ -167,6 +167,7 @@ PAGES = {
     "metrics.md": metrics,
     "api.md": api_reference.api,
     "errors.md": api_reference.error_page,
+    "json.md": json_reference.page,
 }
 
 

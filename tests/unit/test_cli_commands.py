@@ -16,6 +16,7 @@ from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.cli.worker_client import COMMANDS, cli
 from support import certs, scripted
+from support.terminals import terminal
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 RUNNING = job_pb2.Job(id=ID, state=job_pb2.JOB_STATE_RUNNING, command="sleep", args=["9"])
@@ -414,3 +415,17 @@ def test_a_wait_of_no_time_is_none(agent: scripted.ScriptedAgent) -> None:
     done = agent.cli("wait", ID, "--timeout", "0s")
     assert (done.returncode, b"--timeout: must be more than 0" in done.stderr) == (125, True)
     assert not agent.requests
+
+
+@pytest.mark.parametrize(("jobs", "paged"), [(5, False), (50, True)])
+def test_a_list_that_does_not_fit_goes_through_a_pager(
+    agent: scripted.ScriptedAgent, tmp_path: Path, jobs: int, *, paged: bool
+) -> None:
+    pager = tmp_path / "pager"
+    pager.write_text("#!/bin/sh\necho by a pager; cat\n")
+    pager.chmod(0o755)
+    agent.handlers["List"] = lambda _request, _context: pb.ListResponse(jobs=[RUNNING] * jobs)
+    with terminal(agent.command("list"), lines=24, PAGER=str(pager)) as shown:
+        assert shown.end() == 0
+    assert (b"by a pager" in shown.shown, shown.shown.count(ID.encode())) == (paged, jobs)
+    assert b"by a pager" not in agent.cli("list", env={**os.environ, "PAGER": str(pager)}).stdout

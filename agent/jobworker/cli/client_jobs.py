@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -54,6 +56,8 @@ worker-client list --state running --state stopping
 worker-client list --state lost
 worker-client list --since 1h
 worker-client list --label team=build --limit 10 --format json
+
+On a terminal what does not fit goes through a pager: $PAGER, or less.
 """
 
 # Jobs with a label may end, and be removed, while others are stopped.
@@ -169,7 +173,17 @@ def list_jobs(**options: Any) -> None:
             for job in newest:
                 click.echo(_json(job))
         else:
-            click.echo(client_text.table(newest, time.time()))
+            _show(client_text.table(newest, time.time()))
+
+
+def _show(text: str) -> None:
+    """Print; what has more lines than the terminal goes through its user's pager."""
+    if sys.stdout.isatty() and text.count("\n") >= os.get_terminal_size(sys.stdout.fileno()).lines:
+        # As git has less: colours are colours, and nothing is left of what was paged but the last of it.
+        os.environ.setdefault("LESS", "FRX")
+        click.echo_via_pager(text)
+    else:
+        click.echo(text)
 
 
 def listing(options: Mapping[str, Any]) -> Callable[[Client], Iterator[Job]]:
