@@ -36,6 +36,8 @@ _GATEWAY = (sys.executable, "-m", "jobworker.gateway")
 # What a process may take to come up on a slow machine, or to end once it was told to, in seconds.
 _PATIENCE = 60
 _LOOK_AGAIN = 0.02
+# Of starting a gateway that is killed before it serves.
+_ATTEMPTS = 10
 
 
 def run(directory: str, listen: str, config: str | None) -> int:
@@ -124,6 +126,10 @@ def _signals() -> Iterator[int]:
     yield reading
 
 
+class _Killed(AgentProblem):
+    """A part was killed by a signal before it was ready."""
+
+
 def _lock(path: str, *, wait: bool = False) -> int | None:
     """Take a lock for as long as the descriptor, or a copy of it, is open; None if another process has it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -154,8 +160,8 @@ def _start(
         os.close(writing)
         line = ready.readline()
     if not line:
-        process.wait(_PATIENCE)
-        raise AgentProblem(f"the {part} did not start", "what it said stands above")
+        killed = process.wait(_PATIENCE) < 0
+        raise (_Killed if killed else AgentProblem)(f"the {part} did not start", "what it said stands above")
     return process, line.decode().strip()
 
 
@@ -253,9 +259,13 @@ class _Gateway:
         """
         lock = _lock(self._lock_path, wait=True)
         keep_fds = () if lock is None else (lock,)
-        self._process, self.address = _start(self._command, "gateway", stdin=subprocess.PIPE, keep_fds=keep_fds)
-        for fd in keep_fds:
-            os.close(fd)
+        try:
+            self._process, self.address = _start(
+                self._command, "gateway", stdin=subprocess.PIPE, keep_fds=keep_fds
+            )
+        finally:
+            for fd in keep_fds:
+                os.close(fd)
         self._pidfd = os.pidfd_open(self._process.pid)
 
     def fileno(self) -> int:
@@ -269,8 +279,16 @@ class _Gateway:
             AgentProblem: it does not come up again.
         """
         self.end()
-        _say("the gateway has died and is started again")
-        self.start()
+        for attempt in range(_ATTEMPTS):
+            _say("the gateway has died and is started again")
+            try:
+                self.start()
+            except _Killed:
+                # Whoever kills it may do so before it has come up.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                break
 
     def end(self) -> None:
         if self._process.poll() is None:
@@ -282,7 +300,9 @@ class _Gateway:
             self._process.wait()
         if self._process.stdin:
             self._process.stdin.close()
-        os.close(self._pidfd)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        self._pidfd = -1
 
 
 def _serve(wakeup: int, supervisor: _Supervisor, gateway: _Gateway) -> int:

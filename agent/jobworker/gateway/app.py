@@ -80,13 +80,14 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
     link.listen(LogLevel(settings.log_level).apply)
     files = Files(settings, trust, policies, link, mirror)
     grpc_server = _assemble(trust, gate, link, mirror, feeds, policies, files)
-    address = server.bind(grpc_server, settings.listen, trust.credentials)
     told = Sources(link, mirror, feeds, calls, quotas, trust, policies, lag)
     scraped = await _serve_metrics(settings, told) if settings.metrics.listen else ""
+    # Before it can be called, since that takes some tenths of a second.
+    _collect_seldom()
+    address = server.bind(grpc_server, settings.listen, trust.credentials)
     await grpc_server.start()
     files.on_hangup()
     _log.info("serving", address=address, dev_certificates=own.dev, metrics=scraped)
-    _collect_seldom()
     _report(ready_fd, address)
     async with asyncio.TaskGroup() as tasks:
         keeping = tasks.create_task(link.run())
