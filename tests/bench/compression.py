@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -81,7 +80,8 @@ def _flood(agent: Agent, service: JobWorkerServiceStub, size: int, *, compressed
     stored = sum(path.stat().st_size for path in logs.iterdir())
     seconds = ended.ended_at.ToNanoseconds() / 1e9 - begun
     cpu_seconds = _compressor_seconds(agent) - before
-    shutil.rmtree(os.path.dirname(logs))
+    # Not the job's directory itself, in which the flusher may be making a file.
+    shutil.rmtree(logs)
     return _Flood(size / MIB / seconds, cpu_seconds, size / MIB, stored / size)
 
 
