@@ -244,6 +244,19 @@ def test_the_gateway_may_die(own_agent: Agent) -> None:
     assert processes_with(own_agent.directory) == []
 
 
+def test_a_gateway_that_is_killed_before_it_serves_is_started_again(own_agent: Agent) -> None:
+    first = gateway_of(own_agent)
+    os.kill(first, signal.SIGKILL)
+    killed = {first}
+    for _ in range(3):
+        while not (fresh := set(gateways_of(own_agent)) - killed):
+            assert own_agent.process.poll() is None, own_agent.log()
+        for pid in fresh:
+            os.kill(pid, signal.SIGKILL)
+        killed |= fresh
+    until(lambda: own_agent.cli("list").returncode, 0, DEADLINE)
+
+
 def test_a_gateway_comes_back_while_the_supervisor_is_away(own_agent: Agent) -> None:
     (keeper,) = [pid for pid in processes_with("keeper/__main__.py") if pid in processes_with(own_agent.directory)]
     # Nobody starts another supervisor.
@@ -268,8 +281,12 @@ def listens(host: str, port: int) -> bool:
     return True
 
 
+def gateways_of(agent: Agent) -> list[int]:
+    return [pid for pid in processes_with("jobworker.gateway") if pid in processes_with(agent.directory)]
+
+
 def gateway_of(agent: Agent) -> int:
-    (pid,) = [pid for pid in processes_with("jobworker.gateway") if pid in processes_with(agent.directory)]
+    (pid,) = gateways_of(agent)
     return pid
 
 
