@@ -53,6 +53,22 @@ def test_sigterm_ends_jobs_and_everything_else(own_agent: Agent) -> None:
             assert processes_of(job["uid"]) == []
 
 
+def test_a_gateway_that_is_late_tells_followers_of_the_end_all_the_same(own_agent: Agent) -> None:
+    # The supervisor has said all and is gone before the gateway takes any of it in, and it shall end by then.
+    job_id = own_agent.start_job("--", "sh", "-c", "trap 'seq 100000; exit 3' TERM; echo up; sleep 1000 & wait")
+    gateway = gateway_of(own_agent)
+    with subprocess.Popen(own_agent.command("stream", job_id, "--follow"), stdout=subprocess.PIPE) as follower:
+        assert follower.stdout
+        assert follower.stdout.readline() == b"up\n"
+        os.kill(gateway, signal.SIGSTOP)
+        own_agent.process.send_signal(signal.SIGTERM)
+        until(lambda: is_pending(gateway, signal.SIGTERM), True)
+        os.kill(gateway, signal.SIGCONT)
+        assert own_agent.close() == 0
+        assert follower.stdout.read() == "".join(f"{i}\n" for i in range(1, 100001)).encode()
+        assert follower.wait(DEADLINE) == 0
+
+
 def test_killed_it_leaves_jobs_running_and_takes_them_over_again(own_agent: Agent) -> None:
     script = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 6"
     job_id = own_agent.start_job("--", "sh", "-c", script)
@@ -279,6 +295,13 @@ def listens(host: str, port: int) -> bool:
     except ConnectionError:
         return False
     return True
+
+
+def is_pending(pid: int, signum: signal.Signals) -> bool:
+    """Whether a process was sent a signal that it has not got yet (proc(5))."""
+    with open(f"/proc/{pid}/status") as file:
+        (pending,) = (line.split()[1] for line in file if line.startswith("ShdPnd:"))
+    return bool(int(pending, 16) & 1 << (signum - 1))
 
 
 def gateways_of(agent: Agent) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -109,7 +110,8 @@ def test_a_start_that_waits_is_refused_when_the_agent_ends(side: RootSide) -> No
     leave(side, link.wait_ended(link.start("/bin/true").job_id), _MANY)
     link = next_life(side, link)
     link.send(messages.StartJob(CALLER, JobSpec("/bin/sleep", ("1000",))))
-    link.send(messages.Shutdown())
+    with contextlib.closing(side.link()) as owner:
+        owner.ask(messages.Shutdown())
     link.drain()
     failed = [event for event in link.events if isinstance(event, messages.Failed)]
     assert [failure.error for failure in failed] == ["AgentUnavailable"]

@@ -306,7 +306,8 @@ def test_an_agent_that_ends_takes_no_more_jobs(own_side: RootSide) -> None:
     with pytest.raises(AgentUnavailable):
         link.start("/bin/true")
     link.stop(record.job_id, force=True, wait=False)
-    link.drain()
+    link.close()
+    assert own_side.keeper.wait(DEADLINE) == 0
 
 
 def unread_answers(side: RootSide, link: Link) -> list[int]:
@@ -319,9 +320,22 @@ def unread_answers(side: RootSide, link: Link) -> list[int]:
     return asked
 
 
+def test_an_agent_that_is_told_to_end_stays_for_who_told_it(own_side: RootSide) -> None:
+    link, gateway = own_side.link(), own_side.link(subscribe=True)
+    record = gateway.start("/bin/sh", "-c", "sleep 1000")
+    link.ask(messages.Shutdown())
+    # As a gateway does which has to tell somebody.
+    assert gateway.inspect(record.job_id).end_reason is EndReason.STOPPED
+    link.close()
+    gateway.drain()
+    assert own_side.keeper.wait(DEADLINE) == 0
+
+
 def test_who_reads_late_gets_the_answers_of_an_agent_that_ends(own_side: RootSide) -> None:
     link = own_side.link()
-    asked = [*unread_answers(own_side, link), link.send(messages.Shutdown())]
+    asked = unread_answers(own_side, link)
+    own_side.keeper.terminate()
+    own_side.wait_for(lambda: '"ending"' in own_side.log())
     assert [link.receive().seq for _ in asked] == asked
     with pytest.raises(ConnectionResetError):
         link.receive()

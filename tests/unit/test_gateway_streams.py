@@ -79,10 +79,28 @@ def test_all_end_when_the_gateway_does_and_none_begins() -> None:
         streams = OpenStreams(still_valid)
         staying = [asyncio.create_task(stay(streams, peer())) for _ in range(3)]
         await asyncio.sleep(0)
-        streams.end_all(AgentUnavailable("stopping"))
+        streams.end_all(AgentUnavailable("stopping"), patience=0)
         ended = await asyncio.gather(*staying, return_exceptions=True)
         assert [type(error) for error in ended] == [AgentUnavailable] * 3
         await stay(streams, peer())
+
+    assert isinstance(outcome(scenario), AgentUnavailable)
+
+
+def test_what_is_about_to_end_by_itself_has_time_for_that() -> None:
+    async def finish(streams: OpenStreams, last: asyncio.Event) -> None:
+        async with streams.hold(peer()) as held:
+            held.finite = lambda: True
+            await last.wait()
+
+    async def scenario() -> None:
+        streams, sent, never_read = OpenStreams(still_valid), asyncio.Event(), asyncio.Event()
+        reading, stalled = (asyncio.create_task(finish(streams, last)) for last in (sent, never_read))
+        await asyncio.sleep(0)
+        streams.end_all(AgentUnavailable("stopping"), patience=0.05)
+        sent.set()
+        await reading
+        await stalled
 
     assert isinstance(outcome(scenario), AgentUnavailable)
 

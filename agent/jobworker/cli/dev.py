@@ -55,13 +55,14 @@ def run(directory: str, listen: str, config: str | None) -> int:
     settings = _settings(directory, pki, listen, config)
     settings_path = os.path.join(directory, "settings.json")
     schema.write(settings, settings_path)
-    # Ends jobs before gateways, so that whoever follows one sees its end.
-    with _signals() as wakeup, contextlib.ExitStack() as last, contextlib.ExitStack() as first:
+    with _signals() as wakeup, contextlib.ExitStack() as ending:
         supervisor = _Supervisor(settings, settings_path)
-        first.callback(supervisor.end)
+        ending.callback(supervisor.end)
         _explain(supervisor.host())
         gateway = _Gateway(directory, settings, settings_path)
-        last.callback(gateway.end)
+        ending.callback(gateway.end)
+        # Before the gateway, so that whoever follows one sees its end.
+        ending.callback(supervisor.stop_jobs)
         # The one line on standard output, for whoever waits for it.
         sys.stdout.write(f"ready {gateway.address} pki={pki}\n")
         sys.stdout.flush()
@@ -228,10 +229,14 @@ class _Supervisor:
         else:
             _say("the supervisor is back")
 
-    def end(self) -> None:
-        """Stop all jobs, then the supervisor and its keeper."""
+    def stop_jobs(self) -> None:
+        """Stop all jobs, and have the supervisor take no more of them."""
         with contextlib.suppress(OSError, JobWorkerError):
             self.link.ask(messages.Shutdown())
+
+    def end(self) -> None:
+        """Stop all jobs, then the supervisor and its keeper."""
+        self.stop_jobs()
         self.link.close()
         if self._keeper:
             self._keeper.wait(_PATIENCE)

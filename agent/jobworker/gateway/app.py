@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import resource
 import signal
@@ -42,8 +43,11 @@ from jobworker.wire import service_manager
 if TYPE_CHECKING:
     from jobworker.gateway.tracing import OtlpTracer
 
-# So long calls may take to end by themselves when the gateway stops.
+# So long calls may take to end by themselves when the gateway stops; streams less, which are told where to go on.
 _GRACE_SECONDS = 5.0
+_STREAMS_SECONDS = 3.0
+# So long it takes at the most to learn of which jobs all output is there.
+_NEWS_SECONDS = 1.0
 _MAX_SEGMENTS = 4_096
 # Between two looks of the collector at what is young; a stream has some 100, and few become garbage in cycles.
 _NEW_OBJECTS = 10_000
@@ -99,7 +103,7 @@ async def serve(settings: Settings, ready_fd: int | None, *, while_stdin: bool =
             others.append(tasks.create_task(lag.run()))
         await stop.wait()
         service_manager.tell("STOPPING=1")
-        await _drain(grpc_server, streams)
+        await _drain(grpc_server, feeds, streams)
         reporting.cancel()
         await reports.finish()
         if tracer:
@@ -182,10 +186,12 @@ def _report(ready_fd: int | None, address: str) -> None:
             ready.write(f"{address}\n")
 
 
-async def _drain(grpc_server: aio.Server, streams: OpenStreams) -> None:
+async def _drain(grpc_server: aio.Server, feeds: Feeds, streams: OpenStreams) -> None:
     """End streams so that clients know where to go on, then let the other calls finish."""
     _log.info("stopping")
-    streams.end_all(AgentUnavailable("the gateway is stopping"))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(feeds.catch_up(), _NEWS_SECONDS)
+    streams.end_all(AgentUnavailable("the gateway is stopping"), patience=_STREAMS_SECONDS)
     await grpc_server.stop(_GRACE_SECONDS)
     # It is done; a second signal must not make it look as if it had been killed.
     for number in (*_STOPPING, signal.SIGHUP):

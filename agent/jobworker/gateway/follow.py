@@ -14,6 +14,7 @@ from jobworker.jobs import JobRecord
 from jobworker.wire.messages import (
     Done,
     FollowLog,
+    InspectJob,
     JobChanged,
     JobRemoved,
     JobReply,
@@ -95,6 +96,15 @@ class Feeds:
             case Lost():
                 for feed in self._feeds.values():
                     self._subscribe(feed)
+
+    async def catch_up(self) -> None:
+        """Take in how far the logs that are followed go now, as far as the supervisor is there to tell."""
+        if not self._link.connected:
+            return
+        growing = [job_id for job_id, feed in self._feeds.items() if not feed.output_ended]
+        # The answers come by `apply`: they overtake the news, which would say the same.
+        asked = (self._link.ask(InspectJob(job_id), JobReply, repeatable=False) for job_id in growing)
+        await asyncio.gather(*asked, return_exceptions=True)
 
     @asynccontextmanager
     async def follow(self, job_id: str) -> AsyncIterator[Feed]:

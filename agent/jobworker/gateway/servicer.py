@@ -28,6 +28,7 @@ from jobworker.gateway.pieces import beginning
 from jobworker.gateway.seek import Log, View
 from jobworker.gateway.spans import launching
 from jobworker.gateway.stdin import StdinWriters
+from jobworker.gateway.streams import HOLD
 from jobworker.gateway.trust import Trust
 from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
@@ -212,6 +213,7 @@ class JobWorker(api.JobWorkerServiceServicer):
         log, offset = Log(job.job_id, job.segment_bytes, source, request.timestamps, form), view.offset
         try:
             async with self._extent(job, log, view, follow=request.follow) as (start, extent):
+                HOLD.get().finite = lambda: extent.output_ended
                 if view.relative:
                     offset = start
                     await context.write(beginning(log, offset))

@@ -1,10 +1,14 @@
-"""The calls that stay open: ended with their certificate or what the policy allows, and when the gateway stops."""
+"""The calls that stay open: ended with their certificate or what the policy allows, and when the gateway stops.
+
+A gateway that stops lets those be that are about to end by themselves, for a while.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from jobworker.errors import JobWorkerError
@@ -20,17 +24,23 @@ class Hold:
 
     Attributes:
         check: raises JobWorkerError if it may not go on.
+        finite: nothing more comes of what it tells of.
     """
 
     peer: Peer
     ending: asyncio.Timeout
     check: Callable[[], None] | None = None
+    finite: Callable[[], bool] = lambda: False
     reason: JobWorkerError | None = None
 
     def end(self, reason: JobWorkerError) -> None:
         if self.reason is None:
             self.reason = reason
             self.ending.reschedule(asyncio.get_running_loop().time())
+
+
+# Of a stream, in the context of its call's own task.
+HOLD: ContextVar[Hold] = ContextVar("hold")
 
 
 @dataclass(slots=True)
@@ -57,6 +67,7 @@ class OpenStreams:
         if self._closing:
             raise self._closing
         stream = Hold(peer, asyncio.timeout(None))
+        HOLD.set(stream)
         try:
             # Not by cancelling the call's task: grpc then leaves the client without a status.
             async with stream.ending:
@@ -71,9 +82,20 @@ class OpenStreams:
         finally:
             self._streams.discard(stream)
 
-    def end_all(self, reason: JobWorkerError) -> None:
-        """End every stream with this error, those to come included."""
+    def end_all(self, reason: JobWorkerError, *, patience: float) -> None:
+        """End every stream with this error, those to come included.
+
+        Args:
+            reason: the error.
+            patience: so long those may take that are finite, in seconds.
+        """
         self._closing = reason
+        for stream in self._streams:
+            if not stream.finite():
+                stream.end(reason)
+        asyncio.get_running_loop().call_later(patience, self._end_late, reason)
+
+    def _end_late(self, reason: JobWorkerError) -> None:
         for stream in self._streams:
             stream.end(reason)
 

@@ -24,7 +24,6 @@ from jobworker.supervisor.connection import Connection, Peer
 from jobworker.supervisor.disks import DiskAwaited
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.log import Log
-from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.news import News
 from jobworker.supervisor.policies import Policies
 from jobworker.supervisor.registry import Registry
@@ -52,7 +51,6 @@ class Requests:
 
     def __init__(
         self,
-        loop: Loop,
         log: Log,
         audit: Audit,
         tally: Tally,
@@ -63,7 +61,6 @@ class Requests:
         upgrade: Callable[[Callable[[str | None], None]], None],
         drained: Callable[[], None],
     ) -> None:
-        self._loop = loop
         self._log = log
         self._audit = audit
         self._tally = tally
@@ -296,14 +293,10 @@ class Requests:
         written = ((job.log_bytes, job.lost_bytes) for job in self._registry.running.values())
         reply(messages.Measures(self._tally.totals(written), self._tally.life()), ())
 
-    def shutdown(self, _: Connection, __: messages.Shutdown, reply: Reply) -> None:
+    def shutdown(self, connection: Connection, _: messages.Shutdown, reply: Reply) -> None:
         self._audit.owner_asked("shutdown")
-
-        def idle() -> None:
-            reply(messages.Done(), ())
-            self._loop.stop()
-
-        self._registry.end_all(idle)
+        connection.attending = True
+        self._registry.end_all(lambda: reply(messages.Done(), ()))
 
     def upgrade(self, _: Connection, __: messages.Upgrade, reply: Reply) -> None:
         self._audit.owner_asked("upgrade")

@@ -116,7 +116,6 @@ class Supervisor:
         )
         news = News(self._registry, self._policies)
         requests = Requests(
-            self._loop,
             self._log,
             self._audit,
             self._tally,
@@ -315,6 +314,7 @@ class Supervisor:
         self._tally.serving()
         self._log.info("ready", version=jobworker.__version__, cgroup_mode=self._hierarchy.mode, pid=os.getpid())
         self._loop.run()
+        self._log.info("ending")
         self._server.finish()
         self._audit.end("stopped")
         if not self._leaving:

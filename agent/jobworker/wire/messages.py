@@ -207,7 +207,10 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """End all jobs, then the supervisor; only its own user may. Answer: `Done`, when no job is left."""
+    """End all jobs; only the supervisor's own user may. Answer: `Done`, when no job is left.
+
+    The supervisor ends when who asked has left: until then gateways can tell of the jobs' ends.
+    """
 
 
 @dataclass(frozen=True, slots=True)
