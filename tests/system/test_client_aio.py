@@ -98,6 +98,8 @@ def test_ends_and_changes(agent: Agent) -> None:
             with pytest.raises(WaitTimedOut) as caught:
                 await client.wait_idle(timeout=0.3)
             assert endless.id in caught.value.job_ids
+            async with aclosing(client.until_idle()) as numbers:
+                assert await anext(numbers) >= 1
             async with aclosing(client.watch(job_ids=[endless.id], snapshot=True)) as events:
                 first, mark = await anext(events), await anext(events)
                 assert isinstance(first, Changed)

@@ -10,6 +10,7 @@ import click
 from jobworker.cli import client_json, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_exit import TIMED_OUT
+from jobworker.cli.client_progress import progress
 from jobworker.cli.client_time import patience
 from jobworker.client.failures import NotIdle, WaitTimedOut
 from jobworker.jobs import ACTIVE
@@ -52,7 +53,9 @@ def drain(*, wait: bool, timeout: str | None) -> None:
         elif active:
             click.echo(client_text.table(client.list_jobs(states=ACTIVE), time.time()))
         if wait:
-            client.wait_idle(timeout=seconds)
+            with progress() as line:
+                for left in client.until_idle(timeout=seconds):
+                    line.show(f"waiting for {left} jobs to end" if left > 1 else "waiting for a job to end")
             check_idle(client)
     if not as_json() and (wait or not active):
         click.echo(drained(wait=wait))

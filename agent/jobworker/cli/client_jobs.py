@@ -15,6 +15,7 @@ import click
 from jobworker import jobs, units
 from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
+from jobworker.cli.client_progress import progress
 from jobworker.cli.client_spec import label_option, labels_of
 from jobworker.cli.client_time import moment
 from jobworker.client.failures import CallFailed, NothingMatches
@@ -81,18 +82,24 @@ STATES = click.Choice([word.value for word in (*jobs.State, *jobs.EndReason)], c
 @click.argument("job_id", metavar="ID", required=False, shell_complete=client_offers.jobs(*jobs.ACTIVE))
 def stop(**options: Any) -> None:
     stopped = stopping(**options)
-    with connect() as client:
-        for job in stopped(client, complain):
+    with connect() as client, progress() as line:
+
+        def tell(sentence: str) -> None:
+            line.clear()
+            complain(sentence)
+
+        for job in stopped(client, tell, line.show):
+            line.clear()
             click.echo(_json(job) if as_json() else f"{job.id}  {client_text.status(job)}")
 
 
 def stopping(
     *, job_id: str | None, label: tuple[str, ...], grace: str, signal: str, force: bool, no_wait: bool
-) -> Callable[[Client, Callable[[str], None]], Iterator[Job]]:
+) -> Callable[[Client, Callable[[str], None], Callable[[str], None]], Iterator[Job]]:
     """What stops the jobs that the options of `stop` name, and tells how each is then.
 
     Of several that cannot be stopped it raises the last one's failure, and gives the others' to its second
-    argument.
+    argument; the third one is told what is waited for.
 
     Raises:
         click.UsageError: no jobs are named, or in two ways.
@@ -102,13 +109,17 @@ def stopping(
         raise click.UsageError("give the ID of a job, or --label")
     labels, grace_ms = labels_of(label), units.parse_duration(grace, "--grace")
 
-    def stopped(client: Client, tell: Callable[[str], None]) -> Iterator[Job]:
+    def stopped(client: Client, tell: Callable[[str], None], wait_for: Callable[[str], None]) -> Iterator[Job]:
         stop_one = partial(client.stop, signal=signal, grace_ms=grace_ms, force=force, wait=not no_wait)
         if job_id:
-            yield stop_one(client.resolve(job_id))
+            whole = client.resolve(job_id)
+            wait_for(f"stopping job {whole}")
+            yield stop_one(whole)
             return
         failure: CallFailed | None = None
-        for whole in _active(client, labels):
+        active = _active(client, labels)
+        for number, whole in enumerate(active, 1):
+            wait_for(f"stopping job {whole}, {number} of {len(active)}")
             try:
                 job = stop_one(whole)
             except CallFailed as error:

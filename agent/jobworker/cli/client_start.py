@@ -10,6 +10,7 @@ import click
 
 from jobworker.cli import client_json, client_plan
 from jobworker.cli.client_command import ClientCommand, as_json, connect
+from jobworker.cli.client_progress import progress
 from jobworker.cli.client_spec import CONTEXT_SETTINGS, job_options, spec_of
 from jobworker.cli.client_stdin import input_of
 
@@ -43,4 +44,5 @@ def start(words: tuple[str, ...], *, dry_run: bool, **options: Any) -> None:
         click.echo(client_json.line(client_json.job(job)) if as_json() else job.id)
         # Whoever waits for the id may wait for less than that.
         sys.stdout.flush()
-        reads.write(client, job.id)
+        with progress() as line:
+            reads.write(client, job.id, line)

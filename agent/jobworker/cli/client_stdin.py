@@ -14,6 +14,7 @@ import click
 from jobworker import jobs
 from jobworker.cli import client_json, client_offers
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
+from jobworker.cli.client_progress import Progress, progress
 from jobworker.client.failures import CallFailed
 from jobworker.errors import InvalidField
 from jobworker.jobs import MAX_STDIN_BYTES, JobSpec
@@ -25,7 +26,8 @@ _HELP = """Write to the standard input of a job, and end it.
 
 The job has to be started with --stdin-open. Behind FILE, or your standard input, the job finds the end of what it
 reads, unless that is to be kept open for more. Writing goes on as fast as the job reads, and over broken
-connections. ID is a job's id, or the beginning of it: four characters or more.
+connections; a terminal shows how far it has got. ID is a job's id, or the beginning of it: four characters or
+more.
 
 \b
 id=$(worker-client start --stdin-open -- psql shop)
@@ -43,12 +45,14 @@ class Input:
 
     Attributes:
         rest: behind what comes with its start; None if that is all.
+        file: where that is from.
         end: it finds the end behind that.
         again: the job may be one that an earlier start has made, and has written to.
     """
 
     begins: bytes
     rest: Iterator[bytes] | None
+    file: IO[bytes] | None
     end: bool
     again: bool = False
 
@@ -56,14 +60,19 @@ class Input:
         """The job that is started with it."""
         return replace(spec, stdin=self.begins, stdin_open=self.rest is not None or not self.end)
 
-    def write(self, client: Client, job_id: str) -> None:
+    def write(self, client: Client, job_id: str, line: Progress | None = None) -> None:
         """Write the rest, as far as the job wants it and has not taken it before.
+
+        Args:
+            client: of the job's host.
+            job_id: the job.
+            line: shows how far that has got.
 
         Raises:
             JobWorkerError: not all of it was taken.
             OSError: it cannot be read here.
         """
-        if self.rest is None:
+        if self.rest is None or self.file is None:
             return
         rest, taken = self.rest, len(self.begins)
         if self.again:
@@ -71,6 +80,8 @@ class Input:
             if not job.stdin_open:
                 return
             rest, taken = _behind(rest, job.stdin_bytes - taken), job.stdin_bytes
+        if line:
+            rest = line.of_input(rest, self.file, taken)
         try:
             client.write_stdin(job_id, rest, offset=taken, end=self.end)
         except CallFailed as error:
@@ -88,15 +99,15 @@ def input_of(options: Mapping[str, Any], *, live: bool) -> Input:
     """
     file, end = options["stdin"], not options["stdin_open"]
     if file is None:
-        return Input(b"", None, end)
+        return Input(b"", None, None, end)
     if live and not stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not options["idempotency_key"]:
-        return Input(b"", _pieces(file), end)
+        return Input(b"", _pieces(file), file, end)
     # What is small enough comes with the start, as any agent takes it.
     head = _head(file)
     if len(head) <= MAX_STDIN_BYTES:
-        return Input(head, None, end)
+        return Input(head, None, None, end)
     rest = chain((head[MAX_STDIN_BYTES:],), _pieces(file))
-    return Input(head[:MAX_STDIN_BYTES], rest, end, again=bool(options["idempotency_key"]))
+    return Input(head[:MAX_STDIN_BYTES], rest, file, end, again=bool(options["idempotency_key"]))
 
 
 def is_of_another(error: Exception) -> bool:
@@ -155,7 +166,9 @@ def write(job_id: str, file: IO[bytes], *, keep_open: bool, resume: bool) -> Non
         whole = client.resolve(job_id)
         offset = _skip(file, client.query(whole).stdin_bytes) if resume else None
         try:
-            written = client.write_stdin(whole, _pieces(file), offset=offset, end=not keep_open)
+            with progress() as line:
+                pieces = line.of_input(_pieces(file), file, offset or 0)
+                written = client.write_stdin(whole, pieces, offset=offset, end=not keep_open)
         except KeyboardInterrupt:
             complain(f"the standard input of job {whole} is still open; `worker-client write` goes on with it")
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from jobworker import jobs
 from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
 from jobworker.cli.client_exit import ExitsAsJob, exit_status
+from jobworker.cli.client_progress import progress
 from jobworker.cli.client_spec import label_option, labels_of
 from jobworker.cli.client_time import patience
 from jobworker.client.changes import Changed, Event, Mark, Removed, Restarted
@@ -112,12 +114,23 @@ def _plain(event: Event) -> dict[str, Any]:
 def wait(job_ids: tuple[str, ...], *, first: bool, timeout: str | None) -> int:
     seconds = None if timeout is None else patience(timeout, "--timeout")
     codes = dict[str, int]()
-    with connect() as client:
+    with connect() as client, progress() as line:
         whole = [client.resolve(text) for text in job_ids]
+        left = dict.fromkeys(whole)
+        line.show(_waiting(left))
         for job in client.ends(whole, timeout=seconds):
             codes[job.id] = exit_status(job)
-            line = client_json.line(client_json.job(job)) if as_json() else f"{job.id}  {client_text.status(job)}"
-            click.echo(line)
+            line.clear()
+            click.echo(
+                client_json.line(client_json.job(job)) if as_json() else f"{job.id}  {client_text.status(job)}"
+            )
             if first:
                 break
+            del left[job.id]
+            if left:
+                line.show(_waiting(left))
     return next((code for job_id in whole if (code := codes.get(job_id, 0))), 0)
+
+
+def _waiting(job_ids: Collection[str]) -> str:
+    return f"waiting for job {next(iter(job_ids))}" if len(job_ids) == 1 else f"waiting for {len(job_ids)} jobs"

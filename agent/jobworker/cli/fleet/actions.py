@@ -142,11 +142,15 @@ def _end(visit: Visit, job: Job) -> Outcome:
     return visit.done()
 
 
+def _unseen(_sentence: str) -> None:
+    """What one of many hosts is waited for shows no line."""
+
+
 def _stop(options: Options) -> Action:
     stop = stopping(**options)
 
     def act(visit: Visit) -> Outcome:
-        for job in stop(visit.client, visit.lane.tell):
+        for job in stop(visit.client, visit.lane.tell, _unseen):
             visit.show_job(f"{job.id}  {client_text.status(job)}", job)
         return visit.done()
 

@@ -210,9 +210,14 @@ class AsyncClient:
         """Have the agent read certificates, revocations, policy and limits anew; which of them cannot be used."""
         return await self._make(calls.reload())
 
+    def until_idle(self, *, timeout: float | None = None) -> AsyncGenerator[int, None]:
+        """How many jobs are active, now and each time that this changes; the last number is 0."""
+        return streams.until_idle(self.watch(snapshot=True, timeout=timeout))
+
     async def wait_idle(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as the other client has it
-        """Wait until no job is active."""
-        await streams.idle(self.watch(snapshot=True, timeout=timeout))
+        """Wait until no job is active; see `until_idle`."""
+        async for _ in self.until_idle(timeout=timeout):
+            pass
 
     async def resolve(self, text: str) -> str:
         """The id of the one job whose id this is or begins with."""

@@ -72,13 +72,16 @@ async def ends(events: AsyncGenerator[Event, None], job_ids: tuple[str, ...]) ->
             raise timed_out(failure, waiting.job_ids) from None
 
 
-async def idle(events: AsyncGenerator[Event, None]) -> None:
-    """Follow a watch of all jobs until each has ended; see `rpc.streams.idle`."""
-    active = Active()
+async def until_idle(events: AsyncGenerator[Event, None]) -> AsyncGenerator[int, None]:
+    """How many jobs are active, each time that this changes; see `rpc.streams.until_idle`."""
+    active, before = Active(), None
     async with aclosing(events):
         try:
-            while not active.none_is_left(await anext(events)):
-                pass
+            while before != 0:
+                left = active.take(await anext(events))
+                if left is not None and left != before:
+                    yield left
+                    before = left
         except CallFailed as failure:
             raise timed_out(failure, sorted(active.job_ids)) from None
 

@@ -309,8 +309,8 @@ class Client:
         """Have the agent read certificates, revocations, policy and limits anew; which of them cannot be used."""
         return self._make(calls.reload())
 
-    def wait_idle(self, *, timeout: float | None = None) -> None:
-        """Wait until no job is active.
+    def until_idle(self, *, timeout: float | None = None) -> Iterator[int]:
+        """How many jobs are active, now and each time that this changes; the last number is 0.
 
         Args:
             timeout: in seconds; None waits for as long as it takes.
@@ -318,7 +318,12 @@ class Client:
         Raises:
             WaitTimedOut: some have not ended in time.
         """
-        streams.idle(self.watch(snapshot=True, timeout=timeout))
+        return streams.until_idle(self.watch(snapshot=True, timeout=timeout))
+
+    def wait_idle(self, *, timeout: float | None = None) -> None:
+        """Wait until no job is active; see `until_idle`."""
+        for _ in self.until_idle(timeout=timeout):
+            pass
 
     def resolve(self, text: str) -> str:
         """The id of the one job whose id this is or begins with.

@@ -91,16 +91,21 @@ def ends(events: Generator[Event, None, None], job_ids: tuple[str, ...]) -> Iter
         events.close()
 
 
-def idle(events: Generator[Event, None, None]) -> None:
-    """Follow a watch of all jobs, with a snapshot, until each that it told of has ended.
+def until_idle(events: Generator[Event, None, None]) -> Iterator[int]:
+    """How many jobs are active, by a watch of all with a snapshot, each time that this changes; the last is 0.
 
     Raises:
         WaitTimedOut: the watch has come to its deadline.
     """
     active = Active()
     try:
+        before = None
         for event in events:
-            if active.none_is_left(event):
+            left = active.take(event)
+            if left is not None and left != before:
+                yield left
+                before = left
+            if left == 0:
                 return
     except CallFailed as failure:
         raise timed_out(failure, sorted(active.job_ids)) from None

@@ -23,8 +23,8 @@ class Active:
         self.job_ids = set[str]()
         self._complete = False
 
-    def none_is_left(self, event: Event) -> bool:
-        """Take an event in; whether all have ended."""
+    def take(self, event: Event) -> int | None:
+        """Take an event in; how many there are, or None while not all have been told of."""
         match event:
             case Changed(job) if job.state != job_pb2.JOB_STATE_ENDED:
                 self.job_ids.add(job.id)
@@ -36,7 +36,7 @@ class Active:
                 self._complete = True
             case Restarted():
                 self.job_ids, self._complete = set(), False
-        return self._complete and not self.job_ids
+        return len(self.job_ids) if self._complete else None
 
 
 class Waiting:
