@@ -20,13 +20,12 @@ from collections import deque
 from collections.abc import Sequence
 
 from jobworker.keeper.parking import PIDFD, STDERR, STDIN_FILE, STDIN_PIPE, STDOUT, Parking
+from jobworker.keeper.upgrade import PATIENCE, Upgrade
 from jobworker.wire import handover, keeping, service_manager, sockets
 from jobworker.wire.handover import Held
 
 # Between two starts of a supervisor that dies before it serves, or for which there is no process, in seconds.
 _PAUSE = 0.5
-# For new code to prove itself, as long as the supervisor's has. What the keeper does otherwise goes on meanwhile.
-_PATIENCE = 100.0
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 # Of processes that have ended, before something else is done: a job may make them as fast as they are reaped.
 _MOST_REAPED = 256
@@ -56,7 +55,7 @@ class Keeper:
     """
 
     def __init__(self, own: Sequence[str], supervisor: Sequence[str], ready_fd: int | None) -> None:
-        self._own = own
+        self._upgrade = Upgrade(own)
         self._command = supervisor
         self._ready_fd = ready_fd
         self._parking = Parking()
@@ -68,11 +67,6 @@ class Keeper:
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._supervisor = 0
         self._was_ready = False
-        self._upgrade_due = False
-        # The process that tries the new code, until when it may, and whether it has been found to be good.
-        self._proof = 0
-        self._proof_until: float | None = None
-        self._proven = False
         # Until when nothing is started, since the last try has failed.
         self._again_at: float | None = None
         self._complaint = ""
@@ -129,7 +123,7 @@ class Keeper:
             self._parking.flush()
             self._listen()
             status = self._go_on()
-        self._end_proof()
+        self._upgrade.kill_trial()
         self._parking.finish()
         return status
 
@@ -141,7 +135,7 @@ class Keeper:
             poll.register(self._link, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         # Nothing tells when the host has a process to spare, or the service manager is back.
         now = time.monotonic() if self._may_reap else None
-        due = [at for at in (self._again_at, self._parking.again_at, self._proof_until, now) if at is not None]
+        due = [at for at in (self._again_at, self._parking.again_at, self._upgrade.late_at, now) if at is not None]
         poll.poll(max(0.0, min(due) - time.monotonic()) * 1000 if due else None)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wakeup, 4096)
@@ -152,20 +146,16 @@ class Keeper:
         status = self._reap()
         if self._again_at is not None and time.monotonic() >= self._again_at:
             self._again_at = None
-        if self._proof_until is not None and time.monotonic() >= self._proof_until:
-            self._complain("cannot be upgraded", f"the new code has not proven itself within {_PATIENCE:.0f} s")
-            self._end_proof()
+        if self._upgrade.late_at is not None and time.monotonic() >= self._upgrade.late_at:
+            self._complain("cannot be upgraded", f"the new code has not proven itself within {PATIENCE:.0f} s")
+            self._upgrade.kill_trial()
         if status is None and not self._supervisor and self._again_at is not None and self._ending == _LEAVING:
             # The next keeper finds everything in the store, and may have more luck.
             return 0
         if status is None and self._again_at is None:
             if not self._supervisor:
                 return self._start_supervisor()
-            if self._upgrade_due and not self._proof:
-                self._prove()
-            # To the next program a supervisor is one that serves.
-            if self._proven and self._was_ready and not self._unsent and not self._parking.pending:
-                self._upgrade()
+            self._go_on_upgrading()
         return status
 
     def _start_supervisor(self) -> int | None:
@@ -259,7 +249,7 @@ class Keeper:
             service_manager.tell("READY=1")
             self._end_supervisor()
         elif kind == keeping.UPGRADE:
-            self._upgrade_due = True
+            self._upgrade.is_due = True
 
     def _release(self, job_id: str, held: Held) -> None:
         self._let_go_stdin(job_id, held)
@@ -301,7 +291,7 @@ class Keeper:
         if ended.si_code not in _ENDS:
             os.waitid(os.P_PID, ended.si_pid, os.WSTOPPED | os.WNOHANG)
             return None
-        was_supervisor, was_proof = ended.si_pid == self._supervisor, ended.si_pid == self._proof
+        was_supervisor, was_trial = ended.si_pid == self._supervisor, self._upgrade.is_trial(ended.si_pid)
         # What a supervisor that has died has said of it is known first: then its id is another process's.
         self._listen()
         if was_supervisor:
@@ -310,9 +300,8 @@ class Keeper:
         os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
         if was_supervisor:
             return self._supervisor_ended(ended.si_code, ended.si_status)
-        if was_proof:
-            self._proof, self._proof_until = 0, None
-            self._proven = (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
+        if was_trial:
+            self._upgrade.trial_ended(ended.si_code, ended.si_status)
         else:
             self._job_ended(ended.si_pid, (ended.si_code, ended.si_status))
         return None
@@ -343,42 +332,30 @@ class Keeper:
                 sockets.send(self._link, *self._unsent[0])
                 self._unsent.popleft()
 
-    def _prove(self) -> None:
-        """Have the code that is there now tried in a process of its own."""
-        self._upgrade_due = self._proven = False
+    # Upgrades.
+
+    def _go_on_upgrading(self) -> None:
         try:
-            self._proof = handover.prove(self._own)
-            self._proof_until = time.monotonic() + _PATIENCE
+            if self._upgrade.is_due and self._upgrade.late_at is None:
+                self._upgrade.begin_trial()
+            # To the next program a supervisor is one that serves.
+            if self._upgrade.is_proven and self._was_ready and not self._unsent and not self._parking.pending:
+                self._execute_anew()
         except OSError as error:
-            self._put_off_upgrade(error)
+            self._complain("cannot be upgraded", error)
+            self._again_at = time.monotonic() + _PAUSE
 
-    def _end_proof(self) -> None:
-        """What is in the hands of a file system that does not answer ends when that lets go of it."""
-        if self._proof:
-            os.kill(self._proof, signal.SIGKILL)
-        self._proof, self._proof_until = 0, None
+    def _execute_anew(self) -> None:
+        """Execute this program as it is now: same pid, children and descriptors.
 
-    def _upgrade(self) -> None:
-        """Execute this program anew, same pid, children and descriptors."""
-        try:
-            if self._link:
-                self._proven = False
-                self._execute(handover.State(self._supervisor, self._link.fileno(), self._held))
-        except OSError as error:
-            self._put_off_upgrade(error)
-
-    def _put_off_upgrade(self, error: OSError) -> None:
-        # It says nothing of the code there.
-        self._complain("cannot be upgraded", error)
-        self._upgrade_due = True
-        self._again_at = time.monotonic() + _PAUSE
-
-    def _execute(self, state: handover.State) -> None:
+        Raises:
+            OSError: it could not be.
+        """
         # Their handlers are gone for a moment; what comes then waits until they are back.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
         try:
             # What this program was told to do the next one would not know of.
-            if self._ending is None:
-                handover.execute(self._own, state)
+            if self._link and self._ending is None:
+                self._upgrade.execute(handover.State(self._supervisor, self._link.fileno(), self._held))
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
