@@ -18,10 +18,10 @@ import select
 
 from jobworker.jobs import Source
 from jobworker.kernel import beneath
-from jobworker.supervisor import index, segments
+from jobworker.supervisor import log_recovery, segments
 from jobworker.supervisor.index import Index
 from jobworker.supervisor.segments import Closed
-from jobworker.wire.output_index import LOST, RECORD
+from jobworker.wire.output_index import LOST
 
 # Fair between jobs: with more a round, a quiet job's bytes wait for the flood of another.
 ROUND_BYTES = 64 * 1024
@@ -54,83 +54,19 @@ class OutputLog:
         # An earlier life may have died before it dropped the segment that it had closed.
         self._spared = self._keep_closed is not None
         self._fd = -1
-        self.lost = lost
         self.cut = 0
         self.failing = ""
         try:
-            self._closed = segments.closed(self._directory, self._name)
-            self._segment = max((n for n, files in self._closed.items() if files.log is not None), default=-1) + 1
-            # How long the open segment's file is, by what was written to it.
-            self._written = self._live_bytes("log")
-            self.size = self._segment * segment_bytes + self._written
-            self._take_over_index()
-            self._stored = self._count_stored()
-            live_index = self._live_bytes("idx")
+            found = log_recovery.recover(directory_fd, self._name, segment_bytes, lost)
         except OSError:
             os.close(directory_fd)
             raise
-        self._index = Index(lambda: self._open_file("idx"), segment_bytes, self._segment, live_index)
-
-    # What an earlier life has left.
-
-    def _live_bytes(self, kind: str) -> int:
-        try:
-            return os.stat(f"{self._name}.{kind}", dir_fd=self._directory, follow_symlinks=False).st_size
-        except FileNotFoundError:
-            return 0
-
-    def _take_over_index(self) -> None:
-        """Go on where an earlier life was, which the index tells: gaps at the end of the log are in no file.
-
-        Afterwards a live index that tells anything is that of the open segment, `size` is behind all output that
-        files have and all that indexes tell of, and `_written` is how long the open segment's file has to be.
-        """
-        known = self._index_ends()
-        if known is None or not known[1].length:
-            # It died before it had noted anything in this segment, or somebody has emptied the index.
-            return
-        first, last = known
-        # A first record of zeros tells nothing: the index was emptied while it was written.
-        number = (first if first.length else last).offset // self._segment_bytes
-        start = number * self._segment_bytes
-        if number < self._segment:
-            # It died in a rotation, behind the log's own rename.
-            self._rename("idx", number)
-            self._closed = segments.closed(self._directory, self._name)
-            return
-        if number > self._segment:
-            # No file tells the number: the segments before were gaps as a whole, or have all been dropped.
-            self._segment, self.size = number, start + self._written
-        if last.offset // self._segment_bytes == number and last.end <= self._end_of_segment():
-            # The file ends earlier if it died over a gap, and later if it died before it had noted a splice.
-            self.size = max(self.size, last.end)
-            if last.source != LOST:
-                # This was in the file: where that is shorter, it was cut while nobody was there.
-                self._written = max(self._written, last.end - start)
-        if self.lost or last.source == LOST:
-            # It may have died before the job's record had the count, which is all there is of dropped segments.
-            self.lost = max(self.lost, self._count_lost())
-
-    def _index_ends(self) -> tuple[index.Record, index.Record] | None:
-        with contextlib.suppress(OSError):
-            fd = beneath.open_regular(self._directory, f"{self._name}.idx", os.O_RDONLY)
-            try:
-                return index.ends(fd)
-            finally:
-                os.close(fd)
-        return None
-
-    def _count_lost(self) -> int:
-        lost = 0
-        for name in (
-            f"{self._name}.idx",
-            *(f"{self._name}.idx.{number}" for number in self._closed),
-        ):
-            with contextlib.suppress(OSError):
-                # A record for each byte, at the most.
-                limit = self._segment_bytes * RECORD.size
-                lost += index.gaps(beneath.read_regular(self._directory, name, limit))
-        return lost
+        self._closed, self._segment = found.closed, found.segment
+        # How long the open segment's file is, by what was written to it.
+        self._written = found.written
+        self.size, self.lost = found.size, found.lost
+        self._stored = self._count_stored()
+        self._index = Index(lambda: self._open_file("idx"), segment_bytes, found.segment, found.index_bytes)
 
     # Writing.
 
@@ -205,10 +141,10 @@ class OutputLog:
     def _close_segment(self) -> None:
         self._index.close_segment()
         self._close_log()
-        files = Closed(self._live_bytes("log"), self._live_bytes("idx"))
+        files = Closed(*(segments.live_bytes(self._directory, self._name, kind) for kind in ("log", "idx")))
         # The log's own rename is what makes a segment closed.
         for kind in ("log", "idx"):
-            self._rename(kind, self._segment)
+            segments.close(self._directory, self._name, kind, self._segment)
         self._closed[self._segment] = files
         self._stored = self._count_stored()
 
@@ -273,11 +209,6 @@ class OutputLog:
         del self._closed[number]
         self._stored = self._count_stored()
         return True
-
-    def _rename(self, kind: str, number: int) -> None:
-        live = f"{self._name}.{kind}"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(live, f"{live}.{number}", src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def _throw_away(self, pipe: int, count: int, error: OSError) -> bool:
         data = os.read(pipe, count)

@@ -79,6 +79,36 @@ def _entries(directory_fd: int, name: str) -> Iterator[tuple[str, int, str, int]
                     yield kind, int(number), suffix, entry.stat(follow_symlinks=False).st_size
 
 
+def live_bytes(directory_fd: int, name: str, kind: str) -> int:
+    """The bytes that a file of the open segment has; 0 if there is none."""
+    try:
+        return os.stat(f"{name}.{kind}", dir_fd=directory_fd, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def live_ends(directory_fd: int, name: str) -> tuple[index.Record, index.Record] | None:
+    """The first and the last record of the open segment's index; None if it tells nothing."""
+    with contextlib.suppress(OSError):
+        fd = beneath.open_regular(directory_fd, f"{name}.idx", os.O_RDONLY)
+        try:
+            return index.ends(fd)
+        finally:
+            os.close(fd)
+    return None
+
+
+def close(directory_fd: int, name: str, kind: str, number: int) -> None:
+    """Give a file of the open segment, if there is one, the name that it has in a closed one.
+
+    Raises:
+        OSError: it can't be renamed.
+    """
+    live = f"{name}.{kind}"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(live, f"{live}.{number}", src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+
+
 def drop(directory_fd: int, name: str, number: int) -> None:
     """Remove a closed segment.
 
@@ -145,17 +175,7 @@ def _why_missing(directory_fd: int, record: JobRecord, segment: int, error: OSEr
     if segment in kept:
         return _NO_INDEX
     if not kept and not record.lost_bytes:
-        kept = [_live(directory_fd, f"{name}.idx", record.segment_bytes)]
+        # The open segment's number, if the index tells.
+        known = live_ends(directory_fd, name)
+        kept = [known[0].offset // record.segment_bytes if known else 0]
     return DROPPED if kept and segment < kept[0] else NOT_WRITTEN
-
-
-def _live(directory_fd: int, index_name: str, segment_bytes: int) -> int:
-    """The number of the open segment, by its index; 0 if that does not tell."""
-    with contextlib.suppress(OSError):
-        fd = beneath.open_regular(directory_fd, index_name, os.O_RDONLY)
-        try:
-            known = index.ends(fd)
-        finally:
-            os.close(fd)
-        return known[0].offset // segment_bytes if known else 0
-    return 0
