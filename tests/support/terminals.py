@@ -17,6 +17,8 @@ from typing import Any
 from support.signals import interruptible
 
 _DEADLINE = 30
+# What stood in the cursor's line is gone behind this.
+ERASE_LINE = b"\r\x1b[K"
 
 
 class Terminal:
@@ -73,6 +75,11 @@ class Terminal:
         while select.select([self._terminal], [], [], 0)[0]:
             self.shown += os.read(self._terminal, 65_536)
         return status
+
+    def lines_left(self) -> list[str]:
+        """The lines that stay, without what was erased again."""
+        lines = (line.rpartition(ERASE_LINE)[2].decode() for line in self.shown.split(b"\r\n"))
+        return [line for line in lines if line]
 
     def modes(self) -> list[Any]:
         """Of the terminal, as tcgetattr(3) tells them."""

@@ -19,7 +19,7 @@ from jobworker.wire.callers import Caller, CallReport
 from support.link import DEADLINE
 from support.waiting import until
 
-_AGENT = os.path.join(os.path.dirname(sys.executable), "worker-agent")
+AGENT = os.path.join(os.path.dirname(sys.executable), "worker-agent")
 
 
 def open_trail(directory: Path, *, max_bytes: int = 1 << 20, keep: int = 100, lost: int = 0) -> Trail:
@@ -39,7 +39,7 @@ def write(trail: Trail, *texts: str) -> None:
 
 
 def verify(directory: Path, *anchors: Head) -> Report:
-    return Verifier(str(directory), "jobs", anchors).run()
+    return Verifier(str(directory), "jobs", anchors).run(begin=lambda _: None)
 
 
 def problems(report: Report) -> list[str]:
@@ -67,7 +67,7 @@ def events(state_dir: str, trail: str, *, damaged: bool = False) -> list[dict[st
 
 def audit(state_dir: str, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`worker-agent audit`."""
-    run = [_AGENT, "audit", command, "--state-dir", state_dir, *arguments]
+    run = [AGENT, "audit", command, "--state-dir", state_dir, *arguments]
     return subprocess.run(run, capture_output=True, text=True, check=False, timeout=60)
 
 

@@ -12,7 +12,8 @@ import pytest
 from jobworker import chain
 from jobworker.chain import Head
 from jobworker.supervisor.trail import body
-from support.trails import audit, open_trail, problems, verify, write
+from support.terminals import terminal
+from support.trails import AGENT, audit, open_trail, problems, verify, write
 
 pytestmark = pytest.mark.usefixtures("one_life")
 
@@ -182,6 +183,16 @@ def test_what_is_told_does_not_hide_what_is_not(trail: Path) -> None:
     assert (report.told, report.broken) == (50, 2)
     assert "missing before line" in problems(report)[-2]
     assert report.more == 30
+
+
+def test_a_terminal_shows_which_file_is_read(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "audit")
+    with terminal([AGENT, "audit", "verify", "--state-dir", tmp_path]) as shown:
+        assert shown.end() == 0
+        count = len(files(made))
+        assert f"reading jobs.log.1, 1 of {count}".encode() in shown.shown
+        assert f"reading jobs.log, {count} of {count}".encode() in shown.shown
+        assert shown.lines_left() == audit(str(tmp_path), "verify").stdout.splitlines()
 
 
 @pytest.mark.root

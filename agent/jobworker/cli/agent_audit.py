@@ -18,6 +18,7 @@ from jobworker import chain, program, units
 from jobworker.chain import Head
 from jobworker.cli import audit_verify
 from jobworker.cli.audit_verify import Report
+from jobworker.cli.progress import progress
 from jobworker.errors import InvalidField
 from jobworker.printable import inline
 
@@ -84,12 +85,13 @@ def verify(state_dir: str, anchors: tuple[str, ...], *, everything: bool) -> Non
     directory = _directory(state_dir)
     most = sys.maxsize if everything else 20
     try:
-        reports = [
-            audit_verify.Verifier(
-                directory, name, tuple(head for trail, head in known if trail == name), most
-            ).run()
-            for name in chain.TRAILS
-        ]
+        with progress() as line:
+            reports = [
+                audit_verify.Verifier(
+                    directory, name, tuple(head for trail, head in known if trail == name), most
+                ).run(line.show)
+                for name in chain.TRAILS
+            ]
     except OSError as error:
         _not_checked(f"{error.filename or directory}: {error.strerror}")
     for report in reports:

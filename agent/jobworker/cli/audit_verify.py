@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -112,15 +112,20 @@ class Verifier:
         self._before: tuple[str, ...] = ()
         self._fragment: tuple[int, RawLine] | None = None
 
-    def run(self) -> Report:
+    def run(self, begin: Callable[[str], None]) -> Report:
         """Read it.
+
+        Args:
+            begin: is told of each file before it is read.
 
         Raises:
             OSError: a file can't be read.
         """
         with contextlib.ExitStack() as files:
-            for name, file in open_all(self._directory, self.report.name, files):
+            opened = open_all(self._directory, self.report.name, files)
+            for name, file in opened:
                 self.report.files += 1
+                begin(f"reading {name}, {self.report.files} of {len(opened)}")
                 self._read(name, file)
         self._conclude()
         return self.report

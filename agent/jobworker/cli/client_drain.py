@@ -10,8 +10,8 @@ import click
 from jobworker.cli import client_json, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, connect
 from jobworker.cli.client_exit import TIMED_OUT
-from jobworker.cli.client_progress import progress
 from jobworker.cli.client_time import patience
+from jobworker.cli.progress import progress
 from jobworker.client.failures import NotIdle, WaitTimedOut
 from jobworker.jobs import ACTIVE
 

@@ -15,9 +15,9 @@ import click
 from jobworker import jobs, units
 from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
-from jobworker.cli.client_progress import progress
 from jobworker.cli.client_spec import label_option, labels_of
 from jobworker.cli.client_time import moment
+from jobworker.cli.progress import progress
 from jobworker.client.failures import CallFailed, NothingMatches
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import click
 
 from jobworker.cli import client_json, client_plan
 from jobworker.cli.client_command import ClientCommand, as_json, connect
-from jobworker.cli.client_progress import progress
 from jobworker.cli.client_spec import CONTEXT_SETTINGS, job_options, spec_of
 from jobworker.cli.client_stdin import input_of
+from jobworker.cli.progress import progress
 
 _HELP = """Start a job and print its id.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -14,7 +15,8 @@ import click
 from jobworker import jobs
 from jobworker.cli import client_json, client_offers
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
-from jobworker.cli.client_progress import Progress, progress
+from jobworker.cli.client_text import size
+from jobworker.cli.progress import Progress, progress
 from jobworker.client.failures import CallFailed
 from jobworker.errors import InvalidField
 from jobworker.jobs import MAX_STDIN_BYTES, JobSpec
@@ -37,6 +39,12 @@ worker-client write $id data.sql --resume
 
 With --resume FILE is all of the job's input, of which the first part has been taken already.
 """
+
+
+# Of progress, more often than anybody reads.
+_PAUSE_SECONDS = 0.1
+# In less, what buffers on the way have taken would count as much as what the job has.
+_RATE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,7 @@ class Input:
                 return
             rest, taken = _behind(rest, job.stdin_bytes - taken), job.stdin_bytes
         if line:
-            rest = line.of_input(rest, self.file, taken)
+            rest = _shown(rest, self.file, taken, line)
         try:
             client.write_stdin(job_id, rest, offset=taken, end=self.end)
         except CallFailed as error:
@@ -156,6 +164,31 @@ def _read(file: IO[bytes]) -> bytes:
         raise OSError(error.errno, error.strerror, file.name) from None
 
 
+def _shown(pieces: Iterator[bytes], file: IO[bytes], taken: int, line: Progress) -> Iterator[bytes]:
+    """The same pieces of a file, while the line shows how many of its bytes were handed on.
+
+    What comes with one message, and what is typed, shows none.
+    """
+    found = os.fstat(file.fileno())
+    whole = found.st_size if stat.S_ISREG(found.st_mode) else None
+    sent, started, shown = 0, time.monotonic(), 0.0
+    for data in pieces:
+        yield data
+        sent += len(data)
+        now = time.monotonic()
+        if sent >= MAX_STDIN_BYTES and now - shown > _PAUSE_SECONDS:
+            shown, seconds = now, now - started
+            rate = f", {size(int(sent / seconds))}/s" if seconds > _RATE_SECONDS else ""
+            line.show(_written(taken + sent, whole) + rate)
+
+
+def _written(done: int, whole: int | None) -> str:
+    # A file may grow meanwhile.
+    if whole is None or done > whole:
+        return f"{size(done)} written"
+    return f"{size(done)} of {size(whole)} written ({done * 100 // whole} %)"
+
+
 @click.command("write", cls=ClientCommand, help=_HELP)
 @click.option("--keep-open", is_flag=True, help="More will be written: the job finds no end behind this.")
 @click.option("--resume", is_flag=True, help="Go on in FILE where the job's input has got to.")
@@ -167,7 +200,7 @@ def write(job_id: str, file: IO[bytes], *, keep_open: bool, resume: bool) -> Non
         offset = _skip(file, client.query(whole).stdin_bytes) if resume else None
         try:
             with progress() as line:
-                pieces = line.of_input(_pieces(file), file, offset or 0)
+                pieces = _shown(_pieces(file), file, offset or 0, line)
                 written = client.write_stdin(whole, pieces, offset=offset, end=not keep_open)
         except KeyboardInterrupt:
             complain(f"the standard input of job {whole} is still open; `worker-client write` goes on with it")

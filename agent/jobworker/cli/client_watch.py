@@ -11,9 +11,9 @@ from jobworker import jobs
 from jobworker.cli import client_json, client_offers, client_text
 from jobworker.cli.client_command import ClientCommand, as_json, complain, connect
 from jobworker.cli.client_exit import ExitsAsJob, exit_status
-from jobworker.cli.client_progress import progress
 from jobworker.cli.client_spec import label_option, labels_of
 from jobworker.cli.client_time import patience
+from jobworker.cli.progress import progress
 from jobworker.client.changes import Changed, Event, Mark, Removed, Restarted
 
 _WATCH_HELP = """Show changes of jobs as they happen, a line each, until Ctrl-C.

@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.agent import Agent, running_agent
-from support.terminals import Terminal, terminal
-
-ERASED = b"\r\x1b[K"
-
-
-def left_on(shown: Terminal) -> list[str]:
-    """The lines that stay."""
-    lines = (line.rpartition(ERASED)[2].decode() for line in shown.shown.split(b"\r\n"))
-    return [line for line in lines if line]
+from support.terminals import ERASE_LINE, terminal
 
 
 def test_a_wait_shows_how_many_jobs_it_is_for(agent: Agent) -> None:
@@ -26,7 +18,7 @@ def test_a_wait_shows_how_many_jobs_it_is_for(agent: Agent) -> None:
         shown.wait_for_bytes(f"waiting for job {first}".encode())
         agent.cli("stop", first, check=True)
         assert shown.end() == 143
-        assert left_on(shown) == [f"{second}  STOPPED", f"{first}  STOPPED"]
+        assert shown.lines_left() == [f"{second}  STOPPED", f"{first}  STOPPED"]
 
 
 def test_a_stop_shows_what_it_waits_for(agent: Agent) -> None:
@@ -35,7 +27,7 @@ def test_a_stop_shows_what_it_waits_for(agent: Agent) -> None:
         shown.wait_for_bytes(f"stopping job {job_id}, 1 of 1".encode())
         agent.cli("stop", job_id, "--force", check=True)
         assert shown.end() == 0
-        assert left_on(shown) == [f"{job_id}  STOPPED"]
+        assert shown.lines_left() == [f"{job_id}  STOPPED"]
 
 
 def test_a_drain_shows_how_many_jobs_are_left() -> None:
@@ -46,7 +38,7 @@ def test_a_drain_shows_how_many_jobs_are_left() -> None:
                 shown.wait_for_bytes(waited_for)
                 own_agent.cli("stop", job_id, check=True)
             assert shown.end() == 0
-            assert left_on(shown)[-1] == "drained: no job is active"
+            assert shown.lines_left()[-1] == "drained: no job is active"
 
 
 def frozen_reader(agent: Agent) -> str:
@@ -61,7 +53,7 @@ def test_input_that_is_written_shows_how_much_of_it(agent: Agent, tmp_path: Path
         shown.wait_for_bytes(b"64K of 4.8M written (1 %)")
         agent.cli("signal", job_id, "CONT", check=True)
         assert shown.end() == 0
-        assert left_on(shown) == [f"{job_id}  5000000 bytes, ended"]
+        assert shown.lines_left() == [f"{job_id}  5000000 bytes, ended"]
 
 
 def test_the_speed_shows_once_there_is_one(agent: Agent) -> None:
@@ -79,7 +71,7 @@ def test_a_start_with_much_input_shows_how_much_of_it(agent: Agent, tmp_path: Pa
     with terminal(agent.command("start", "--stdin", str(tmp_path / "data"), "--", "cat")) as shown:
         shown.wait_for_bytes(b" of 4.8M written (")
         assert shown.end() == 0
-        (job_id,) = left_on(shown)
+        (job_id,) = shown.lines_left()
         assert agent.query(job_id)["stdin_bytes"] == 5_000_000
 
 
@@ -89,7 +81,7 @@ def test_a_line_of_progress_fits_its_terminal(agent: Agent) -> None:
         shown.wait_for_bytes(b"waiting for job ")
         agent.cli("stop", job_id, check=True)
         shown.end()
-        assert ERASED + f"waiting for job {job_id}"[:19].encode() + ERASED in shown.shown
+        assert ERASE_LINE + f"waiting for job {job_id}"[:19].encode() + ERASE_LINE in shown.shown
 
 
 @pytest.mark.parametrize("kind", ["dumb", "none"])
