@@ -23,7 +23,7 @@ from jobworker.wire import messages
 from support.gates import gate, open_gate
 from support.leftovers import cgroups, descriptors, processes_of
 from support.link import CALLER, DEADLINE, Link
-from support.root_side import RootSide, root_side, tells_ends
+from support.root_side import RootSide, fresh_root_side, root_side, tells_ends
 from support.strace import attached, needs_strace, without_programs
 from support.waiting import wait_for_end
 
@@ -246,6 +246,23 @@ def test_a_keeper_is_become_once_its_program_can_be_executed(own_side: RootSide)
     ended = link.wait_ended(record.job_id)
     assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 4)
     assert link.wait_ended(link.start("/bin/true").job_id).exit_code == 0
+
+
+def test_a_keeper_is_become_once_its_program_is_whole() -> None:
+    # As half an installation leaves it: executed, it would end, and with it all that the jobs write to.
+    with fresh_root_side(own_package=True) as side:
+        link = side.link(subscribe=True)
+        record = link.start("/bin/sh", "-c", f"read go < {gate(side, 1)}; echo; exit 4")
+        side.change("keeper/keeper.py", "import select\n", "import select\nimport not_there\n")
+        side.kill_keeper()
+        side.wait_for(lambda: "could not become a keeper" in side.log())
+        assert "No module named 'not_there'" in side.log()
+        side.change("keeper/keeper.py", "import not_there\n", "")
+        link.drain()
+        link = side.reconnect(subscribe=True)
+        open_gate(side, 1)
+        ended = link.wait_ended(record.job_id)
+        assert (ended.end_reason, ended.exit_code, link.read_log(ended)) == (EndReason.EXITED, 4, b"\n")
 
 
 @pytest.mark.parametrize("adopted", [False, True])

@@ -48,12 +48,12 @@ def test_a_reader_that_cannot_be_started_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_life")
-def test_a_proof_that_cannot_be_started_leaves_nothing(tmp_path: Path) -> None:
+def test_a_proof_that_cannot_be_started_leaves_nothing() -> None:
     loop = Loop()
 
     def attempt() -> bool:
         said: list[str | None] = []
-        Proof(loop, str(tmp_path / "none"), said.append)
+        Proof(loop, ["/bin/false"], said.append)
         return not said
 
     before = children()

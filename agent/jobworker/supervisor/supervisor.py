@@ -16,7 +16,7 @@ from jobworker.kernel.cgroup import detect
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.subtree import SubtreeHierarchy
 from jobworker.settings.schema import SOCKET_NAME, Settings
-from jobworker.supervisor import retry, stand_in, upgrade
+from jobworker.supervisor import stand_in, upgrade
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.flusher import Flusher
 from jobworker.supervisor.isolation import Isolation
@@ -38,6 +38,11 @@ from jobworker.supervisor.store import Store
 from jobworker.supervisor.surroundings import Surroundings
 from jobworker.supervisor.tally import Tally
 from jobworker.wire import handover, sockets
+
+_NO_KEEPER = (
+    "could not become a keeper: no new job is taken, and if this process died too, those that run would be lost"
+)
+_KEEPER_AGAIN = 1.0
 
 
 class Supervisor:
@@ -209,16 +214,32 @@ class Supervisor:
         self._registry.starts.pause(self._loop.stop)
 
     def _become_keeper(self) -> None:
-        """Execute the keeper's program in this process, the jobs' parent, once the host has what that takes."""
+        """Have this process, the jobs' parent, go on as the keeper."""
         if self._registry.is_ending:
             return
         self._loop.end_round()
         # Once: a peer that does not read would hold up the jobs with each time that it is tried again.
         self._server.finish()
         self._audit.end("the keeper is gone")
-        problem = "no new job is taken, and if this process died too, those that run would be lost"
-        event = f"could not become a keeper: {problem}"
-        retry.until_done(self._loop, self._log, event, self._execute_keeper, lambda _: None)
+        self._prove_keeper()
+
+    def _prove_keeper(self, *, told: bool = False) -> None:
+        """Execute the keeper's program once it is found to be good, and the host has what that takes."""
+
+        def proven(problem: str | None) -> None:
+            if problem is None:
+                try:
+                    self._execute_keeper()
+                except OSError as error:
+                    problem = str(error)
+                else:
+                    return
+            if not told:
+                self._log.error(_NO_KEEPER, error=problem)
+            self._loop.call_after(_KEEPER_AGAIN, lambda: self._prove_keeper(told=True))
+
+        command = root_side.keeper("--settings", self._settings_path, "--check", str(handover.FORMAT))
+        upgrade.Proof(self._loop, command, proven)
 
     def _execute_keeper(self) -> None:
         """Have the keeper's program take the place of this one, and start a supervisor.
@@ -254,7 +275,8 @@ class Supervisor:
             else:
                 self._registry.starts.pause(lambda: self._decide_upgrade(decided))
 
-        upgrade.Proof(self._loop, self._settings_path, proven)
+        command = root_side.supervisor("--settings", self._settings_path, "--check", "yes")
+        upgrade.Proof(self._loop, command, proven)
 
     def _refuse_upgrade(self, problem: str, decided: Callable[[str | None], None]) -> None:
         self._log.error("upgrade refused", problem=problem)

@@ -12,7 +12,6 @@ import select
 import signal
 from collections.abc import Callable
 
-from jobworker import root_side
 from jobworker.kernel import pidfd
 from jobworker.supervisor.loop import Loop
 
@@ -21,26 +20,28 @@ _PATIENCE = 100.0
 
 
 class Proof:
-    """A child that runs the new code over the present state, without touching it.
+    """A child that tries the code that is on disk now, without touching anything.
 
     Args:
+        loop: that goes on meanwhile.
+        command: of a program that exits with 0 if it can take over.
         done: called with what is wrong, or with None if nothing is.
     """
 
-    def __init__(self, loop: Loop, settings_path: str, done: Callable[[str | None], None]) -> None:
+    def __init__(self, loop: Loop, command: list[str], done: Callable[[str | None], None]) -> None:
         self._loop = loop
         self._done = done
         self._said = b""
         try:
-            self._start(root_side.supervisor("--settings", settings_path, "--check", "yes"))
+            self._start(command)
         except OSError as error:
             done(str(error))
 
-    def _start(self, arguments: list[str]) -> None:
+    def _start(self, command: list[str]) -> None:
         self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         redirect = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, writing, 2)]
         try:
-            pid = os.posix_spawn(arguments[0], arguments, os.environ, file_actions=redirect)
+            pid = os.posix_spawn(command[0], command, os.environ, file_actions=redirect)
             self._pidfd = pidfd.of_child(pid)
         except OSError:
             os.close(self._reading)
