@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.client.failures import CallFailed
@@ -34,6 +34,23 @@ class Written:
     ended: bool
 
 
+@dataclass(slots=True)
+class _Call:
+    """The present call. The next one begins with none of this, and sends again what is not known to be taken.
+
+    Attributes:
+        opened: when, in seconds of the monotonic clock.
+        answered: the agent takes what is written by it.
+        sent: what was sent by it and is not known to be taken.
+        end_sent: and the end.
+    """
+
+    opened: float = field(default_factory=time.monotonic)
+    answered: bool = False
+    sent: deque[bytes] = field(default_factory=deque)
+    end_sent: bool = False
+
+
 class Upload:
     """What is to be written, over however many calls.
 
@@ -49,20 +66,14 @@ class Upload:
             requests.check_number("offset", offset)
         self._job_id = job_id
         self._taken = offset
-        # What was not taken yet, as far as is known: sent by the present call, and behind that all else.
-        self._sent: deque[bytes] = deque()
+        # What comes behind what the present call has sent, and how many bytes the two are.
         self._unsent: deque[bytes] = deque()
         self._bytes = 0
-        self._calls = 0
-        self._resumed = self._answered = False
-        self._end = self._end_sent = self._end_taken = False
-        self._breaks, self._turns = Breaks(backoff), Retries()
-        self._long, self._opened = backoff.longest, time.monotonic()
-
-    @property
-    def is_open(self) -> bool:
-        """The agent takes what is written by the present call."""
-        return self._answered
+        self._end_added = self._end_taken = False
+        self._call, self._calls = _Call(), 0
+        # A call was answered, be it the present one or not.
+        self._begun = False
+        self._breaks, self._turns, self._long = Breaks(backoff), Retries(), backoff.longest
 
     @property
     def is_full(self) -> bool:
@@ -72,12 +83,12 @@ class Upload:
     @property
     def nothing_is_due(self) -> bool:
         """All that was added so far has been taken, and the end if it was; more may be added."""
-        return self._answered and not self._bytes and self._end == self._end_taken
+        return self._call.answered and not self._bytes and self._end_added == self._end_taken
 
     @property
     def is_sent(self) -> bool:
         """All that was added was sent by the present call, and the end if it was."""
-        return self._answered and not self._unsent and self._end == self._end_sent
+        return self._call.answered and not self._unsent and self._end_added == self._call.end_sent
 
     @property
     def written(self) -> Written:
@@ -91,27 +102,25 @@ class Upload:
 
     def end(self) -> None:
         """Nothing will be added any more, and the job shall find the end."""
-        self._end = True
+        self._end_added = True
 
     def open(self) -> pb.WriteStdinRequest:
         """The first message of a call."""
         self._calls += 1
-        self._opened = time.monotonic()
-        self._answered = self._end_sent = False
-        self._unsent.extendleft(reversed(self._sent))
-        self._sent.clear()
+        self._unsent.extendleft(reversed(self._call.sent))
+        self._call = _Call()
         # The agent knows better where a call has got to that was cut off: `answer` checks that it can be.
-        return requests.write_stdin(self._job_id, None if self._resumed else self._taken)
+        return requests.write_stdin(self._job_id, None if self._begun else self._taken)
 
     def due(self) -> list[pb.WriteStdinRequest]:
         """Messages to be sent now, in this order; each is told once a call."""
-        if not self._answered or self._end_sent:
+        if not self._call.answered or self._call.end_sent:
             return []
         messages = [pb.WriteStdinRequest(data=piece) for piece in self._unsent]
-        self._sent.extend(self._unsent)
+        self._call.sent.extend(self._unsent)
         self._unsent.clear()
-        if self._end:
-            self._end_sent = True
+        if self._end_added:
+            self._call.end_sent = True
             if messages:
                 messages[-1].end = True
             else:
@@ -124,14 +133,14 @@ class Upload:
         Raises:
             CallFailed: it has taken what did not come from here.
         """
-        if self._answered:
+        if self._call.answered:
             self._breaks.progress()
-        self._answered = self._resumed = True
-        self._end_taken = response.ended
-        self._drop(response.taken)
+        self._advance(response.taken, ended=response.ended)
 
-    def _drop(self, taken: int) -> None:
-        """Keep nothing any more of what was taken."""
+    def _advance(self, taken: int, *, ended: bool) -> None:
+        """So much of the input was taken, and maybe its end: keep nothing of it any more."""
+        self._call.answered = self._begun = True
+        self._end_taken = ended
         before = taken if self._taken is None else self._taken
         gone = taken - before
         if not 0 <= gone <= self._bytes:
@@ -141,7 +150,7 @@ class Upload:
         self._taken = taken
         self._bytes -= gone
         while gone:
-            pieces = self._sent or self._unsent
+            pieces = self._call.sent or self._unsent
             piece = pieces.popleft()
             if len(piece) > gone:
                 pieces.appendleft(piece[gone:])
@@ -156,9 +165,10 @@ class Upload:
             CallFailed: another call cannot mend it, or there were too many.
         """
         failure = failure or CallFailed(UNAVAILABLE, "the call ended before all was taken")
-        if self._answered and time.monotonic() - self._opened > self._long:
+        if self._call.answered and time.monotonic() - self._call.opened > self._long:
             self._breaks.progress()
-        if failure.reason == _ENDED and self._all_was_taken(failure):
+        if self._is_lost_answer(failure):
+            self._advance(self._whole, ended=True)
             return 0.0
         # After a break, the call that was cut off may have come further than this one was told.
         if failure.code == UNAVAILABLE or (failure.reason == _OFFSET and self._calls > 1):
@@ -169,12 +179,12 @@ class Upload:
             return self._breaks.again(failure)
         return self._turns.pause(failure)
 
-    def _all_was_taken(self, failure: CallFailed) -> bool:
-        """The end was taken, and the answer to that is what was lost."""
-        if not (
-            self._resumed and self._end and failure.metadata.get("taken") == str(self.written.taken + self._bytes)
-        ):
-            return False
-        self._drop(self.written.taken + self._bytes)
-        self._answered = self._end_taken = True
-        return True
+    def _is_lost_answer(self, failure: CallFailed) -> bool:
+        """All was taken, and the end, which is why nothing more is; the answer to that was lost."""
+        may_have_ended = self._begun and self._end_added
+        return failure.reason == _ENDED and may_have_ended and failure.metadata.get("taken") == str(self._whole)
+
+    @property
+    def _whole(self) -> int:
+        """How much of the input will have been taken once all that was added has been, in bytes."""
+        return self.written.taken + self._bytes
