@@ -241,7 +241,7 @@ class Failing:
 def test_what_nobody_has_foreseen_is_not_taken_for_the_end_of_the_output() -> None:
     client: Any = Failing()
     with pytest.raises(RuntimeError, match="unforeseen"):
-        client_run._follow(client, ID, Input(b"", None, None, end=True))
+        client_run._Following(client, ID, Input(b"", None, None, end=True)).run()
     assert not client.stopped
 
 

@@ -60,7 +60,7 @@ def run(words: tuple[str, ...], *, detach_on_interrupt: bool, dry_run: bool, **o
         try:
             job_id = client.start(spec, idempotency_key=options["idempotency_key"]).id
             interrupts.started(job_id)
-            _follow(client, job_id, reads)
+            _Following(client, job_id, reads).run()
             # Its end comes a moment after that of its output, or later if it closed that early.
             (job,) = client.wait([job_id])
         except KeyboardInterrupt:
@@ -76,62 +76,70 @@ def run(words: tuple[str, ...], *, detach_on_interrupt: bool, dry_run: bool, **o
     return INTERRUPTED if interrupts.count else exit_status(job)
 
 
-def _follow(client: Client, job_id: str, reads: Input) -> None:
-    """Copy the job's output until it has ended, and have the job read what there is to read.
+class _Following:
+    """Threads that copy a job's output, and one that has the job read what there is to read.
 
-    Raises:
-        JobWorkerError: a stream failed; or the job could not get all that it was to read, and is stopped unless
-            somebody else writes to it.
-        OSError: nobody takes the output; for BrokenPipeError the job is stopped, as a local command would be.
+    They are daemons: one that is stuck in a read or a write must not keep this process from ending.
     """
-    ended: SimpleQueue[Exception | None] = SimpleQueue()
-    wakeups = Wakeups()
 
-    def copy(source: Source | None, fd: int) -> None:
+    def __init__(self, client: Client, job_id: str, reads: Input) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._reads = reads
+        # None from each copy that is complete, and what any of the threads has failed with.
+        self._ended: SimpleQueue[Exception | None] = SimpleQueue()
+        self._wakeups = Wakeups()
+
+    def run(self) -> None:
+        """Begin, and wait until all output has been copied.
+
+        Raises:
+            JobWorkerError: a stream failed; or the job could not get all that it was to read, and is stopped
+                unless somebody else writes to it.
+            OSError: nobody takes the output; for BrokenPipeError the job is stopped, as a local command would be.
+        """
+        threading.Thread(target=self._feed, daemon=True).start()
+        routes = _routes()
+        for route in routes:
+            threading.Thread(target=self._copy, args=route, daemon=True).start()
+        with self._wakeups.of_signals():
+            for _ in routes:
+                if failure := self._next():
+                    if isinstance(failure, BrokenPipeError):
+                        stop_unless_ended(self._client, self._job_id)
+                    raise failure
+
+    def _feed(self) -> None:
+        """Have the job read. If that fails the job is stopped, unless what it reads is somebody else's."""
+        try:
+            self._reads.write(self._client, self._job_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job waits
+            if not is_of_another(error):
+                # It would take what it has for all, or wait for ever.
+                with suppress(JobWorkerError):
+                    stop_unless_ended(self._client, self._job_id)
+            self._tell(error)
+
+    def _copy(self, source: Source | None, fd: int) -> None:
         failure: Exception | None = None
         try:
             # Both streams tell of the same gaps.
-            Sink(fd, tell=source is not Source.STDOUT).copy(client.stream(job_id, follow=True, source=source))
+            sink = Sink(fd, tell=source is not Source.STDOUT)
+            sink.copy(self._client.stream(self._job_id, follow=True, source=source))
         except Exception as error:  # noqa: BLE001 - whatever it is, output is missing
             failure = error
         finally:
-            ended.put(failure)
-            wakeups.wake()
+            self._tell(failure)
 
-    def feed() -> None:
-        if failure := _fed(client, job_id, reads):
-            ended.put(failure)
-            wakeups.wake()
+    def _tell(self, failure: Exception | None) -> None:
+        self._ended.put(failure)
+        self._wakeups.wake()
 
-    threading.Thread(target=feed, daemon=True).start()
-    routes = _routes()
-    for route in routes:
-        # Daemons: one that is stuck in a write must not keep this process from ending.
-        threading.Thread(target=copy, args=route, daemon=True).start()
-    with wakeups.of_signals():
-        for _ in routes:
-            while ended.empty():
-                wakeups.wait()
-            if failure := ended.get():
-                if isinstance(failure, BrokenPipeError):
-                    stop_unless_ended(client, job_id)
-                raise failure
-
-
-def _fed(client: Client, job_id: str, reads: Input) -> Exception | None:
-    """Have the job read what there is to read; None, or why it did not, for which it is stopped.
-
-    It goes on if that is what somebody else writes to it.
-    """
-    try:
-        reads.write(client, job_id)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the job waits
-        if not is_of_another(error):
-            # It would take what it has for all, or wait for ever.
-            with suppress(JobWorkerError):
-                stop_unless_ended(client, job_id)
-        return error
-    return None
+    def _next(self) -> Exception | None:
+        """What is told next; waited for where signals are heard, which a wait for the queue would not do."""
+        while self._ended.empty():
+            self._wakeups.wait()
+        return self._ended.get()
 
 
 def _routes() -> list[tuple[Source | None, int]]:
