@@ -114,11 +114,13 @@ class _Following:
         try:
             self._reads.write(self._client, self._job_id)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job waits
-            if not is_of_another(error):
-                # It would take what it has for all, or wait for ever.
-                with suppress(JobWorkerError):
-                    stop_unless_ended(self._client, self._job_id)
-            self._tell(error)
+            try:
+                if not is_of_another(error):
+                    # It would take what it has for all, or wait for ever.
+                    with suppress(JobWorkerError):
+                        stop_unless_ended(self._client, self._job_id)
+            finally:
+                self._tell(error)
 
     def _copy(self, source: Source | None, fd: int) -> None:
         failure: Exception | None = None

@@ -70,7 +70,7 @@ class Upload:
         self._unsent: deque[bytes] = deque()
         self._bytes = 0
         self._end_added = self._end_taken = False
-        self._call, self._calls = _Call(), 0
+        self._call = _Call()
         # A call was answered, be it the present one or not.
         self._begun = False
         self._breaks, self._turns, self._long = Breaks(backoff), Retries(), backoff.longest
@@ -84,6 +84,11 @@ class Upload:
     def nothing_is_due(self) -> bool:
         """All that was added so far has been taken, and the end if it was; more may be added."""
         return self._call.answered and not self._bytes and self._end_added == self._end_taken
+
+    @property
+    def is_complete(self) -> bool:
+        """All was taken, and the end: there is nothing to make another call for."""
+        return self.nothing_is_due and self._end_taken
 
     @property
     def is_sent(self) -> bool:
@@ -106,7 +111,6 @@ class Upload:
 
     def open(self) -> pb.WriteStdinRequest:
         """The first message of a call."""
-        self._calls += 1
         self._unsent.extendleft(reversed(self._call.sent))
         self._call = _Call()
         # The agent knows better where a call has got to that was cut off: `answer` checks that it can be.
@@ -171,7 +175,7 @@ class Upload:
             self._advance(self._whole, ended=True)
             return 0.0
         # After a break, the call that was cut off may have come further than this one was told.
-        if failure.code == UNAVAILABLE or (failure.reason == _OFFSET and self._calls > 1):
+        if failure.code == UNAVAILABLE or (failure.reason == _OFFSET and self._begun):
             return self._breaks.again(failure)
         # grpc.aio puts this in the place of the agent's own answer when that overtakes what is being sent
         # (https://github.com/grpc/grpc/issues/36066); the next call is answered before it sends anything.

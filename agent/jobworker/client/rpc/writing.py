@@ -78,7 +78,9 @@ class Writer:
     def _carry_out(self) -> None:
         try:
             while not self._over.wait(self._call()):
-                pass
+                # To whoever waits, another call would look as if something were due again.
+                if self._upload.is_complete:
+                    return
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits
             with self._changed:
                 self._failure = error
