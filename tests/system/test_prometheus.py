@@ -123,7 +123,8 @@ def test_it_scrapes_with_a_client_certificate(scraper: Scraper, prometheus: Prom
     job = scraper.agent.start_job("sleep", "1000")
     target = prometheus.target()
     assert (target["health"], target["lastError"]) == ("up", "")
-    assert prometheus.values('max_over_time(up{job="jobworker"}[10m])') == [1]
+    # What a scrape has brought can be asked for a moment after its target is known.
+    until(lambda: prometheus.values('max_over_time(up{job="jobworker"}[10m])'), [1.0], DEADLINE)
     until(lambda: prometheus.values('jobworker_jobs{state="running"}'), [1.0], DEADLINE)
     # Each expression is one that it understands; and what the dashboard shows, there is.
     for expression in monitoring.expressions():
