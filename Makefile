@@ -96,7 +96,8 @@ wheelhouse: sbom ## Collect what hosts install from, locked by hash, in dist/whe
 	requirements/wheelhouse.sh dist/wheelhouse
 
 deb: wheelhouse ## Make Debian packages, one for each Python, in dist/
-	for archive in dist/wheelhouse/*.tar; do requirements/deb.sh $$archive dist || exit 1; done
+	version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
+	  for archive in dist/wheelhouse/jobworker-$$version-*.tar; do requirements/deb.sh $$archive dist || exit 1; done
 
 setup-fleet: $(FLEET)/.installed ## Make the environment that playbooks are run from
 

@@ -61,6 +61,7 @@ completion zsh zsh/vendor-completions/_worker-client
 completion fish fish/vendor_completions.d/worker-client.fish
 chmod -R u=rwX,go=rX "$work/tree"
 
+# What it cannot run without has to be there before anything is unpacked: that takes the place of the version that runs.
 control=$work/tree/DEBIAN
 mkdir -m 755 "$control"
 for script in postinst prerm postrm; do
@@ -75,7 +76,8 @@ Version: $version+py${python/./}
 Architecture: $architecture
 Maintainer: The jobworker authors <jobworker@example.org>
 Installed-Size: $(du -sk --exclude=DEBIAN "$work/tree" | cut -f1)
-Depends: python3 (>= $python), python3 (<< $next), libseccomp2, openssl, passwd, systemd
+Pre-Depends: python3 (>= $python), python3 (<< $next), libseccomp2
+Depends: openssl, passwd, systemd
 Suggests: nftables
 Section: admin
 Priority: optional

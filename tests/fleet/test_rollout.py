@@ -66,6 +66,9 @@ def make(fleet: Fleet, version: str, directory: Path, *, says: str = "") -> str:
 def test_an_upgrade_and_the_way_back_lose_nothing(fleet: Fleet, tmp_path: Path) -> None:
     wheelhouse = make(fleet, "0.1.1", tmp_path)
     running = Running(fleet)
+    play = fleet.play("site", agent_version="0.1.1", agent_wheelhouse=wheelhouse)
+    assert (play.status != 0, "runs 0.1.0, and agent_version is 0.1.1" in play.output) == (True, True), play.tail()
+    assert versions(fleet) == {"0.1.0"}
     play = fleet.play("upgrade", agent_version="0.1.1", agent_wheelhouse=wheelhouse)
     assert play.status == 0, play.tail()
     assert versions(fleet) == {"0.1.1"}
@@ -91,7 +94,10 @@ def test_a_broken_version_is_taken_back_from_the_first_host_and_reaches_no_other
     # It is another one than it should be.
     wheelhouse = make(fleet, "0.1.2", tmp_path, says="0.0.9")
     running = Running(fleet)
-    play = fleet.play("upgrade", agent_version="0.1.2", agent_wheelhouse=wheelhouse, agent_gate_retries=5)
+    version: dict[str, Any] = {"agent_version": "0.1.2", "agent_wheelhouse": wheelhouse}
+    # Killed before its gate; the next play knows nevertheless which version was there before.
+    assert fleet.play("upgrade", **version, until="Ask the agent what it is").status != 0
+    play = fleet.play("upgrade", **version, agent_gate_retries=5)
     assert play.status != 0
     assert 'is back at 0.1.0: it answered {"version":"0.0.9"' in play.output.replace("\\", "")
     assert versions(fleet) == {"0.1.0"}
@@ -112,6 +118,21 @@ def test_an_upgrade_of_drained_hosts_waits_for_jobs_and_takes_new_ones(fleet: Fl
         assert member.asked("info")["draining"] is False
     play = fleet.play("rollback", rollback_version="0.1.0")
     assert play.status == 0, play.tail()
+
+
+def test_a_play_that_was_killed_leaves_no_host_drained_for_long(fleet: Fleet, tmp_path: Path) -> None:
+    version: dict[str, Any] = {"agent_version": "0.1.6", "agent_wheelhouse": make(fleet, "0.1.6", tmp_path)}
+    running = Running(fleet)
+    first = next(iter(fleet))
+    assert fleet.play("upgrade", **version, agent_drain=True, until="Wait for the jobs that there are").status != 0
+    assert first.asked("info")["draining"]
+    play = fleet.play("upgrade", **version)
+    assert play.status == 0, play.tail()
+    assert versions(fleet) == {"0.1.6"}
+    assert not any(member.asked("info")["draining"] for member in fleet)
+    play = fleet.play("rollback", rollback_version="0.1.0")
+    assert play.status == 0, play.tail()
+    running.check()
 
 
 def test_a_drain_that_takes_too_long_leaves_jobs_and_takes_new_ones(fleet: Fleet, tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from support.counting import COUNT, COUNTED, check_end
+from support.counting import COUNT, COUNTED, UNTIL_TOLD, check_end, tell
 from support.fleet import GATEWAY, KEEPER, Fleet
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("restored")]
@@ -27,6 +28,41 @@ def test_a_reload_takes_settings_and_keeps_exit_codes(fleet: Fleet) -> None:
         assert member.asked("info")["limits"]["pids"]["default"] == "321"
         assert member.cli("stream", job_id, "--follow") == COUNTED
         check_end(member, job_id)
+
+
+def test_what_a_killed_play_has_written_is_put_into_force_by_the_next(fleet: Fleet) -> None:
+    settings = fleet.settings | {"jobs": {"default_pids": 432}}
+    assert fleet.play("site", until="See what is to be put into force", agent_settings=settings).status != 0
+    for member in fleet:
+        assert "432" in member.guest.root.check_output("cat /etc/jobworker/agent.yaml")
+        assert member.asked("info")["limits"]["pids"]["default"] != "432"
+    play = fleet.play("site", agent_settings=settings)
+    assert play.status == 0, play.tail()
+    for member in fleet:
+        assert member.asked("info")["limits"]["pids"]["default"] == "432"
+    assert fleet.play("site", agent_settings=settings).changed == 0
+
+
+def test_no_restart_costs_jobs_their_exit_codes(fleet: Fleet) -> None:
+    # As on an older kernel.
+    changed: dict[str, Any] = {
+        "agent_settings": fleet.settings | {"isolation": {"writable": ["/srv"]}},
+        "agent_tells_ends": False,
+    }
+    jobs = {member: member.cli("start", "--", "sh", "-c", UNTIL_TOLD).strip() for member in fleet}
+    keepers = {member: member.main_pid(KEEPER) for member in fleet}
+    play = fleet.play("site", **changed)
+    assert play.status != 0
+    assert "jobs run of which the host" in play.output
+    assert {member: member.main_pid(KEEPER) for member in fleet} == keepers
+    for member in fleet:
+        tell(member)
+    play = fleet.play("site", **changed, agent_drain=True)
+    assert play.status == 0, play.tail()
+    for member, job_id in jobs.items():
+        assert member.main_pid(KEEPER) not in (0, keepers[member])
+        assert member.asked("query", job_id)["exit_code"] == 5
+        assert member.asked("info")["draining"] is False
 
 
 def test_a_gateway_takes_settings_though_the_root_side_was_down(fleet: Fleet) -> None:

@@ -220,8 +220,11 @@ class Fleet:
 
     def issue(self, user: str, role: str = "WRITER") -> None:
         """Make a certificate for another user."""
-        command = [f"{_BIN}/worker-pki", "issue", "user", user, f"--role={role}", "--dir=pki"]
-        command += ["--passphrase-file=/dev/stdin"]
+        self.pki("issue", "user", user, f"--role={role}")
+
+    def pki(self, *words: str) -> None:
+        """Have worker-pki do something with the fleet's authority."""
+        command = [f"{_BIN}/worker-pki", *words, "--dir=pki", "--passphrase-file=/dev/stdin"]
         subprocess.run(command, input=PASSPHRASE.encode(), cwd=self.directory, check=True, capture_output=True)
 
     def files(self, user: str) -> tuple[str, str, str]:

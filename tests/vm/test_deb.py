@@ -104,6 +104,26 @@ def test_another_version_takes_over_and_back_again(serving: Package, tmp_path: P
     assert serving.run("ls /opt/jobworker").split() == ["0.1.0", "current"]
 
 
+def test_a_package_for_another_python_takes_nothing_away(serving: Package) -> None:
+    other = "s/^Pre-Depends: .*/Pre-Depends: python3 (>= 3.99)/; s/^Version: .*/Version: 9.9.9/"
+    serving.run(
+        f"cd /var/tmp && dpkg-deb -R jobworker_0.1.0*.deb other && sed -i '{other}' other/DEBIAN/control"
+        " && dpkg-deb -b other jobworker_other.deb && rm -r other"
+    )
+    refused = serving.guest.root.run("dpkg --install /var/tmp/jobworker_other.deb")
+    assert (refused.rc != 0, "python3 (>= 3.99)" in refused.stderr) == (True, True), refused.stderr
+    assert serving.run("dpkg --verify jobworker") == ""
+    serving.run("systemctl restart jobworker-gateway")
+    assert serving.run(f"{CALL} run -- echo fine") == "fine"
+
+
+def test_a_gateway_that_somebody_has_stopped_stays_so(serving: Package) -> None:
+    serving.run("systemctl stop jobworker-gateway")
+    serving.run("cd /var/tmp && dpkg --install jobworker_0.1.0*.deb")
+    assert serving.guest.root.run("systemctl is-active jobworker-gateway").stdout.strip() == "inactive"
+    serving.run("systemctl start jobworker-gateway")
+
+
 def test_a_purge_leaves_nothing(serving: Package) -> None:
     job_id = serving.run(f"{CALL} start -- sleep 1000").strip()
     pid = serving.asked(f"query {job_id}")["pid"]
