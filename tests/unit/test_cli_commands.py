@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -409,6 +410,21 @@ def test_a_host_is_not_called_idle_for_what_one_may_not_see(agent: scripted.Scri
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"2 jobs that you may not see are active" in done.stderr
     assert agent.cli("drain").stdout == b"drained: no job that you may see is active\n"
+
+
+def test_a_drain_that_has_heard_nothing_in_time_has_timed_out(agent: scripted.ScriptedAgent) -> None:
+    told = threading.Event()
+
+    def say_nothing(_request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchResponse]:
+        context.add_callback(told.set)
+        told.wait(60)
+        return iter(())
+
+    agent.handlers["Drain"] = lambda _request, _context: pb.DrainResponse()
+    agent.handlers["Watch"] = say_nothing
+    done = agent.cli("drain", "--wait", "--timeout", "200ms")
+    assert (done.returncode, done.stdout) == (124, b"")
+    assert done.stderr == b"worker-client: the agent has not told in time which jobs are active\n"
 
 
 def test_a_wait_of_no_time_is_none(agent: scripted.ScriptedAgent) -> None:

@@ -79,12 +79,14 @@ class WaitTimedOut(JobWorkerError):
     """Jobs that were waited for have not ended in time.
 
     Attributes:
-        job_ids: of those.
+        job_ids: of those; none if the agent has not told in time which ones there are.
     """
 
     job_ids: tuple[str, ...]
 
     def __str__(self) -> str:
+        if not self.job_ids:
+            return "the agent has not told in time which jobs are active"
         others = f" and {len(self.job_ids) - 1} more" if len(self.job_ids) > 1 else ""
         return f"job {self.job_ids[0]}{others} has not ended in time; it goes on"
 

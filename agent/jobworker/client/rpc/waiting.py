@@ -12,8 +12,7 @@ from jobworker.errors import JobNotFound, JobWorkerError
 
 def timed_out(failure: CallFailed, job_ids: Iterable[str]) -> JobWorkerError:
     """What it means for those who wait for these jobs that the watch has failed."""
-    waited_for = tuple(job_ids)
-    return WaitTimedOut(waited_for) if failure.code == "DEADLINE_EXCEEDED" and waited_for else failure
+    return WaitTimedOut(tuple(job_ids)) if failure.code == "DEADLINE_EXCEEDED" else failure
 
 
 class Active:
