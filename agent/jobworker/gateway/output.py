@@ -101,8 +101,11 @@ class Output:
         Raises:
             JobWorkerError: the log can't be read.
         """
-        with self._reading(log.job_id), _reading_disk():
-            start, end = await locate(self._segments, log, view, now.log_bytes)
+        with self._reading(log.job_id):
+            try:
+                start, end = await locate(self._segments, log, view, now.log_bytes)
+            except OSError as error:
+                raise _fault(error) from None
         ended = now.output_ended and end == now.log_bytes
         return start, replace(now, log_bytes=end, output_ended=ended)
 
@@ -127,10 +130,11 @@ class Output:
         number = part.offset // part.log.segment_bytes
         part = part.cut((number + 1) * part.log.segment_bytes)
         try:
-            with _reading_disk():
-                return make(await self._segments.get(part.log.job_id, number), part)
+            return make(await self._segments.get(part.log.job_id, number), part)
         except OutputDropped as error:
             return dropped(part, error.reason)
+        except OSError as error:
+            raise _fault(error) from None
 
     def _piece(self, segment: Segment, part: Part) -> Piece:
         if not part.indexed:
@@ -145,13 +149,8 @@ class Output:
         return self._read(part, make, lambda part, reason: line_pieces.over(part, at, reason))
 
 
-@contextmanager
-def _reading_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "UNKNOWN")
-        raise HostFault("reading a log", name, error.strerror or "") from None
+def _fault(error: OSError) -> HostFault:
+    return HostFault("reading a log", errno.errorcode.get(error.errno or 0, "UNKNOWN"), error.strerror or "")
 
 
 def _check_within(offset: int, end: int) -> None:
@@ -175,9 +174,9 @@ def _chunk(segment: Segment, part: Part) -> Piece:
     data = segment.read(run.start, min(run.stop - run.start, CHUNK_BYTES))
     if not data:
         return pieces.gap(log, run.start, segment.missing_until(run.start, run.stop), part.why_missing(segment))
-    chunk = pb.OutputChunk(offset=run.start, data=data, source=SOURCES[log.source or UNKNOWN])
+    head = pb.OutputChunk(offset=run.start, source=SOURCES[log.source or UNKNOWN])
     if log.timed:
-        chunk.source = SOURCES.get(run.source, pb.OUTPUT_SOURCE_UNSPECIFIED)
+        head.source = SOURCES.get(run.source, pb.OUTPUT_SOURCE_UNSPECIFIED)
         if run.time_ns:
-            chunk.time.FromNanoseconds(run.time_ns)
-    return Piece(pb.StreamResponse(chunk=chunk).SerializeToString(), run.start + len(data))
+            head.time.FromNanoseconds(run.time_ns)
+    return Piece(pieces.chunk(head, data), run.start + len(data))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import structlog
@@ -21,6 +21,9 @@ _log = structlog.get_logger()
 T = TypeVar("T")
 
 _KEPT = 64
+# What stands before a field of bytes: its number, and that its length follows.
+_CHUNK = bytes((pb.StreamResponse.CHUNK_FIELD_NUMBER << 3 | 2,))
+_DATA = bytes((pb.OutputChunk.DATA_FIELD_NUMBER << 3 | 2,))
 
 # Why output is missing that nobody has done anything to.
 _EXPECTED = (DROPPED, NOT_WRITTEN)
@@ -68,7 +71,7 @@ class Part:
         return NOT_WRITTEN if self.lossy else segment.why_short
 
     def cut(self, end: int) -> Part:
-        return self if self.end <= end else replace(self, end=end)
+        return self if self.end <= end else Part(self.log, self.offset, end, self.lossy)
 
 
 class Shared(Generic[T]):
@@ -89,6 +92,25 @@ class Shared(Generic[T]):
     def forget(self, job_id: str) -> None:
         for key in [key for key in self._made if key[0].log.job_id == job_id]:
             del self._made[key]
+
+
+def chunk(head: pb.OutputChunk, data: bytes) -> bytes:
+    """The message of a chunk, which has `head` and this data.
+
+    By protobuf's own rules (https://protobuf.dev/programming-guides/encoding/), with one copy of the data in the
+    place of the four that its library makes.
+    """
+    start = head.SerializeToString() + _DATA + _varint(len(data))
+    return b"".join((_CHUNK, _varint(len(start) + len(data)), start, data))
+
+
+def _varint(number: int) -> bytes:
+    digits = bytearray()
+    while rest := number >> 7:
+        digits.append(number & 0x7F | 0x80)
+        number = rest
+    digits.append(number)
+    return bytes(digits)
 
 
 def beginning(log: Log, offset: int) -> bytes:
