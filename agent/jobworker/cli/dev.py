@@ -55,14 +55,14 @@ def run(directory: str, listen: str, config: str | None) -> int:
     settings = _settings(directory, pki, listen, config)
     settings_path = os.path.join(directory, "settings.json")
     schema.write(settings, settings_path)
-    with _signals() as wakeup, contextlib.ExitStack() as ending:
+    # Jobs end before the gateway, so that whoever follows one sees its end.
+    with _signals() as wakeup, contextlib.ExitStack() as last, contextlib.ExitStack() as first:
         supervisor = _Supervisor(settings, settings_path)
-        ending.callback(supervisor.end)
+        last.callback(supervisor.end)
+        first.callback(supervisor.stop_jobs)
         _explain(supervisor.host())
         gateway = _Gateway(directory, settings, settings_path)
-        ending.callback(gateway.end)
-        # Before the gateway, so that whoever follows one sees its end.
-        ending.callback(supervisor.stop_jobs)
+        last.callback(gateway.end)
         # The one line on standard output, for whoever waits for it.
         sys.stdout.write(f"ready {gateway.address} pki={pki}\n")
         sys.stdout.flush()
@@ -235,8 +235,7 @@ class _Supervisor:
             self.link.ask(messages.Shutdown())
 
     def end(self) -> None:
-        """Stop all jobs, then the supervisor and its keeper."""
-        self.stop_jobs()
+        """Leave the supervisor, which ends with its keeper once no job is left."""
         self.link.close()
         if self._keeper:
             self._keeper.wait(_PATIENCE)
