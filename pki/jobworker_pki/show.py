@@ -143,9 +143,15 @@ def _limits(one: x509.Certificate) -> Lines:
 
 
 def _verdict(one: x509.Certificate, bundle: tuple[x509.Certificate, ...], context: Context) -> str:
+    is_revoked = f"{one.serial_number:x}" in context.revoked
     if reading.is_ca(one):
+        if is_revoked:
+            return "refuses what this CA has issued: it is revoked"
         return "trusts what this CA has issued, if it is among the agent's CAs"
     try:
+        # First: it stays revoked when it has ended.
+        if is_revoked:
+            raise Unauthenticated("the certificate is revoked")
         bearer = reading.bearer(one, context.role_oid)
         reading.check_dates(one, context.now)
         _check_chain(one, bundle, context)
@@ -158,8 +164,6 @@ def _verdict(one: x509.Certificate, bundle: tuple[x509.Certificate, ...], contex
 
 
 def _check_chain(one: x509.Certificate, bundle: tuple[x509.Certificate, ...], context: Context) -> None:
-    if f"{one.serial_number:x}" in context.revoked:
-        raise Unauthenticated("the certificate is revoked")
     if any(f"{each.serial_number:x}" in context.revoked for each in _all_above(one, (*bundle, *context.known))):
         raise Unauthenticated("the certificate's issuer is revoked")
     for _ in bundle:

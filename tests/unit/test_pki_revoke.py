@@ -132,7 +132,8 @@ def test_by_serial_number(pki: Pki, host: str, form: str) -> None:
     if form == "colons":
         digits = f"{serial:040x}"
         text = ":".join(digits[at : at + 2] for at in range(0, 40, 2))
-    assert f"{serial:x} (CN=a.example.org): revoked at" in pki.ok("revoke", text)
+    assert f"{serial:x} (CN=a.example.org): revoked at" in (told := pki.ok("revoke", text))
+    assert told.endswith(", unspecified, for the list of the intermediate\n")
     pki.ok("crl")
     assert crl(pki).get_revoked_certificate_by_serial_number(serial) is not None
     assert Path(host).exists()

@@ -49,6 +49,16 @@ def test_a_revoked_intermediate_counts_for_those_below_it(pki: Pki) -> None:
     path = pki.leaf(FILE, host_profile("a.example.org"), DAY)
     pki.ok("revoke", pki.path("intermediate.pem"))
     assert "agent:     refuses it: the certificate's issuer is revoked" in pki.ok("show", path)
+    assert "agent:     refuses what this CA has issued: it is revoked" in pki.ok(
+        "show", pki.path("intermediate.pem")
+    )
+
+
+def test_a_revoked_certificate_stays_so_when_it_has_ended(pki: Pki) -> None:
+    path = pki.leaf(FILE, host_profile("a.example.org"), 60 * DAY)
+    assert "agent:     refuses it: the certificate expired" in pki.ok("show", path)
+    pki.ok("revoke", path)
+    assert "agent:     refuses it: the certificate is revoked" in pki.ok("show", path)
 
 
 def test_a_leaf_without_its_intermediate_is_refused_as_agents_refuse_it(pki: Pki) -> None:

@@ -51,7 +51,8 @@ def revoke(certificate: str, reason: str, directory: str) -> None:
     with opened(directory, None) as home:
         records, fresh = revocation.revoke(home, certificate, reason)
     for record in records:
-        click.echo(f"{record.serial} ({record.subject}): revoked at {record.time}, {record.reason}")
+        whose = f"for the list of the {record.ca}"
+        click.echo(f"{record.serial} ({record.subject}): revoked at {record.time}, {record.reason}, {whose}")
     if fresh:
         ca = "" if records[0].ca == homes.INTERMEDIATE else f" --ca {records[0].ca}"
         click.echo(f"next: worker-pki crl --dir {directory}{ca}, and hand the list to the agents", err=True)
