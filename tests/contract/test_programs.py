@@ -16,9 +16,8 @@ import click
 import pytest
 
 import jobworker
-from support import certs
+from support import certs, processes
 from support.manpages import PROGRAMS
-from support.signals import interruptible
 
 BIN = os.path.dirname(sys.executable)
 # As users have it: what is written may be held back, to the interpreter's end.
@@ -134,18 +133,11 @@ def test_what_is_not_understood_is_told_in_one_line(words: tuple[str, ...], told
 
 def interrupted(words: tuple[str, ...], reach: Callable[[], Any]) -> subprocess.CompletedProcess[str]:
     """A command that Ctrl-C is pressed for once it is reached at what it waits for."""
-    with interruptible():
-        process = subprocess.Popen(
-            [os.path.join(BIN, words[0]), *words[1:]],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    with process, reach():
+    command, pipe = [os.path.join(BIN, words[0]), *words[1:]], subprocess.PIPE
+    with processes.running(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe) as process, reach():
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
+    return subprocess.CompletedProcess(words, process.returncode, out.decode(), err.decode())
 
 
 def test_who_presses_ctrl_c_gets_130(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1 import job_worker_service_pb2_grpc as pb_grpc
+from support import processes
 from support.agent import Agent, running_agent
 from support.leftovers import cgroups, descriptors, processes_of
 
@@ -26,11 +27,14 @@ CLIENTS, JOBS_EACH = 50, 10
 CODES = [0, 1, 3, 77, 255]
 
 
-def sha256_of(process: subprocess.Popen[bytes]) -> str:
+def sha256_of(agent: Agent, job_id: str, *how: str) -> str:
+    """Of the job's standard output, as it is streamed."""
     digest = hashlib.sha256()
-    assert process.stdout
-    while chunk := process.stdout.read(1 << 20):
-        digest.update(chunk)
+    command = agent.command("stream", job_id, "--stdout", *how)
+    with processes.running(command, stdout=subprocess.PIPE) as stream:
+        assert stream.stdout
+        while chunk := stream.stdout.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -39,12 +43,7 @@ def test_a_gibibyte_of_random_bytes() -> None:
     script = f"head -c {GIB} /dev/urandom | tee /dev/fd/3 | sha256sum >&2"
     with running_agent() as agent:
         job_id = agent.start_job("--", "bash", "-c", f"{{ {script}; }} 3>&1 >/dev/null")
-        with subprocess.Popen(
-            agent.command("stream", job_id, "--follow", "--stdout"), stdout=subprocess.PIPE
-        ) as live:
-            while_it_ran = sha256_of(live)
-        with subprocess.Popen(agent.command("stream", job_id, "--stdout"), stdout=subprocess.PIPE) as after:
-            afterwards = sha256_of(after)
+        while_it_ran, afterwards = (sha256_of(agent, job_id, *how) for how in (("--follow",), ()))
         told = agent.cli("stream", job_id, "--stderr", check=True).stdout.decode().split()[0]
         job = agent.query(job_id)
         assert job["exit_code"] == 0

@@ -69,7 +69,9 @@ class Flooding:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self.begun.wait(gateway.DEADLINE)
+        if not self.begun.wait(gateway.DEADLINE):
+            self.__exit__()
+            pytest.fail("nothing of the flood goes out")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from support.certs import dev_pki
+from support.leftovers import processes_with
 from support.root_side import own_uids
+from support.waiting import until
 
 DEADLINE = 60
 _OWN = "{{jobs: {{first_uid: {}}}, isolation: {{missing: report, writable: [{}]}}}}"
@@ -92,6 +94,9 @@ class Agent:
 
     def close(self) -> int:
         """SIGTERM, as a user would; the exit status."""
+        if self.process.poll() == -signal.SIGKILL and processes_with(self.directory):
+            # Who takes over what is left ends it as well.
+            self.restart()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(DEADLINE)
@@ -114,3 +119,5 @@ def running_agent(config: str = "") -> Iterator[Agent]:
             yield agent
         finally:
             agent.close()
+            # Nobody waits for what only flushes, nor for what was taken over.
+            until(lambda: processes_with(directory), [])

@@ -20,6 +20,8 @@ def v2_place() -> Iterator[Path]:
         pytest.skip("this host has no cgroup v2")
     path = Path(found.v2, f"jobworker-test-{os.getpid()}")
     path.mkdir()
-    yield path
-    for left, _, _ in os.walk(path, topdown=False):
-        os.rmdir(left)
+    try:
+        yield path
+    finally:
+        for left, _, _ in os.walk(path, topdown=False):
+            os.rmdir(left)

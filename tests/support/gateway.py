@@ -109,14 +109,18 @@ class Gateway:
         """Stop it; the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+            # A test that has failed may have left it stopped.
+            self.process.send_signal(signal.SIGCONT)
         return self.process.wait(DEADLINE)
 
 
 @contextlib.contextmanager
-def gateway(directory: str | os.PathLike[str], wanted: schema.Settings | None = None) -> Iterator[Gateway]:
+def gateway(
+    directory: str | os.PathLike[str], wanted: schema.Settings | None = None, **environment: str
+) -> Iterator[Gateway]:
     """A gateway whose files are in `directory`; without settings there is no supervisor behind it."""
     path = str(directory)
-    running = Gateway(path, wanted or settings(path))
+    running = Gateway(path, wanted or settings(path), **environment)
     try:
         assert running.address, running.log()
         yield running
@@ -125,9 +129,9 @@ def gateway(directory: str | os.PathLike[str], wanted: schema.Settings | None = 
         assert status == 0, f"exit status {status}\n{running.log()}"
 
 
-def refusal(directory: str | os.PathLike[str], wanted: schema.Settings) -> str:
+def refusal(directory: str | os.PathLike[str], wanted: schema.Settings, **environment: str) -> str:
     """What a gateway says that does not start with these settings."""
-    running = Gateway(str(directory), wanted)
+    running = Gateway(str(directory), wanted, **environment)
     assert running.stop() == 1, running.log()
     assert not running.address
     return running.log()

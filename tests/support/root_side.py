@@ -306,6 +306,7 @@ class RootSide:
         """End all jobs, the supervisor and the keeper; the keeper's exit status."""
         for link in self._links:
             link.close()
+        self._let_go_on()
         if self.keeper.poll() is None:
             self.keeper.terminate()
         if self._successor is not None:
@@ -325,6 +326,15 @@ class RootSide:
             self.keeper.kill()
             self.keeper.wait()
             raise
+
+    def _let_go_on(self) -> None:
+        """A test that has failed may have left keeper and supervisor stopped."""
+        self.keeper.send_signal(signal.SIGCONT)
+        with contextlib.suppress(LookupError, FileNotFoundError, ProcessLookupError):
+            os.kill(self.supervisor_pid(), signal.SIGCONT)
+        if self._successor is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._successor, signal.SIGCONT)
 
 
 def _replace(path: str, text: str) -> None:

@@ -87,7 +87,8 @@ class ScriptedSupervisor:
         self._listener = sockets.listen(directory_fd, "supervisor.sock", 0o600)
         os.close(directory_fd)
         self._wakeup, self._stop = os.pipe()
-        self._thread = threading.Thread(target=self._serve)
+        # Of a test that has failed nobody may come to close it.
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:

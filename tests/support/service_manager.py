@@ -51,7 +51,8 @@ class ServiceManager:
     def _open(self) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(self.address)
-        self._thread = threading.Thread(target=self._listen)
+        # Of a test that has failed nobody may come to close it.
+        self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
     def _close(self) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from jobworker.limits import Enforcement
 from jobworker.sandbox import Part
 from jobworker.settings.schema import Settings
 from jobworker.wire.host import LimitSupport, PartSupport
+from support import processes
 from support.agent import DEADLINE, Agent, running_agent
 from support.leftovers import cgroups, processes_of, processes_with
 from support.scripted_supervisor import HOST
@@ -35,12 +37,14 @@ def own_agent() -> Iterator[Agent]:
         yield running
 
 
+def following(agent: Agent, job_id: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return processes.running(agent.command("stream", job_id, "--follow"), stdout=subprocess.PIPE)
+
+
 def test_sigterm_ends_jobs_and_everything_else(own_agent: Agent) -> None:
     script = "trap 'echo bye; exit' TERM; echo up; sleep 1000 & wait"
     jobs = [own_agent.query(own_agent.start_job("--", "sh", "-c", script)) for _ in range(3)]
-    with subprocess.Popen(
-        own_agent.command("stream", jobs[0]["id"], "--follow"), stdout=subprocess.PIPE
-    ) as follower:
+    with following(own_agent, jobs[0]["id"]) as follower:
         assert follower.stdout
         assert follower.stdout.readline() == b"up\n"
         assert own_agent.close() == 0
@@ -57,13 +61,15 @@ def test_a_gateway_that_is_late_tells_followers_of_the_end_all_the_same(own_agen
     # The supervisor has said all and is gone before the gateway takes any of it in, and it shall end by then.
     job_id = own_agent.start_job("--", "sh", "-c", "trap 'seq 100000; exit 3' TERM; echo up; sleep 1000 & wait")
     gateway = gateway_of(own_agent)
-    with subprocess.Popen(own_agent.command("stream", job_id, "--follow"), stdout=subprocess.PIPE) as follower:
+    with following(own_agent, job_id) as follower:
         assert follower.stdout
         assert follower.stdout.readline() == b"up\n"
         os.kill(gateway, signal.SIGSTOP)
-        own_agent.process.send_signal(signal.SIGTERM)
-        until(lambda: is_pending(gateway, signal.SIGTERM), True)
-        os.kill(gateway, signal.SIGCONT)
+        try:
+            own_agent.process.send_signal(signal.SIGTERM)
+            until(lambda: is_pending(gateway, signal.SIGTERM), True)
+        finally:
+            os.kill(gateway, signal.SIGCONT)
         assert own_agent.close() == 0
         assert follower.stdout.read() == "".join(f"{i}\n" for i in range(1, 100001)).encode()
         assert follower.wait(DEADLINE) == 0
@@ -100,7 +106,7 @@ def test_the_supervisor_may_die(own_agent: Agent) -> None:
     job_id = own_agent.start_job(
         "--", "sh", "-c", "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
     )
-    with subprocess.Popen(own_agent.command("stream", job_id, "--follow"), stdout=subprocess.PIPE) as follower:
+    with following(own_agent, job_id) as follower:
         for _ in range(3):
             os.kill(supervisor_of(own_agent), signal.SIGKILL)
             assert own_agent.cli("query", job_id).returncode == 0, "the call waits for the next supervisor"
@@ -121,7 +127,7 @@ def supervisor_of(agent: Agent) -> int:
 def test_an_upgrade_in_place(own_agent: Agent) -> None:
     script = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
     job_id = own_agent.start_job("--", "sh", "-c", script)
-    with subprocess.Popen(own_agent.command("stream", job_id, "--follow"), stdout=subprocess.PIPE) as follower:
+    with following(own_agent, job_id) as follower:
         for _ in range(3):
             command = [os.path.join(BIN, "worker-agent"), "upgrade", "--state-dir", own_agent.state_dir]
             subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE)
@@ -247,7 +253,7 @@ def test_what_a_configuration_makes_is_shown_with_its_lines(tmp_path: object) ->
 def test_the_gateway_may_die(own_agent: Agent) -> None:
     script = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
     job_id = own_agent.start_job("--", "sh", "-c", script)
-    with subprocess.Popen(own_agent.command("stream", job_id, "--follow"), stdout=subprocess.PIPE) as follower:
+    with following(own_agent, job_id) as follower:
         assert follower.stdout
         first = follower.stdout.readline()
         for _ in range(2):

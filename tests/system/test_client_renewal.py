@@ -16,7 +16,7 @@ from jobworker.client.changes import Changed, Event
 from jobworker.client.failures import CallFailed
 from jobworker.client.output import Chunk
 from jobworker.jobs import JobSpec
-from support import certs, scripted
+from support import certs, processes, scripted
 from support.agent import DEADLINE, Agent, running_agent
 from support.certs import Recipe
 from support.waiting import until
@@ -123,12 +123,14 @@ def test_without_a_new_certificate_a_stream_ends(user: User) -> None:
 def test_a_command_that_is_run_goes_on(user: User) -> None:
     it = user.endpoint
     flags = ["--addr", it.addr, "--ca", it.ca, "--cert", it.cert, "--key", it.key]
-    command = [scripted.program(), "run", *flags, "--stdin", "-", "--", "sh", "-c", "cat; exit 3"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+    command, pipe = (
+        [scripted.program(), "run", *flags, "--stdin", "-", "--", "sh", "-c", "cat; exit 3"],
+        subprocess.PIPE,
+    )
+    with processes.running(command, stdin=pipe, stdout=pipe, stderr=pipe) as run:
         assert run.stdin
         assert run.stdout
         run.stdin.write(b"one\n")
-        run.stdin.flush()
         assert run.stdout.readline() == b"one\n"
         # Of standard output, of standard error, and of the input that is still open.
         user.renew(streams=3)

@@ -19,6 +19,7 @@ from jobworker.client.failures import CallFailed
 from jobworker.client.output import Chunk
 from jobworker.client.rpc.client import Client
 from jobworker.jobs import JobSpec
+from support import processes
 from support.agent import DEADLINE, Agent
 from support.waiting import until
 from support.whole import Whole
@@ -155,7 +156,7 @@ def test_run_hands_on_each_line_as_it_comes(agent: Agent) -> None:
     pipe = subprocess.PIPE
     script = 'while read line; do echo "got $line"; done; echo end'
     command = agent.command("run", "--stdin", "-", "--", "sh", "-c", script)
-    with subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe) as process:
+    with processes.running(command, stdin=pipe, stdout=pipe) as process:
         assert process.stdin
         assert process.stdout
         for word in (b"one", b"two"):
@@ -163,6 +164,7 @@ def test_run_hands_on_each_line_as_it_comes(agent: Agent) -> None:
             assert process.stdout.readline() == b"got " + word + b"\n"
         process.stdin.close()
         assert process.stdout.read() == b"end\n"
+        process.wait(DEADLINE)
     assert process.returncode == 0
 
 
@@ -191,16 +193,16 @@ def test_a_start_that_is_repeated_goes_on_with_the_input(agent: Agent, tmp_path:
     file.write_bytes(data)
     script = f"until [ -e {ready} ]; do sleep 0.1; done; exec sha256sum"
     words = (command, "--idempotency-key", command, "--stdin", str(file), "--", "sh", "-c", script)
-    with subprocess.Popen(agent.command(*words), stdout=subprocess.DEVNULL) as first:
+    with processes.running(agent.command(*words), stdout=subprocess.DEVNULL):
         # As much as is taken of what nobody reads.
         until(lambda: len(jobs := keyed(agent)) == 1 and jobs[0]["stdin_bytes"] > 100_000, True, DEADLINE)
-        first.kill()
     (job,) = keyed(agent)
-    with subprocess.Popen(agent.command(*words), stdout=subprocess.PIPE) as second:
+    with processes.running(agent.command(*words), stdout=subprocess.PIPE) as second:
         with open(ready, "wb"):
             pass
         assert second.stdout
         told = second.stdout.read()
+        second.wait(DEADLINE)
     assert second.returncode == 0
     assert told == (checksum(data) if command == "run" else f"{job['id']}\n".encode())
     assert agent.cli("stream", "--follow", job["id"], check=True).stdout == checksum(data)

@@ -130,9 +130,9 @@ def test_more_processes_than_descriptors_are_signalled(base: Path) -> None:
 
     command = [sys.executable, "-I", "-S", "-c", _CROWD.format(count=count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=join) as crowd:
-        assert crowd.stdout
-        assert crowd.stdout.readline() == b"there\n"
         try:
+            assert crowd.stdout
+            assert crowd.stdout.readline() == b"there\n"
             assert len(group.pids()) == count + 1
             with room_for(room):
                 tree.signal_all(group, signal.SIGTERM)

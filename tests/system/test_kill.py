@@ -43,9 +43,9 @@ def test_none_outruns_it(group: CgroupDir) -> None:
     def join() -> None:
         group.write("cgroup.procs", "0")
 
-    subprocess.run([*PYTHON, _HOPPING], preexec_fn=join, check=True)
     events = tree.open_events(group)
     try:
+        subprocess.run([*PYTHON, _HOPPING], preexec_fn=join, check=True)
         assert tree.populated(events)
         tree._freeze_kill_thaw(group)
         until(lambda: tree.populated(events), False)

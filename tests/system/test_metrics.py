@@ -21,7 +21,7 @@ from prometheus_client import Metric
 from jobworker.api.v1 import job_worker_service_pb2 as service
 from jobworker.api.v1 import job_worker_service_pb2_grpc as api
 from jobworker.gateway.metrics_table import METRICS, Kind
-from support import certs
+from support import certs, processes
 from support.agent import DEADLINE, Agent, running_agent
 from support.scraping import Scraper
 from support.waiting import until
@@ -109,7 +109,7 @@ def supervisor_pid(agent: Agent) -> int:
 
 def test_followers_are_counted(scraper: Scraper) -> None:
     job = scraper.agent.start_job("sleep", "1000")
-    with subprocess.Popen(scraper.agent.command("stream", job, "--follow")) as following:
+    with processes.running(scraper.agent.command("stream", job, "--follow")) as following:
         until(lambda: scraper.value("jobworker_followers"), 1, DEADLINE)
         scraper.agent.cli("stop", job, check=True)
         assert following.wait(DEADLINE) == 0

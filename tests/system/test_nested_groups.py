@@ -17,6 +17,7 @@ from jobworker.limits import NO_LIMITS
 from support.cgroup_places import v2_place
 from support.leftovers import cgroups
 from support.link import Link
+from support.processes import running
 from support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_life")]
@@ -81,7 +82,7 @@ def test_what_is_mounted_on_one_is_left_alone(base: Path, group: V2Group, tmp_pa
     odd, other = base / NAME / "odd", tmp_path / "other"
     (other / "empty").mkdir(parents=True)
     odd.mkdir()
-    with subprocess.Popen(["/bin/sleep", "1000"]) as outside:
+    with running(["/bin/sleep", "1000"]) as outside:
         (other / "cgroup.procs").write_text(f"{outside.pid}\n")
         subprocess.run(["mount", "--bind", other, odd], check=True)
         try:
@@ -91,7 +92,6 @@ def test_what_is_mounted_on_one_is_left_alone(base: Path, group: V2Group, tmp_pa
         finally:
             subprocess.run(["umount", odd], check=True)
         assert outside.poll() is None
-        outside.kill()
     assert (other / "empty").exists()
     group.remove()
     assert not (base / NAME).exists()

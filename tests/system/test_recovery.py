@@ -10,7 +10,6 @@ import re
 import resource
 import signal
 import socket
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from jobworker.errors import AgentUnavailable, UpgradeRefused
 from jobworker.jobs import EndReason, JobRecord, State, new_job_id
 from jobworker.limits import Limits
 from jobworker.wire import messages
+from support import processes
 from support.gates import gate, open_gate
 from support.leftovers import cgroups, descriptors, processes_of
 from support.link import CALLER, DEADLINE, Link
@@ -406,7 +406,7 @@ def test_orphaned_cgroups_are_swept(own_side: RootSide) -> None:
     record = link.start("/bin/sleep", "1000")
     orphan = new_job_id()
     paths = [os.path.join(os.path.dirname(path), orphan) for path in cgroups(record.job_id)]
-    with subprocess.Popen(["/bin/sleep", "1000"]) as left:
+    with processes.running(["/bin/sleep", "1000"]) as left:
         for path in paths:
             os.mkdir(path)
             with open(f"{path}/cgroup.procs", "w") as file:

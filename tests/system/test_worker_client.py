@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 
-from support import scripted
+from support import processes, scripted
 from support.agent import DEADLINE, Agent, running_agent
-from support.signals import interruptible
 
 SCRIPT_OF_BYTES = "import os\nfor i in range(2000):\n os.write(1 + i % 2, bytes([i % 256]) * (i % 97 + 1))\n"
 
@@ -26,17 +24,8 @@ def written(parity: int | None) -> bytes:
     return b"".join(bytes([i % 256]) * (i % 97 + 1) for i in range(2000) if parity in (None, i % 2))
 
 
-@contextlib.contextmanager
-def running(agent: Agent, *args: str) -> Iterator[subprocess.Popen[bytes]]:
-    command, pipe = agent.command(*args), subprocess.PIPE
-    # Unbuffered, for `communicate` knows nothing of what `readline` has read ahead.
-    with interruptible():
-        process = subprocess.Popen(command, bufsize=0, stdout=pipe, stderr=pipe)
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def running(agent: Agent, *args: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return processes.running(agent.command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def line_of(process: subprocess.Popen[bytes]) -> bytes:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
+from support import processes
 from support.scripted_hosts import IDS, OUT, Web, scripted_web
-from support.signals import interruptible
 
 
 @pytest.fixture
@@ -24,17 +24,10 @@ def web(tmp_path: Path) -> Iterator[Web]:
         yield hosts
 
 
-@contextlib.contextmanager
-def running(web: Web, *args: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
-    with interruptible():
-        process = subprocess.Popen(
-            web.command("--group", "web", *args), bufsize=0, stdout=stdout, stderr=subprocess.PIPE
-        )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def running(
+    web: Web, *args: str, stdout: int = subprocess.PIPE
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    return processes.running(web.command("--group", "web", *args), stdout=stdout, stderr=subprocess.PIPE)
 
 
 def following(web: Web) -> None:

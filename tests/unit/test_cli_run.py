@@ -21,8 +21,7 @@ from jobworker.cli import client_run
 from jobworker.cli.client_exit import exit_status, notice_of
 from jobworker.cli.client_stdin import Input
 from jobworker.client.output import Item
-from support import scripted
-from support.signals import interruptible
+from support import processes, scripted
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 BOTH, OUT, ERR = pb.OUTPUT_SOURCE_UNSPECIFIED, pb.OUTPUT_SOURCE_STDOUT, pb.OUTPUT_SOURCE_STDERR
@@ -76,17 +75,11 @@ class OneJob:
         return pb.StopResponse(job=self._end)
 
 
-@contextlib.contextmanager
-def started(job: OneJob, *args: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    job: OneJob, *args: str, stdout: int = subprocess.PIPE
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     command = job.agent.command("run", *args, "sleep", "9")
-    # Unbuffered, for `communicate` knows nothing of what `readline` has read ahead.
-    with interruptible():
-        process = subprocess.Popen(command, bufsize=0, stdout=stdout, stderr=subprocess.PIPE)
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    return processes.running(command, stdout=stdout, stderr=subprocess.PIPE)
 
 
 def line_of(process: subprocess.Popen[bytes]) -> bytes:
@@ -333,7 +326,7 @@ def test_ctrl_c_during_the_start_stops_the_job_once_it_is_there(agent: scripted.
 def test_where_ctrl_c_is_ignored_it_stays_so(agent: scripted.ScriptedAgent) -> None:
     job = OneJob(agent, ended("EXITED", exit_code=7), [])
     command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *agent.command("run", "sleep", "9")]
-    with subprocess.Popen(command) as process:
+    with processes.running(command) as process:
         assert job.following.wait(60)
         process.send_signal(signal.SIGINT)
         job.finish()
