@@ -93,6 +93,15 @@ def wait_for_line(state_dir: str, trail: str, suits: Callable[[dict[str, Any]], 
     return found[0]
 
 
+def wait_for_stream(state_dir: str, **fields: str) -> dict[str, Any]:
+    """The line of a stream that has been let in, by what else it says."""
+
+    def suits(line: dict[str, Any]) -> bool:
+        return line["event"] == "stream_opened" and line.items() >= fields.items()
+
+    return wait_for_line(state_dir, "calls", suits)
+
+
 NASTY = 'x","by":"supervisor","event":"job_started"}\n{"seq":1,"by":"supervisor"}\r\x1b[2J\u2028\x7f\0\udcff'
 
 

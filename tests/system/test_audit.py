@@ -20,12 +20,12 @@ from jobworker.identity import Role
 from jobworker.jobs import JobSpec
 from jobworker.wire import messages
 from jobworker.wire.callers import Caller
-from support import certs, gateway
+from support import certs, gateway, processes
 from support.agent import Agent, running_agent
 from support.link import CALLER, Link
 from support.root_side import RootSide
 from support.strace import attached, needs_strace
-from support.trails import NASTY, audit, events, names, of, report, wait_for_line
+from support.trails import NASTY, audit, events, names, of, report, wait_for_line, wait_for_stream
 
 pytestmark = pytest.mark.root
 
@@ -79,17 +79,17 @@ def serial(agent: Agent, name: str) -> str:
 
 def test_a_denial(agent: Agent) -> None:
     assert agent.cli("start", "--", "true", role="reader").returncode
-    call = wait_for_line(agent.state_dir, "calls", is_call("Start", decision="deny"))
-    assert (call["code"], call["reason"]) == ("PERMISSION_DENIED", "PERMISSION_DENIED")
-    assert (call["role"], call["serial"]) == ("READER", serial(agent, "reader"))
+    call = wait_for_line(agent.state_dir, "calls", is_call("Start", role="READER"))
+    assert (call["decision"], call["code"]) == ("deny", "PERMISSION_DENIED")
+    assert (call["reason"], call["serial"]) == ("PERMISSION_DENIED", serial(agent, "reader"))
     assert call["principal"] == "spiffe://dev.jobworker.internal/user/reader"
     assert call["peer"].startswith("ipv4:127.0.0.1:")
 
 
 def test_a_start_that_fails_and_one_that_makes_no_sense(agent: Agent) -> None:
     assert agent.cli("start", "--", "/no/such\nprogram").returncode
-    failed = wait_for_line(agent.state_dir, "calls", lambda line: line["event"] == "start_failed")
-    assert (failed["command"], failed["problem"]) == ("/no/such\nprogram", "StartFailed")
+    failed = wait_for_line(agent.state_dir, "calls", lambda line: line.get("command") == "/no/such\nprogram")
+    assert (failed["event"], failed["problem"]) == ("start_failed", "StartFailed")
     # Of what is in a request nothing but the name of the field that is wrong.
     with gateway.channel(agent.addr, certs.DevPki(agent.pki_dir).files("writer")) as channel:
         whole = pb.StartRequest(command="a", workdir=SECRET).SerializeToString()
@@ -102,13 +102,9 @@ def test_a_start_that_fails_and_one_that_makes_no_sense(agent: Agent) -> None:
 
 def test_a_stream_is_told_when_it_begins(agent: Agent) -> None:
     job_id = agent.start_job("--", "sleep", "1000")
-    follower = subprocess.Popen(agent.command("stream", job_id, "--follow", role="reader"))
-    opened = wait_for_line(
-        agent.state_dir, "calls", lambda line: line["event"] == "stream_opened" and line["job"] == job_id
-    )
+    with processes.running(agent.command("stream", job_id, "--follow", role="reader")):
+        opened = wait_for_stream(agent.state_dir, job=job_id)
     assert (opened["decision"], opened["role"]) == ("allow", "READER")
-    follower.kill()
-    follower.wait()
     ended = wait_for_line(agent.state_dir, "calls", is_call("Stream", job=job_id))
     assert (ended["call"], ended["code"]) == (opened["call"], "CANCELLED")
     agent.cli("stop", job_id, check=True)
@@ -119,8 +115,11 @@ def test_values_of_the_environment_and_input_are_nowhere(agent: Agent, tmp_path:
     given.write_text(SECRET)
     job_id = agent.start_job("--env", f"TOKEN={SECRET}", "--stdin", str(given), "--", "true")
     agent.cli("start", "--env", f"TOKEN={SECRET}", "--stdin", str(given), "--", "/no/such/program")
-    agent.cli("start", "--env", f"TOKEN={SECRET}", "--memory", "1", "--", "true")
+    # The agent refuses so many, and not already the client.
+    last = ("--request-id", "told-last", "--pids", "40000")
+    assert agent.cli("start", "--env", f"TOKEN={SECRET}", *last, "--", "true").returncode
     wait_for_line(agent.state_dir, "calls", is_call("Start", job=job_id))
+    wait_for_line(agent.state_dir, "calls", is_call("Start", request="told-last"))
     for path in Path(agent.state_dir, "audit").iterdir():
         assert SECRET.encode() not in path.read_bytes()
 

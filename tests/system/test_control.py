@@ -27,7 +27,8 @@ pytestmark = pytest.mark.root
 
 # Its child traps as well, and both say so.
 TRAPS = (
-    "trap 'echo parent' USR1; sh -c 'trap \"echo child\" USR1; echo up; while :; do sleep 0.01; done' & "
+    "trap 'echo parent 1' USR1; trap 'echo parent 2' USR2; "
+    'sh -c \'trap "echo child 1" USR1; trap "echo child 2" USR2; echo up; while :; do sleep 0.01; done\' & '
     "while :; do sleep 0.01; done"
 )
 
@@ -46,10 +47,12 @@ def test_a_signal_goes_to_the_main_process_or_to_all(link: Link) -> None:
     record = link.start("/bin/sh", "-c", TRAPS)
     wait_line(link, record, "up")
     assert link.ask(SignalJob(CALLER, record.job_id, signal.SIGUSR1, everyone=False)).record.state is State.RUNNING
-    wait_line(link, record, "parent")
-    assert "child" not in lines(link, record)
-    link.ask(SignalJob(CALLER, record.job_id, signal.SIGUSR1, everyone=True))
-    wait_line(link, record, "child")
+    wait_line(link, record, "parent 1")
+    link.ask(SignalJob(CALLER, record.job_id, signal.SIGUSR2, everyone=True))
+    for who in ("parent", "child"):
+        wait_line(link, record, f"{who} 2")
+    # It would have said so before.
+    assert "child 1" not in lines(link, record)
     link.stop(record.job_id, force=True)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import stat
-import threading
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from jobworker.wire.messages import (
     StartJob,
     Upgrade,
 )
-from support.agent import Agent, running_agent
+from support import processes
+from support.agent import DEADLINE, Agent, running_agent
 from support.link import CALLER
 from support.root_side import root_side
+from support.trails import wait_for_stream
 
 pytestmark = pytest.mark.root
 
@@ -77,18 +79,19 @@ def test_the_commands(own_agent: Agent) -> None:
     agent = own_agent
     job = agent.start_job("sleep", "1000")
     assert agent.cli("drain", role="reader").returncode == 4
-    told = agent.cli("drain", "--format", "json", check=True)
-    assert json.loads(told.stdout) == {"draining": True, "active_job_ids": [job]}
+    draining = agent.cli("drain", "--format", "json", check=True)
+    assert json.loads(draining.stdout) == {"draining": True, "active_job_ids": [job]}
     refused = agent.cli("start", "--idempotency-key", "k", "true")
     assert (refused.returncode, b"draining and takes no new jobs" in refused.stderr) == (1, True)
     assert b"takes no new jobs" in agent.cli("info", check=True).stdout
-    stopping = threading.Timer(0.5, lambda: agent.cli("stop", job))
-    stopping.start()
-    waited = agent.cli("drain", "--wait", "--timeout", "50s")
-    stopping.join()
-    assert (waited.returncode, waited.stdout.splitlines()[-1]) == (0, b"drained: no job is active")
+    command = agent.command("drain", "--wait", "--timeout", "50s", "--request-id", "waits")
+    with processes.running(command, stdout=subprocess.PIPE) as waiting:
+        wait_for_stream(agent.state_dir, request="waits")
+        agent.cli("stop", job, check=True)
+        told, _ = waiting.communicate(timeout=DEADLINE)
+    assert (waiting.returncode, told.splitlines()[-1]) == (0, b"drained: no job is active")
     assert agent.cli("undrain", check=True).stdout == b"new jobs are taken\n"
     agent.start_job("sleep", "1000")
-    late = agent.cli("drain", "--wait", "--timeout", "100ms")
+    late = agent.cli("drain", "--wait", "--timeout", "5s")
     assert (late.returncode, b"has not ended in time" in late.stderr) == (124, True)
     assert agent.cli("drain", "--timeout", "1s").returncode == 2

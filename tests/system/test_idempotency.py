@@ -15,8 +15,10 @@ from jobworker.jobs import EndReason, Idempotency, JobRecord, JobSpec, State
 from jobworker.wire import messages
 from support.agent import Agent
 from support.callers import caller
+from support.leftovers import processes_of
 from support.link import Link
 from support.root_side import RootSide, root_side
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -146,6 +148,9 @@ def test_a_start_without_a_key_that_nobody_was_told_of_leaves_nothing(tmp_path: 
         link.drain()
         side.reconnect(subscribe=True)
         assert os.listdir(os.path.join(side.state_dir, "jobs")) == []
+        jobs = side.settings.jobs
+        # What was killed takes its time to die.
+        until(lambda: processes_of(range(jobs.first_uid, jobs.first_uid + jobs.uid_count)), [])
 
 
 def test_a_process_that_has_hardly_begun_is_taken_over(tmp_path: Path) -> None:

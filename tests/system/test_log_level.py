@@ -18,7 +18,6 @@ from jobworker.wire import messages
 from support.gateway import Gateway, behind, gateway
 from support.link import Link
 from support.root_side import RootSide, fresh_root_side
-from support.waiting import until
 
 
 @pytest.fixture
@@ -55,28 +54,19 @@ def test_a_reload_of_the_root_side_is_for_both(side: RootSide, tmp_path: str) ->
         running.wait_for_calls("GetAgentInfo", 1)
         assert starts(side) == 1
         link = reload(side, link, "error")
-        until(lambda: running.log().count("supervisor connected") >= 1, True)
-        quiet(running)
+        # From here on it answers by what the next supervisor has told it.
+        running.wait_for_log("supervisor not connected")
+        call(running)
         link.wait_ended(link.start("/bin/true").job_id)
         assert starts(side) == 1
         link = reload(side, link, "info")
         running.wait_for_log('"event": "log level"')
-        logged = len(running.calls("GetAgentInfo"))
         call(running)
         link.wait_ended(link.start("/bin/true").job_id)
         assert starts(side) == 2
-        assert [line["level"] for line in running.calls("GetAgentInfo")[logged:]] == ["info"]
-
-
-def quiet(running: Gateway) -> None:
-    """Call until that is not logged any more."""
-
-    def logged() -> bool:
-        before = len(running.calls("GetAgentInfo"))
-        call(running)
-        return len(running.calls("GetAgentInfo")) > before
-
-    until(logged, False)
+        # The first and the last.
+        running.wait_for_calls("GetAgentInfo", 2)
+        assert [line["level"] for line in running.calls("GetAgentInfo")] == ["info"] * 2
 
 
 _LINES = """

@@ -92,13 +92,15 @@ def test_the_job_feels_it(link: Link) -> None:
 
 
 def test_a_size_that_is_no_whole_page_is_told_as_the_kernel_keeps_it(link: Link) -> None:
-    job = link.start("/bin/sleep", "1000")
+    job = link.start("/bin/sleep", "1000", limits=Limits(pids=20))
     after = update(link, job, memory_bytes=64 * _MIB + 5)
     (memory,) = (status for status in after.limits if status.name == "memory")
     assert (memory.requested, memory.value) == (str(64 * _MIB + 5), "64M")
     assert kernel_limits(job)["memory"] == "64M"
-    until(lambda: link.inspect(job.job_id).limits_restored, 0)
-    link.stop(job.job_id, force=True)
+    # Nor does the guard, which looks at all of them then, find it changed.
+    limit_file(job, "pids").write_text("30")
+    until(lambda: link.inspect(job.job_id).limits_restored, 1)
+    assert link.stop(job.job_id, force=True).limits_restored == 1
 
 
 def test_it_is_on_disk_with_the_answer_and_survives_the_supervisor(own_side: RootSide) -> None:
