@@ -20,6 +20,7 @@ from support import certs, scripted
 from support.agent import Agent
 from support.certs import Files, Recipe
 from support.gateway import gateway, settings
+from support.ports import closed_address
 from support.tls_servers import SERVER, client_files, grpc_server, server_files, serving, tls_server
 
 HOUR = timedelta(hours=1)
@@ -52,9 +53,8 @@ Target = tuple[str, Files | None]
 
 @contextlib.contextmanager
 def nobody(_: Path) -> Iterator[Target]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        addr = f"127.0.0.1:{listener.getsockname()[1]}"
-    yield addr, None
+    with closed_address() as addr:
+        yield addr, None
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from jobworker.client.endpoint import Endpoint
 from jobworker.errors import TlsProblem
 from support import certs
 from support.certs import Files, Recipe
+from support.ports import closed_address
 from support.tls_servers import SERVER, client_files, grpc_server, server_files, serving, tls_server
 
 HOUR = timedelta(hours=1)
@@ -82,9 +83,8 @@ def test_server_with_tls12_only(suite: str) -> None:
 
 
 def test_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        addr = f"127.0.0.1:{listener.getsockname()[1]}"
-    assert f"nobody listens at {addr}" in explain(endpoint(addr))
+    with closed_address() as addr:
+        assert f"nobody listens at {addr}" in explain(endpoint(addr))
 
 
 def test_unknown_host() -> None:

@@ -23,9 +23,11 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.settings import schema
 from jobworker.wire.messages import LogSegment, OpenLog
-from support import certs, gateway
+from support import certs, gateway, processes
 from support.certs import SERVER_AUTH, Recipe, make
+from support.ports import own_address
 from support.scripted_supervisor import Answer, ScriptedSupervisor, job_id, record
+from support.waiting import until
 
 OLD_VERSIONS = ("-tls1", "-tls1_1", "-tls1_2")
 SERVER = Recipe("localhost", uris=(), hosts=("localhost", "127.0.0.1"), usage=SERVER_AUTH, roles=())
@@ -105,20 +107,10 @@ def test_there_are_suites_to_refuse() -> None:
 
 def test_openssl_can_speak_tls_1_2_to_others() -> None:
     """Else the refusals above would prove nothing."""
-    files = certs.dev_pki().files("server")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", files.cert, "-key", files.key, "-quiet"],
-        stdout=subprocess.PIPE,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while negotiated(openssl("s_client", "-connect", f"127.0.0.1:{port}", "-tls1_2").stdout) != "TLSv1.2":
-            assert time.monotonic() < deadline
-    finally:
-        server.kill()
-        server.communicate()
+    files, address = certs.dev_pki().files("server"), own_address()
+    command = ["openssl", "s_server", "-accept", address, "-cert", files.cert, "-key", files.key, "-quiet"]
+    with processes.running(command, stdout=subprocess.DEVNULL):
+        until(lambda: negotiated(openssl("s_client", "-connect", address, "-tls1_2").stdout), "TLSv1.2")
 
 
 # What the gateway does not start with.
@@ -210,11 +202,11 @@ def test_an_address_that_is_in_use(tmp_path: Path, running: gateway.Gateway) -> 
 
 
 def test_signals_that_keep_coming_do_not_kill_a_gateway_that_stops(tmp_path: Path) -> None:
-    started = gateway.Gateway(str(tmp_path), settings(tmp_path))
-    while started.process.poll() is None:
-        started.process.send_signal(signal.SIGTERM)
-        time.sleep(0.001)
-    assert started.process.returncode == 0
+    with gateway.gateway(tmp_path, settings(tmp_path)) as started:
+        while started.process.poll() is None:
+            started.process.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+        assert started.process.returncode == 0
 
 
 def test_settings_that_are_none(tmp_path: Path) -> None:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.root_side import RootSide
+from support.root_side import RootSide, root_side
 
 
 @contextmanager
-def on_disk(directory: Path, options: str, **jobs: Any) -> Iterator[RootSide]:
-    """An agent whose state directory is a small file system of its own.
+def on_disk(directory: Path, options: str, *, place: str = "state", **agent: Any) -> Iterator[RootSide]:
+    """An agent of whose directories one is a small file system of its own.
 
     Args:
-        directory: where the agent keeps everything else.
+        directory: where the agent keeps everything.
         options: of the tmpfs that is mounted.
-        jobs: settings.
+        place: which one, below that.
+        agent: options of RootSide.
     """
-    state = directory / "state"
-    state.mkdir()
-    with ExitStack() as undo:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "jobworker-test", state], check=True)
-        # Lazily: who removes or flushes files may be at it a moment longer than the agent is there.
-        undo.callback(lambda: subprocess.run(["umount", "--lazy", state], check=True))
-        side = RootSide(str(directory), **jobs)
-        undo.callback(side.close)
-        yield side
+    mounted = directory / place
+    mounted.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "jobworker-test", mounted], check=True)
+    try:
+        with root_side(str(directory), **agent) as side:
+            yield side
+    finally:
+        unmount(mounted)
+
+
+def unmount(place: Path) -> None:
+    """Unmount what is mounted there."""
+    # Lazily: who removes or flushes files may be at it a moment longer than the agent is there.
+    subprocess.run(["umount", "--lazy", place], check=True)

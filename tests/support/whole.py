@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 
 from jobworker.client import Endpoint
 from support import certs, gateway
 from support.link import DEADLINE, Link
+from support.ports import own_address
 from support.root_side import RootSide
 
 
@@ -16,15 +16,18 @@ class Whole:
 
     def __init__(self, directory: str, side: RootSide) -> None:
         self.side = side
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            listen = f"127.0.0.1:{free.getsockname()[1]}"
-        self._directory, self._settings = directory, replace(gateway.behind(side.settings), listen=listen)
-        self.gateway = gateway.Gateway(directory, self._settings)
+        self._directory, self._settings = directory, replace(gateway.behind(side.settings), listen=own_address())
+        self.gateway = self._started()
+
+    def _started(self) -> gateway.Gateway:
+        started = gateway.Gateway(self._directory, self._settings)
+        assert started.address, started.log()
+        return started
 
     def kill_gateway(self) -> None:
         self.gateway.process.kill()
         self.gateway.process.wait(DEADLINE)
-        self.gateway = gateway.Gateway(self._directory, self._settings)
+        self.gateway = self._started()
 
     def kill_supervisor(self, link: Link) -> Link:
         return self.side.kill_supervisor(link, subscribe=False)

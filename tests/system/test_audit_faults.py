@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from jobworker.errors import HostFault
 from jobworker.jobs import JobSpec
 from jobworker.settings.schema import AuditSettings
 from jobworker.wire import messages
+from support.disks import on_disk
 from support.link import CALLER, DEADLINE
 from support.root_side import RootSide, root_side
 from support.trails import audit, events, names, of, report, wait_for_line
@@ -87,18 +87,10 @@ def test_a_shutdown_is_told(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout
 
 
-@contextmanager
-def on_small_disk(directory: Path, **settings: Any) -> Iterator[RootSide]:
+def on_small_disk(directory: Path, **settings: Any) -> AbstractContextManager[RootSide]:
     """An agent whose trails are on a small file system of their own."""
-    place = directory / "state" / "audit"
-    place.mkdir(parents=True)
     directory.chmod(0o755)
-    with ExitStack() as undo:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "jobworker-test", place], check=True)
-        undo.callback(lambda: subprocess.run(["umount", place], check=True))
-        side = RootSide(str(directory), audit=AuditSettings(**settings))
-        undo.callback(side.close)
-        yield side
+    return on_disk(directory, "size=256k", place="state/audit", audit=AuditSettings(**settings))
 
 
 def fill(side: RootSide) -> Path:
@@ -210,6 +202,6 @@ def test_a_trail_that_can_t_be_opened_keeps_no_agent_from_starting(tmp_path: Pat
         assert link.wait_ended(link.start("/bin/sh", "-c", "exit 4").job_id).exit_code == 4
         assert "audit trail not written" in side.log()
         place.unlink()
-        wait_for_there = Path(side.state_dir, "audit", "jobs.log")
-        until(wait_for_there.exists, True, DEADLINE)
-        assert "job_ended" in names(events(side.state_dir, "jobs"))
+        until(Path(side.state_dir, "audit", "jobs.log").exists, True, DEADLINE)
+        ended = wait_for_line(side.state_dir, "jobs", lambda line: line["event"] == "job_ended")
+        assert ended["exit_code"] == 4

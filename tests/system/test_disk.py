@@ -17,7 +17,7 @@ from jobworker.errors import HostFault, UpgradeRefused
 from jobworker.jobs import EndReason
 from jobworker.limits import Limits
 from jobworker.wire import messages
-from support.disks import on_disk
+from support.disks import on_disk, unmount
 from support.link import DEADLINE
 from support.root_side import RootSide
 
@@ -39,7 +39,7 @@ def on_ext4(directory: Path) -> Iterator[tuple[RootSide, Path]]:
     if subprocess.run(mount, check=False).returncode:
         pytest.skip("no loop device is to be had here")
     with ExitStack() as undo:
-        undo.callback(lambda: subprocess.run(["umount", state], check=True))
+        undo.callback(unmount, state)
         source = subprocess.run(["findmnt", "-no", "SOURCE", state], capture_output=True, check=True, text=True)
         side = RootSide(str(directory), segment_bytes=MIB)
         undo.callback(side.close)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from support import certs, scripted
+from support import certs, processes, scripted
 from support.agent import DEADLINE, Agent, running_agent
 from support.inventory import Hosts, told
-from support.signals import interruptible
+from support.ports import closed_address
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,13 @@ def sick(agent: Agent, second: Agent, tmp_path: Path) -> Iterator[Hosts]:
     stranger = certs.make(certs.Recipe(hosts=("127.0.0.1",), usage=certs.SERVER_AUTH), certs.foreign_ca())
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
-        socket.socket() as closed,
+        closed_address() as closed,
         scripted.scripted_agent(stranger) as foreign,
     ):
-        closed.bind(("127.0.0.1", 0))
         addresses = {
             "one": agent.addr,
             "hangs": f"127.0.0.1:{silent.getsockname()[1]}",
-            "refuses": f"127.0.0.1:{closed.getsockname()[1]}",
+            "refuses": closed,
             "foreign": foreign.endpoint().addr,
             "another": agent.addr,
             "two": second.addr,
@@ -58,7 +57,7 @@ def sick(agent: Agent, second: Agent, tmp_path: Path) -> Iterator[Hosts]:
 
 
 def test_each_host_costs_its_own_line(sick: Hosts) -> None:
-    words = ("--group", "web", "--connect-timeout", "1s", "run", "--", "sh", "-c", "echo hello; id -u >&2")
+    words = ("--group", "web", "--connect-timeout", "5s", "run", "--", "sh", "-c", "echo hello; id -u >&2")
     done = sick.cli(*words)
     assert done.returncode == 3, done.stderr
     assert sorted(done.stdout.splitlines()) == ["one: hello", "two: hello"]
@@ -87,7 +86,7 @@ def test_output_comes_as_lines_with_their_sources(hosts: Hosts) -> None:
 
 
 def test_why_is_told_to_programs(sick: Hosts) -> None:
-    done = sick.cli("--group", "web", "--connect-timeout", "1s", "--format", "json", "info")
+    done = sick.cli("--group", "web", "--connect-timeout", "5s", "--format", "json", "info")
     results = told(done)
     assert {name: result["status"] for name, result in results.items()} == {
         "one": "OK",
@@ -106,9 +105,7 @@ def test_why_is_told_to_programs(sick: Hosts) -> None:
 def test_one_that_hangs_holds_up_no_other(sick: Hosts) -> None:
     """With one at a time all the others would come behind it; with two there is one thread left for them."""
     command = sick.command("--limit", "hangs:one:two", "--forks", "2", "--connect-timeout", "1h", "start", "true")
-    with interruptible():
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
-    with process:
+    with processes.running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert {process.stdout.readline().split(b":")[0] for _ in range(2)} == {b"one", b"two"}
         process.send_signal(signal.SIGINT)
@@ -162,14 +159,8 @@ def test_a_drained_host_takes_no_jobs_and_the_others_do(hosts: Hosts) -> None:
 
 def test_ctrl_c_stops_real_jobs(hosts: Hosts, agent: Agent, second: Agent) -> None:
     script = "trap 'echo bye; exit 9' TERM; echo up; while :; do sleep 0.05; done"
-    with interruptible():
-        process = subprocess.Popen(
-            hosts.command("--group", "web", "run", "--label", "test=ctrl-c", "--", "sh", "-c", script),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-        )
-    with process:
+    command = hosts.command("--group", "web", "run", "--label", "test=ctrl-c", "--", "sh", "-c", script)
+    with processes.running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert {process.stdout.readline() for _ in range(2)} == {b"one: up\n", b"two: up\n"}
         process.send_signal(signal.SIGINT)

@@ -42,7 +42,7 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="needs fuse(4)"),
 ]
 
-_WAIT = 0.5
+_WAIT = 2
 _NOBODY = 65534
 _EXEC = '            self._begin("exec")\n'
 _HANG = f"            if b'slow' in self._command.argv: signal.pause()\n{_EXEC}"

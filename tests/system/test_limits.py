@@ -147,7 +147,7 @@ def test_weights_divide_a_cpu(link: Link) -> None:
     # Both at the same time, however long an interpreter takes to start here.
     began = time.monotonic()
     run(link, Limits(), "/usr/bin/python3", "-I", "-c", "pass")
-    begin = time.monotonic() + 4 * (time.monotonic() - began)
+    begin = time.monotonic() + 4 * (time.monotonic() - began) + 2
     spin = (
         f"import time; time.sleep({begin} - time.monotonic()); used = time.process_time()\n"
         f"while time.monotonic() < {begin + 3}: pass\n"

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -18,6 +17,7 @@ import yaml
 
 from support import monitoring
 from support.agent import DEADLINE, running_agent
+from support.ports import own_address
 from support.scraping import Scraper
 from support.waiting import until
 
@@ -43,7 +43,7 @@ class Prometheus:
         config = os.path.join(directory, "prometheus.yml")
         with open(config, "w") as file:
             yaml.safe_dump({"global": every, "rule_files": [str(monitoring.RULES)], "scrape_configs": [job]}, file)
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = own_address()
         self._log_path = os.path.join(directory, "prometheus.log")
         options = (f"--storage.tsdb.path={directory}/data", "--storage.tsdb.retention.time=1h")
         with open(self._log_path, "wb") as log:
@@ -91,12 +91,6 @@ class Prometheus:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.settings import schema
 from support import certs
 from support.collector import attributes, collector
-from support.gateway import DEADLINE, Gateway, gateway, settings
+from support.gateway import DEADLINE, Gateway, gateway, refusal, settings
+from support.ports import closed_address, own_address
 from support.waiting import until
 
 # A module of this name is imported at each start of an interpreter.
@@ -52,21 +52,12 @@ def said(running: Gateway, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
-@pytest.fixture
-def closed_port() -> Iterator[str]:
-    """An address that nobody listens at, nor can by chance."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{holder.getsockname()[1]}"
-
-
 def test_nothing_of_it_is_loaded_unless_it_is_asked_for(tmp_path: Path) -> None:
     def loaded(name: str, wanted: schema.Settings) -> bool:
         directory = tmp_path / name
         directory.mkdir()
-        running = Gateway(str(directory), wanted, PYTHONPROFILEIMPORTTIME="1")
-        call(running, "one")
-        assert running.stop() == 0
+        with gateway(directory, wanted, PYTHONPROFILEIMPORTTIME="1") as running:
+            call(running, "one")
         assert "jobworker.gateway.gate" in running.log()
         return "opentelemetry" in running.log()
 
@@ -83,12 +74,12 @@ def test_what_waits_is_sent_at_the_end(tmp_path: Path) -> None:
         assert [attributes(span)["jobworker.request_id"] for span in collecting.spans] == named
 
 
-def test_a_collector_that_is_away_costs_one_line(tmp_path: Path, closed_port: str) -> None:
-    with gateway(tmp_path, traced(tmp_path, f"http://{closed_port}")) as running:
+def test_a_collector_that_is_away_costs_one_line(tmp_path: Path) -> None:
+    with closed_address() as away, gateway(tmp_path, traced(tmp_path, f"http://{away}")) as running:
         call(running, "one")
         until(lambda: len(said(running, "traces are not sent")), 1, DEADLINE)
         (line,) = said(running, "traces are not sent")
-        assert (line["level"], line["endpoint"]) == ("warning", f"http://{closed_port}")
+        assert (line["level"], line["endpoint"]) == ("warning", f"http://{away}")
         assert "UNAVAILABLE" in line["problem"]
         call(running, "two")
     assert len(said(running, "traces are not sent")) == 1
@@ -99,19 +90,18 @@ def test_a_collector_that_is_away_costs_one_line(tmp_path: Path, closed_port: st
 def test_one_that_never_answers_does_not_hold_up_the_end(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        running = Gateway(str(tmp_path), traced(tmp_path, f"http://{address}"))
-        call(running, "one")
-        # It waits for the answer, and for much longer than it may.
-        accepted, _ = silent.accept()
-        with accepted:
-            assert running.stop() == 0
+        with gateway(tmp_path, traced(tmp_path, f"http://{address}")) as running:
+            call(running, "one")
+            # It waits for the answer, and for much longer than it may.
+            accepted, _ = silent.accept()
+            with accepted:
+                assert running.stop() == 0
     assert said(running, "stopped")
     assert "Traceback" not in running.log()
 
 
 def test_one_that_comes_back_is_sent_to_again(tmp_path: Path) -> None:
-    with collector() as first:
-        address = first.address
+    address = own_address()
     with gateway(tmp_path, traced(tmp_path, f"http://{address}")) as running:
         call(running, "lost")
         until(lambda: len(said(running, "traces are not sent")), 1, DEADLINE)
@@ -126,15 +116,13 @@ def test_one_that_comes_back_is_sent_to_again(tmp_path: Path) -> None:
 def test_more_of_what_the_sdk_reads_comes_from_the_environment(tmp_path: Path) -> None:
     with collector() as collecting:
         wanted = traced(tmp_path, f"http://{collecting.address}")
-        running = Gateway(str(tmp_path), wanted, OTEL_EXPORTER_OTLP_HEADERS="api-key=secret")
-        call(running, "one")
-        assert running.stop() == 0
+        with gateway(tmp_path, wanted, OTEL_EXPORTER_OTLP_HEADERS="api-key=secret") as running:
+            call(running, "one")
         assert (len(collecting.spans), collecting.headers["api-key"]) == (1, "secret")
         assert "secret" not in running.log()
-    running = Gateway(str(tmp_path), wanted, OTEL_EXPORTER_OTLP_COMPRESSION="none-such")
-    assert running.stop() == 1
-    assert "OTEL_EXPORTER_OTLP_COMPRESSION" in running.log()
-    assert "Traceback" not in running.log()
+    refused = refusal(tmp_path, wanted, OTEL_EXPORTER_OTLP_COMPRESSION="none-such")
+    assert "OTEL_EXPORTER_OTLP_COMPRESSION" in refused
+    assert "Traceback" not in refused
 
 
 def test_by_the_ratio_none_are_told_but_what_a_client_traces(tmp_path: Path) -> None:
@@ -153,15 +141,12 @@ def without(tmp_path: Path) -> str:
 
 
 def test_without_the_extra_the_gateway_serves(tmp_path: Path, without: str) -> None:
-    running = Gateway(str(tmp_path), settings(str(tmp_path)), PYTHONPATH=without)
-    call(running, "one", ("traceparent", f"00-{'7' * 32}-{'6' * 16}-01"))
-    assert running.stop() == 0
+    with gateway(tmp_path, PYTHONPATH=without) as running:
+        call(running, "one", ("traceparent", f"00-{'7' * 32}-{'6' * 16}-01"))
 
 
 def test_without_the_extra_traces_are_refused(tmp_path: Path, without: str) -> None:
-    running = Gateway(str(tmp_path), traced(tmp_path, "http://127.0.0.1:4317"), PYTHONPATH=without)
-    assert running.stop() == 1
-    assert running.log() == (
+    assert refusal(tmp_path, traced(tmp_path, "http://127.0.0.1:4317"), PYTHONPATH=without) == (
         "jobworker gateway: tracing.endpoint: needs OpenTelemetry, which is not installed here; "
         "pip install 'jobworker[otel]', or leave it out\n"
     )

@@ -98,7 +98,7 @@ def test_a_host_that_is_gone_is_told_and_decides_the_exit_code(web: Web) -> None
 
 def test_a_host_that_hangs_holds_up_no_other(web: Web) -> None:
     web.each["web1"].released.clear()
-    done = web.hosts.cli("--host", "web1", "--host", "web2", "--connect-timeout", "1s", *SHORT)
+    done = web.hosts.cli("--host", "web1", "--host", "web2", "--connect-timeout", "5s", *SHORT)
     _, only = done.stdout.splitlines()
     assert only.split()[1] == "web2"
     assert (done.returncode, "unreachable: web1" in done.stderr) == (3, True)
@@ -107,7 +107,7 @@ def test_a_host_that_hangs_holds_up_no_other(web: Web) -> None:
 def test_a_host_whose_second_look_is_late_has_not_answered(web: Web) -> None:
     web.each["web1"].looks_until_it_hangs = 1
     done = web.hosts.cli(
-        "--host", "web1", "--host", "web2", "--connect-timeout", "1s", *SHORT, "--once", "--format", "json"
+        "--host", "web1", "--host", "web2", "--connect-timeout", "5s", *SHORT, "--once", "--format", "json"
     )
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert {event["host"] for event in told if event["type"] == "use"} == {"web2"}
@@ -131,7 +131,7 @@ def test_a_host_that_is_silent_does_not_keep_it_from_ending(tmp_path: Path) -> N
 
 def test_on_a_terminal_it_tells_who_is_missing_and_shows_who_comes_back(web: Web) -> None:
     web.each["web1"].released.clear()
-    command = web.hosts.command("--host", "web1", "--host", "web2", "--connect-timeout", "1s", *SHORT)
+    command = web.hosts.command("--host", "web1", "--host", "web2", "--connect-timeout", "5s", *SHORT)
     with terminal(command) as it:
         it.wait_for("1 host, without web1: 1 jobs, by cpu")
         web.each["web1"].released.set()
