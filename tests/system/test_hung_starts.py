@@ -6,8 +6,8 @@ import fcntl
 import os
 import select
 import signal
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,10 @@ def side(tmp_path: Path) -> Iterator[RootSide]:
 
 @pytest.fixture
 def patient(tmp_path: Path) -> Iterator[RootSide]:
+    """One that waits for longer than a test does."""
     tmp_path.chmod(0o755)
-    with root_side(str(tmp_path), kill_wait_ms=200) as running:
+    with root_side(str(tmp_path), own_package=True, kill_wait_ms=200) as running:
+        change(running, "supervisor/launch.py", "_LAUNCH_WAIT = 15.0\n", "_LAUNCH_WAIT = 3600.0\n")
         yield running
 
 
@@ -230,12 +232,10 @@ def test_told_to_end_the_agent_does_not_wait_for_it(patient: RootSide, dead: Han
     link = patient.link()
     seq = hang(link, dead, workdir=f"{dead.path}/x")
     job_id = only_job(patient)
-    began = time.monotonic()
     patient.keeper.terminate()
     with pytest.raises(AgentUnavailable):
         link.answer(seq)
     assert patient.close() == 0
-    assert time.monotonic() - began < 10
     assert os.listdir(os.path.join(patient.state_dir, "jobs")) == []
     dead.let_go()
     patient.start_again()
@@ -355,12 +355,17 @@ def test_its_disk_is_not_waited_for(looking: RootSide, silent: Hanging) -> None:
         link.answer(seq)
     assert (caught.value.operation, caught.value.errno_name) == (f"looking for the disk of {path!r}", "ETIMEDOUT")
     # The helper can't be killed; nobody waits for it a second time.
-    began = time.monotonic()
-    assert str(refusal(link, path, best_effort=True)) == str(caught.value)
-    request = messages.StartJob(CALLER, JobSpec("/bin/true", workdir=path, limits=_IO), dry_run=True)
-    with pytest.raises(HostFault):
-        link.ask(request)
-    assert time.monotonic() - began < 2 * _WAIT
+    spec = JobSpec("/bin/true", workdir=path, limits=_IO)
+    for request in (
+        messages.StartJob(CALLER, replace(spec, best_effort=True)),
+        messages.StartJob(CALLER, spec, dry_run=True),
+    ):
+        late, behind = link.send(request), link.send(messages.Measure())
+        with pytest.raises(HostFault) as again:
+            link.answer(late)
+        assert str(again.value) == str(caught.value)
+        assert not link.events, "what was asked behind it is answered behind it"
+        link.answer(behind)
     silent.let_go()
     looking.wait_for(lambda: not is_looking(looking))
     told = refusal(link, path)
