@@ -92,28 +92,18 @@ async def all_clients(agent: Agent) -> list[job_pb2.Job]:
     return [job for jobs in await asyncio.gather(*(client(agent, n) for n in range(CLIENTS))) for job in jobs]
 
 
-def agent_pids(agent: Agent) -> dict[str, int]:
-    """The agent's processes by what they are."""
-    pids = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as line, open(f"/proc/{name}/comm") as comm:
-                if agent.directory.encode() in line.read():
-                    pids[comm.read().strip()] = int(name)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return pids
+def parts(agent: Agent) -> dict[str, int]:
+    return {part: agent.pid(part) for part in ("keeper", "supervisor", "flusher", "gateway")}
 
 
 def test_five_hundred_jobs_from_fifty_clients_leave_nothing() -> None:
     with running_agent() as agent:
         agent.cli("run", "--", "true", check=True)
-        pids = agent_pids(agent)
-        assert {"jw-keeper", "jw-supervisor", "jw-flusher"} <= pids.keys()
-        before = {part: descriptors(pids[part]) for part in ("jw-keeper", "jw-supervisor")}
+        pids = parts(agent)
+        before = {part: descriptors(pids[part]) for part in ("keeper", "supervisor")}
         jobs = asyncio.run(all_clients(agent))
         assert len({job.id for job in jobs}) == CLIENTS * JOBS_EACH
-        assert agent_pids(agent) == pids, "no part of the agent was restarted"
+        assert parts(agent) == pids, "no part of the agent was restarted"
         # The keeper hears of the last end a moment after the clients do; what it is asked next comes behind that.
         agent.cli("run", "--", "true", check=True)
         assert {part: descriptors(pids[part]) for part in before} == before

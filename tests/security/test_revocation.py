@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import ssl
@@ -25,6 +24,7 @@ from jobworker.gateway import revocation
 from jobworker.settings.schema import MetricsSettings, Settings, TlsSettings
 from support import certs, gateway, pki
 from support.certs import Recipe, make
+from support.files import put
 from support.scripted_supervisor import ScriptedSupervisor, job_id, record
 
 CA = certs.dev_pki().pair("ca")
@@ -41,11 +41,7 @@ class Running:
         self.replace(certs.crl(CA))
 
     def replace(self, data: bytes, *, path: Path | None = None) -> None:
-        path = path or self.crl
-        beside = path.with_suffix(".new")
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-        beside.rename(path)
+        put(path or self.crl, data)
 
     def settings(self) -> Settings:
         pki = certs.dev_pki().copy(self.directory / "pki")

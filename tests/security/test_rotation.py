@@ -21,6 +21,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.settings.schema import TlsSettings
 from support import certs, gateway
 from support.certs import Pair, Recipe, make
+from support.files import put
 from support.scripted_supervisor import ScriptedSupervisor, job_id, record
 
 CA = certs.dev_pki().pair("ca")
@@ -36,16 +37,11 @@ class Rotating:
     running: gateway.Gateway
     tls: TlsSettings
 
-    def put(self, path: str, data: bytes) -> None:
-        with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-        os.rename(f"{path}.new", path)
-
     def rotate(self, number: int) -> Pair:
         pair = make(replace(HOST, key=("rsa4096", "other4096")[number % 2]), CA)
         # One half after the other, as it is done everywhere: between them the two do not fit.
-        self.put(self.tls.cert, pair.cert_pem)
-        self.put(self.tls.key, pair.key_pem)
+        put(self.tls.cert, pair.cert_pem)
+        put(self.tls.key, pair.key_pem)
         return pair
 
     def stale_files(self) -> list[pb.StaleFile]:
@@ -131,13 +127,13 @@ def test_no_handshake_fails_and_no_stream_ends(rotating: Rotating, printout: lis
 def test_half_of_a_pair_leaves_the_old_one_and_is_told(rotating: Rotating) -> None:
     before = rotating.serial()
     other = make(replace(HOST, key="other4096"), CA)
-    rotating.put(rotating.tls.cert, other.cert_pem)
+    put(rotating.tls.cert, other.cert_pem)
     assert rotating.serial() == before
     assert "certificates: the files have changed and cannot be used" in rotating.running.log()
     assert f"{rotating.tls.key}: is not the key of the certificate" in rotating.running.log()
     (stale,) = rotating.stale_files()
     assert (stale.what, "is not the key of the certificate" in stale.problem) == ("certificates", True)
-    rotating.put(rotating.tls.key, other.key_pem)
+    put(rotating.tls.key, other.key_pem)
     assert rotating.serial() == other.certificate.serial_number
     assert rotating.stale_files() == []
 
@@ -145,7 +141,7 @@ def test_half_of_a_pair_leaves_the_old_one_and_is_told(rotating: Rotating) -> No
 @pytest.mark.parametrize("broken", [b"", b"-----BEGIN CERTIFICATE-----\nMIIF"])
 def test_half_of_a_file_likewise(rotating: Rotating, broken: bytes) -> None:
     before = rotating.serial()
-    rotating.put(rotating.tls.cert, broken)
+    put(rotating.tls.cert, broken)
     assert rotating.serial() == before
     os.unlink(rotating.tls.cert)
     assert rotating.serial() == before
@@ -174,17 +170,17 @@ def test_a_ca_that_is_added_and_one_that_is_taken_away(rotating: Rotating, tmp_p
         return "OK"
 
     assert code(files) == "UNAVAILABLE"
-    rotating.put(rotating.tls.ca, CA.cert_pem + another.cert_pem)
+    put(rotating.tls.ca, CA.cert_pem + another.cert_pem)
     assert (code(files), code(certs.dev_pki().files("writer"))) == ("OK", "OK")
-    rotating.put(rotating.tls.ca, CA.cert_pem)
+    put(rotating.tls.ca, CA.cert_pem)
     assert code(make(Recipe(), another).save(tmp_path, "latecomer")) == "UNAVAILABLE"
 
 
 def test_following_the_advice_is_enough(rotating: Rotating) -> None:
     before = rotating.serial()
     other = make(replace(HOST, key="other4096"), CA)
-    rotating.put(rotating.tls.cert, other.cert_pem)
-    rotating.put(rotating.tls.key, other.key_pem)
+    put(rotating.tls.cert, other.cert_pem)
+    put(rotating.tls.key, other.key_pem)
     os.chmod(rotating.tls.key, 0o644)
     # It may have been seen between two of these.
     if rotating.serial() == before:
@@ -196,7 +192,7 @@ def test_following_the_advice_is_enough(rotating: Rotating) -> None:
 def test_a_pair_that_has_ended_does_not_replace_one_that_has_not(rotating: Rotating) -> None:
     before = rotating.serial()
     ended = make(replace(HOST, begin=timedelta(hours=-2), end=timedelta(hours=-1)), CA)
-    rotating.put(rotating.tls.cert, ended.cert_pem)
-    rotating.put(rotating.tls.key, ended.key_pem)
+    put(rotating.tls.cert, ended.cert_pem)
+    put(rotating.tls.key, ended.key_pem)
     assert rotating.serial() == before
     assert "is not valid now, and the one in use is" in rotating.running.log()

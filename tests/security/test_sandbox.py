@@ -22,6 +22,7 @@ from jobworker.sandbox import PARTS, Part, Profile
 from jobworker.settings.schema import IsolationSettings
 from jobworker.wire import messages
 from support.callers import caller
+from support.gates import gate, open_gate
 from support.leftovers import cgroups
 from support.link import Link
 from support.root_side import RootSide, fresh_root_side, root_side
@@ -294,18 +295,15 @@ def test_it_leaves_no_child_to_the_agent(link: Link, sandbox: str) -> None:
 @CONFINED
 def test_one_that_is_traced_by_its_parent_ends_as_it_should(link: Link, side: RootSide, sandbox: str) -> None:
     """The keeper, its parent after the supervisor's death, is told that it stops, and that is no end."""
-    gate = os.path.join(side.settings.isolation.writable[0], f"traced-{sandbox}")
-    os.mkfifo(gate)
-    os.chmod(gate, 0o666)  # noqa: S103
     script = (
-        f"import ctypes, os; print(1, flush=True); open({gate!r}).read(); "
+        f"import ctypes, os; print(1, flush=True); open({gate(side, sandbox)!r}).read(); "
         "ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.kill(os.getpid(), 10)"
     )
     traced = side.link(subscribe=True).start(*PYTHON, script, sandbox=sandbox)
     os.kill(side.supervisor_pid(), signal.SIGKILL)
     link.drain()
     link = side.reconnect(subscribe=True)
-    Path(gate).write_text("go\n")
+    open_gate(side, sandbox)
     until(lambda: Path(f"/proc/{traced.pid}/status").read_text().split("State:\t")[1][0], "t")
     ended = link.stop(traced.job_id, force=True)
     assert (ended.end_reason, ended.signal) == (EndReason.STOPPED, signal.SIGKILL)

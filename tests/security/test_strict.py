@@ -15,6 +15,7 @@ import pytest
 from jobworker.errors import StartFailed
 from jobworker.jobs import EndReason
 from jobworker.kernel import landlock
+from support.gates import gate, open_gate
 from support.leftovers import cgroups
 from support.link import Link
 from support.root_side import RootSide, fresh_root_side
@@ -99,14 +100,12 @@ def test_in_strict_not_even_root_s_job_sees_what_its_init_knows() -> None:
 
 def test_in_strict_it_outlives_supervisor_and_keeper(side: RootSide) -> None:
     link = side.link(subscribe=True)
-    gate = os.path.join(side.settings.isolation.writable[0], "outlive")
-    os.mkfifo(gate)
-    os.chmod(gate, 0o666)  # noqa: S103
-    job = link.start("/bin/sh", "-c", f"echo one; read x < {gate}; echo two; exit 5", sandbox="strict")
+    script = f"echo one; read x < {gate(side, 'outlive')}; echo two; exit 5"
+    job = link.start("/bin/sh", "-c", script, sandbox="strict")
     os.kill(side.supervisor_pid(), signal.SIGKILL)
     link.drain()
     link = side.reconnect(subscribe=True)
-    Path(gate).write_text("go\n")
+    open_gate(side, "outlive")
     ended = link.wait_ended(job.job_id)
     assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 5)
     assert link.read_log(ended) == b"one\ntwo\n"

@@ -75,6 +75,15 @@ class Agent:
         job: dict[str, Any] = json.loads(self.cli("query", job_id, "--format", "json", check=True).stdout)
         return job
 
+    def pids(self, part: str) -> list[int]:
+        """The processes that are this part of it, see `part_of`."""
+        return [pid for pid in processes_with(self.directory) if part_of(pid) == part]
+
+    def pid(self, part: str) -> int:
+        """The one process that is this part of it."""
+        (pid,) = self.pids(part)
+        return pid
+
     def log(self) -> str:
         with open(self.log_path) as file:
             return file.read()
@@ -106,6 +115,20 @@ class Agent:
     def _close_output(self) -> None:
         if self.process.stdout:
             self.process.stdout.close()
+
+
+def part_of(pid: int) -> str:
+    """The part of an agent that this process is; empty for any other, and for one that is gone."""
+    try:
+        with open(f"/proc/{pid}/comm") as comm, open(f"/proc/{pid}/cmdline") as line:
+            name, command = comm.read().strip(), line.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    if name in ("jw-supervisor", "jw-flusher"):
+        return name.removeprefix("jw-")
+    if "keeper/__main__.py" in command:
+        return "keeper"
+    return "gateway" if "jobworker.gateway" in command else ""
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import Message
@@ -190,7 +190,13 @@ def violated_field(error: Any) -> str:
     return str(bad_request.field_violations[0].field) if bad_request else ""
 
 
-def metrics(running: Gateway) -> dict[str, float]:
+class Logging(Protocol):
+    """A gateway, or what has one."""
+
+    def log(self) -> str: ...
+
+
+def metrics(running: Logging) -> dict[str, float]:
     """What a gateway with `plain_http` tells of itself, by name with labels."""
     serving = next(json.loads(line) for line in running.log().splitlines() if '"serving"' in line)
     with urllib.request.urlopen(f"http://{serving['metrics']}/metrics", timeout=DEADLINE) as answer:

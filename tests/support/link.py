@@ -8,6 +8,7 @@ import os
 import select
 import signal
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from jobworker.errors import AgentUnavailable, JobWorkerError
@@ -144,10 +145,15 @@ class Link:
     def wait_ended(self, job_id: str) -> JobRecord:
         """Wait for the event that the job has ended; needs `subscribe`."""
         while job_id not in self._ended:
-            event = self.events.popleft() if self.events else self.receive().message
-            if isinstance(event, messages.JobChanged) and event.record.ended_ns:
-                self._ended[event.record.job_id] = event.record
+            event = self.wait_event(lambda event: isinstance(event, messages.JobChanged) and event.record.ended_ns)
+            self._ended[event.record.job_id] = event.record
         return self._ended[job_id]
+
+    def wait_event(self, suits: Callable[[Any], object]) -> Any:
+        """Wait for the next event that suits; those before it are forgotten. Needs `subscribe`."""
+        while not suits(event := self.events.popleft() if self.events else self.receive().message):
+            pass
+        return event
 
     def wait_output(self, job_id: str) -> None:
         """Wait until the job has written something."""

@@ -24,6 +24,7 @@ from jobworker.kernel import pidfd
 from jobworker.settings import schema
 from jobworker.wire import messages
 from support import seccomp
+from support.files import put
 from support.link import DEADLINE, Link
 from support.service_manager import ServiceManager
 
@@ -116,12 +117,12 @@ class RootSide:
         self.start_again()
 
     def write_policy(self, text: str) -> None:
-        """Replace the policy file, as editors and deployments do."""
-        _replace(self.settings.policy, text)
+        """Replace the policy file."""
+        put(self.settings.policy, text.encode(), 0o644)
 
     def write_limits(self, text: str) -> None:
         """Replace the limits file."""
-        _replace(self.settings.limits, text)
+        put(self.settings.limits, text.encode(), 0o644)
 
     def change(self, name: str, line: str, by: str) -> None:
         """Have the next supervisor run something else in the place of a line; for an `own_package`.
@@ -335,12 +336,6 @@ class RootSide:
         if self._successor is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._successor, signal.SIGCONT)
-
-
-def _replace(path: str, text: str) -> None:
-    with open(f"{path}.new", "w") as file:
-        file.write(text)
-    os.rename(f"{path}.new", path)
 
 
 @contextlib.contextmanager

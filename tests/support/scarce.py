@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 # More than what is attempted needs.
 MOST = 10
@@ -15,19 +15,14 @@ MOST = 10
 def room_for(count: int) -> Iterator[None]:
     """Have no more than so many descriptors be opened."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    taken = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + MOST, before[1]))
+    # A new one has the lowest number that is free.
+    free = [os.open("/", os.O_PATH | os.O_CLOEXEC) for _ in range(count + 1)]
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], before[1]))
     try:
-        with suppress(OSError):
-            while True:
-                taken.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
-        for _ in range(count):
-            os.close(taken.pop())
         yield
     finally:
-        for fd in taken:
-            os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from support import processes
 from support.signals import interruptible
 
 _DEADLINE = 30
@@ -91,6 +92,22 @@ class Terminal:
             self.process.wait(_DEADLINE)
         os.close(self._terminal)
         os.close(self._its_side)
+
+
+def on_a_terminal(command: Sequence[Any], **variables: str) -> tuple[int, bytes]:
+    """Run a program to its end on a terminal of its own; its exit code, and all that it shows."""
+    ours, its_side = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "", **variables}
+    ends = dict.fromkeys(("stdin", "stdout", "stderr"), its_side)
+    with processes.running(command, **ends, start_new_session=True, env=environment) as process:
+        os.close(its_side)
+        shown = b""
+        # Linux says EIO when the last process has closed its side.
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 65_536):
+                shown += data
+        os.close(ours)
+        return process.wait(_DEADLINE), shown
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def test_sigterm_ends_jobs_and_everything_else(own_agent: Agent) -> None:
 def test_a_gateway_that_is_late_tells_followers_of_the_end_all_the_same(own_agent: Agent) -> None:
     # The supervisor has said all and is gone before the gateway takes any of it in, and it shall end by then.
     job_id = own_agent.start_job("--", "sh", "-c", "trap 'seq 100000; exit 3' TERM; echo up; sleep 1000 & wait")
-    gateway = gateway_of(own_agent)
+    gateway = own_agent.pid("gateway")
     with following(own_agent, job_id) as follower:
         assert follower.stdout
         assert follower.stdout.readline() == b"up\n"
@@ -98,7 +98,7 @@ def test_what_is_taken_over_gets_the_settings_of_now(own_agent: Agent) -> None:
 
 
 def test_killed_without_jobs_it_leaves_nothing(own_agent: Agent) -> None:
-    (keeper,) = [pid for pid in processes_with("keeper/__main__.py") if pid in processes_with(own_agent.directory)]
+    keeper = own_agent.pid("keeper")
     own_agent.kill()
     wait_for_end(keeper)
 
@@ -109,20 +109,11 @@ def test_the_supervisor_may_die(own_agent: Agent) -> None:
     )
     with following(own_agent, job_id) as follower:
         for _ in range(3):
-            os.kill(supervisor_of(own_agent), signal.SIGKILL)
+            os.kill(own_agent.pid("supervisor"), signal.SIGKILL)
             assert own_agent.cli("query", job_id).returncode == 0, "the call waits for the next supervisor"
         assert follower.stdout
         assert follower.stdout.read() == "".join(f"{i}\n" for i in range(300)).encode()
     assert own_agent.close() == 0
-
-
-def supervisor_of(agent: Agent) -> int:
-    def name(pid: int) -> str:
-        with open(f"/proc/{pid}/comm") as file:
-            return file.read().strip()
-
-    (pid,) = [pid for pid in processes_with(agent.directory) if name(pid) == "jw-supervisor"]
-    return pid
 
 
 def test_an_upgrade_in_place(own_agent: Agent) -> None:
@@ -258,7 +249,7 @@ def test_the_gateway_may_die(own_agent: Agent) -> None:
         assert follower.stdout
         first = follower.stdout.readline()
         for _ in range(2):
-            os.kill(gateway_of(own_agent), signal.SIGKILL)
+            os.kill(own_agent.pid("gateway"), signal.SIGKILL)
             # A new call is told at once that nobody listens; nothing tells it when somebody does again.
             while own_agent.cli("query", job_id).returncode:
                 assert own_agent.process.poll() is None, own_agent.log()
@@ -268,11 +259,11 @@ def test_the_gateway_may_die(own_agent: Agent) -> None:
 
 
 def test_a_gateway_that_is_killed_before_it_serves_is_started_again(own_agent: Agent) -> None:
-    first = gateway_of(own_agent)
+    first = own_agent.pid("gateway")
     os.kill(first, signal.SIGKILL)
     killed = {first}
     for _ in range(3):
-        while not (fresh := set(gateways_of(own_agent)) - killed):
+        while not (fresh := set(own_agent.pids("gateway")) - killed):
             assert own_agent.process.poll() is None, own_agent.log()
         for pid in fresh:
             os.kill(pid, signal.SIGKILL)
@@ -281,11 +272,11 @@ def test_a_gateway_that_is_killed_before_it_serves_is_started_again(own_agent: A
 
 
 def test_a_gateway_comes_back_while_the_supervisor_is_away(own_agent: Agent) -> None:
-    (keeper,) = [pid for pid in processes_with("keeper/__main__.py") if pid in processes_with(own_agent.directory)]
+    keeper = own_agent.pid("keeper")
     # Nobody starts another supervisor.
     os.kill(keeper, signal.SIGSTOP)
     try:
-        for pid in (supervisor_of(own_agent), gateway_of(own_agent)):
+        for pid in (own_agent.pid("supervisor"), own_agent.pid("gateway")):
             kill(pid)
         host, _, port = own_agent.addr.rpartition(":")
         until(lambda: listens(host, int(port)), True, DEADLINE)
@@ -309,15 +300,6 @@ def is_pending(pid: int, signum: signal.Signals) -> bool:
     with open(f"/proc/{pid}/status") as file:
         (pending,) = (line.split()[1] for line in file if line.startswith("ShdPnd:"))
     return bool(int(pending, 16) & 1 << (signum - 1))
-
-
-def gateways_of(agent: Agent) -> list[int]:
-    return [pid for pid in processes_with("jobworker.gateway") if pid in processes_with(agent.directory)]
-
-
-def gateway_of(agent: Agent) -> int:
-    (pid,) = gateways_of(agent)
-    return pid
 
 
 def kill(pid: int) -> None:

@@ -109,10 +109,7 @@ def test_a_deleted_job_is_gone_with_all_its_files(tmp_path: Path) -> None:
         for gone in (lambda: link.inspect(record.job_id), lambda: link.ask(DeleteJob(CALLER, record.job_id))):
             with pytest.raises(JobNotFound):
                 gone()
-        while not isinstance(
-            event := watching.events.popleft() if watching.events else watching.receive().message, JobRemoved
-        ):
-            pass
+        event = watching.wait_event(lambda event: isinstance(event, JobRemoved))
         assert (event.job_id, event.revision > record.revision) == (record.job_id, True)
         side.wait_for(lambda: not os.listdir(os.path.join(side.state_dir, "removed")))
         assert sorted(os.listdir(os.path.join(side.state_dir, "jobs"))) == sorted(other.job_id for other in others)

@@ -18,6 +18,7 @@ from jobworker.jobs import EndReason
 from jobworker.limits import Limits
 from jobworker.wire import messages
 from support.disks import on_disk, unmount
+from support.gates import gate, open_gate
 from support.link import DEADLINE
 from support.root_side import RootSide
 
@@ -178,19 +179,15 @@ def test_no_inode_left(tmp_path: Path) -> None:
 def test_a_disk_that_becomes_read_only(tmp_path: Path) -> None:
     with on_ext4(tmp_path) as (side, switch):
         link = side.link(subscribe=True)
-        gates = [tmp_path / f"gate{number}" for number in range(2)]
-        for gate in gates:
-            os.mkfifo(gate)
-            gate.chmod(0o666)
         tmp_path.chmod(0o755)
         script = "echo before; read x < {}; echo after; exit 6"
-        jobs = [link.start("/bin/sh", "-c", script.format(gate)) for gate in gates]
+        jobs = [link.start("/bin/sh", "-c", script.format(gate(side, number))) for number in range(2)]
         for job in jobs:
             link.wait_output(job.job_id)
         switch.write_text("1")
         with pytest.raises(HostFault, match="EROFS"):
             link.start("/bin/true")
-        gates[0].write_text("go\n")
+        open_gate(side, 0)
         ended = link.wait_ended(jobs[0].job_id)
         assert (ended.end_reason, ended.exit_code) == (EndReason.EXITED, 6)
         assert (ended.log_bytes, ended.lost_bytes) == (13, 6)
@@ -199,7 +196,7 @@ def test_a_disk_that_becomes_read_only(tmp_path: Path) -> None:
         os.kill(side.supervisor_pid(), signal.SIGKILL)
         link.drain()
         running = os.pidfd_open(jobs[1].pid)
-        gates[1].write_text("go\n")
+        open_gate(side, 1)
         assert select.select([running], [], [], DEADLINE)[0]
         os.close(running)
         side.wait_for(lambda: "nobody can connect until the socket can be made" in side.log())

@@ -37,10 +37,7 @@ def test_no_job_is_taken_until_it_is_over_whatever_dies(tmp_path: Path) -> None:
         running = link.ask(key).record.job_id
         assert not watching.welcome.host.draining
         assert link.ask(Drain(CALLER, draining=True)) == Drained(draining=True, active=(running,))
-        while (watching.events.popleft() if watching.events else watching.receive().message) != DrainChanged(
-            draining=True
-        ):
-            pass
+        watching.wait_event(lambda event: event == DrainChanged(draining=True))
         with pytest.raises(AgentDraining):
             link.start("/bin/true")
         assert link.ask(key).record.job_id == running, "what was started before is no new job"

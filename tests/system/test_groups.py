@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from jobworker.kernel.cgroup.v1 import V1Hierarchy
 from jobworker.kernel.cgroup.v2 import V2Hierarchy
 from jobworker.limits import NO_LIMITS
 from support.cgroup_places import v2_place
+from support.scarce import open_files, room_for
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -42,24 +41,6 @@ def v2(base: Path) -> Hierarchy:
     return V2Hierarchy("", Base(lambda: CgroupDir.open(str(base))), CgroupDir.open(str(base.parent)))
 
 
-def descriptors() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
-
-
-@contextlib.contextmanager
-def room_for(count: int) -> Iterator[None]:
-    """This process may open so many files more."""
-    free = [os.dup(0) for _ in range(count + 1)]
-    for fd in free:
-        os.close(fd)
-    old = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, old)
-
-
 @pytest.mark.usefixtures("one_life")
 @pytest.mark.parametrize("made", [v1, v2])
 @pytest.mark.parametrize("call", ["create", "adopt"])
@@ -68,18 +49,18 @@ def test_a_group_that_cannot_be_opened(base: Path, made: Callable[[Path], Hierar
     for room in range(10):
         if call == "adopt":
             (base / NAME).mkdir(exist_ok=True)
-        before = descriptors()
+        before = open_files()
         try:
             with room_for(room):
                 group = hierarchy.create(NAME, NO_LIMITS) if call == "create" else hierarchy.adopt(NAME)
         except OSError:
-            assert descriptors() == before
+            assert open_files() == before
             assert (base / NAME).exists() == (call == "adopt")
         else:
             # At first there was too little.
             assert room > 1
             group.remove()
-            assert descriptors() == before
+            assert open_files() == before
             return
     pytest.fail("it cannot be made at all")
 
@@ -88,7 +69,7 @@ def test_a_group_that_cannot_be_opened(base: Path, made: Callable[[Path], Hierar
 def test_a_base_that_was_removed_is_made_again_when_that_is_possible(base: Path) -> None:
     top = CgroupDir.open(str(base))
     place = Base(lambda: top.make_below("a/b", lambda parent, _: os.close(os.dup(parent.fd))))
-    before = descriptors()
+    before = open_files()
     for room in range(10):
         (base / "a" / "b").rmdir()
         try:
@@ -96,12 +77,12 @@ def test_a_base_that_was_removed_is_made_again_when_that_is_possible(base: Path)
                 made = place.make_child("c")
         except OSError:
             # What it had open it has still, lest the number be another file's.
-            assert descriptors() == before
+            assert open_files() == before
             (base / "a" / "b").mkdir(exist_ok=True)
         else:
             assert room > 1
             made.close()
-            assert descriptors() == before
+            assert open_files() == before
             for name in ("a/b/c", "a/b", "a"):
                 (base / name).rmdir()
             return

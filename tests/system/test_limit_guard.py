@@ -14,6 +14,7 @@ import pytest
 from jobworker.errors import CapExceeded, InvalidField
 from jobworker.jobs import JobRecord
 from jobworker.limits import Enforcement, Limits, LimitStatus
+from support.gates import gate, open_gate
 from support.limit_files import limit_file
 from support.link import Link
 from support.root_side import RootSide, fresh_root_side
@@ -117,10 +118,7 @@ def test_what_was_changed_while_nobody_looked_is_set_again(link: Link, side: Roo
 
 
 def test_what_cannot_be_set_again_is_told(link: Link, side: RootSide) -> None:
-    go, free = (os.path.join(os.path.dirname(side.state_dir), name) for name in ("go", "free"))
-    for path in (go, free):
-        os.mkfifo(path)
-        os.chmod(path, 0o666)  # noqa: S103
+    go, free = gate(side, "go"), gate(side, "free")
     script = f"read x < {go}; python3 -c 'b = bytearray(200 << 20); open(\"{free}\").read()'; sleep 1000"
     # The one that can be set again is written first, of which the kernel tells too.
     job = link.start("/bin/sh", "-c", script, limits=Limits(memory_bytes=64 << 20, cpu_millis=900))
@@ -129,7 +127,7 @@ def test_what_cannot_be_set_again_is_told(link: Link, side: RootSide) -> None:
         pytest.skip("cgroup v2 takes any limit, and ends the job for it")
     with away(side):
         change_memory(memory, 1 << 30)
-        Path(go).write_text("go\n")
+        open_gate(side, "go")
         usage = memory.parent / "memory.usage_in_bytes"
         until(lambda: int(usage.read_text()) > 200 << 20, True)
     until(lambda: memory_of(link, job).enforcement, Enforcement.BEST_EFFORT)
@@ -142,7 +140,7 @@ def test_what_cannot_be_set_again_is_told(link: Link, side: RootSide) -> None:
     until(lambda: link.inspect(other.job_id).limits_restored, 1)
     assert warnings(side) == [["memory"], ["cpu"]]
     # Once it can be, it is as it was; the next change is what leads to that.
-    Path(free).write_text("")
+    open_gate(side, "free")
     until(lambda: int(usage.read_text()) < 60 << 20, True)
     with away(side):
         memory.write_text(str(1 << 29))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from jobworker.wire import messages
 from support.gateway import Gateway, behind, gateway
 from support.link import Link
 from support.root_side import RootSide, fresh_root_side
+from support.terminals import on_a_terminal
 
 
 @pytest.fixture
@@ -116,24 +116,15 @@ def test_a_file_is_not_taken_for_the_journal(tmp_path: str) -> None:
     assert all(line[0] == "{" for line in written(os.path.join(tmp_path, "log"), JOURNAL_STREAM="1:2"))
 
 
-def on_a_terminal(**environment: str) -> list[str]:
-    """The same there."""
-    ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", _LINES], stderr=theirs, check=True, env=dict(os.environ) | environment)
-    os.close(theirs)
-    text = b""
-    try:
-        while piece := os.read(ours, 4096):
-            text += piece
-    except OSError:
-        # Linux says so that the other end is closed.
-        pass
-    os.close(ours)
+def shown(**environment: str) -> list[str]:
+    """The same on a terminal."""
+    code, text = on_a_terminal([sys.executable, "-c", _LINES], **environment)
+    assert code == 0, text
     return text.decode().splitlines()
 
 
 def test_a_person_at_a_terminal_gets_text() -> None:
-    said = on_a_terminal(NO_COLOR="")
+    said = shown()
     assert len(said) == 5
     assert "[warning  ] root" in said[0]
     assert said[0].endswith("n=1")
@@ -143,6 +134,6 @@ def test_a_person_at_a_terminal_gets_text() -> None:
 
 
 def test_who_wants_no_colours_gets_none() -> None:
-    said = on_a_terminal(NO_COLOR="1")
+    said = shown(NO_COLOR="1")
     assert len(said) == 5
     assert "\x1b[" not in "".join(said)

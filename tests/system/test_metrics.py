@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import shutil
 import signal
@@ -12,7 +11,6 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -23,6 +21,7 @@ from jobworker.api.v1 import job_worker_service_pb2_grpc as api
 from jobworker.gateway.metrics_table import METRICS, Kind
 from support import certs, processes
 from support.agent import DEADLINE, Agent, running_agent
+from support.files import put
 from support.scraping import Scraper
 from support.waiting import until
 
@@ -74,7 +73,7 @@ def test_totals_outlive_the_gateway(scraper: Scraper) -> None:
     scraper.agent.cli("run", "--", "echo", "hello")
     names = ("jobs_started_total", "jobs_ended_total", "log_bytes_total", "supervisor_starts_total")
     before = {name: scraper.value(f"jobworker_{name}") for name in names}
-    gateway = gateway_pid(scraper.agent)
+    gateway = scraper.agent.pid("gateway")
     os.kill(gateway, signal.SIGKILL)
     # The agent says so in its log, as it says where the next one serves its metrics.
     until(lambda: scraper.agent.log().count('"serving"'), 2, DEADLINE)
@@ -84,27 +83,15 @@ def test_totals_outlive_the_gateway(scraper: Scraper) -> None:
     scraper.address = again.address
 
 
-def gateway_pid(agent: Agent) -> int:
-    with open(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children") as file:
-        pids = [int(pid) for pid in file.read().split()]
-    (found,) = [pid for pid in pids if b"jobworker.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return found
-
-
 def test_without_a_supervisor_its_last_totals_are_told(scraper: Scraper) -> None:
     scraper.agent.cli("run", "--", "true")
     before = scraper.value("jobworker_jobs_started_total")
-    supervisor = supervisor_pid(scraper.agent)
+    supervisor = scraper.agent.pid("supervisor")
     os.kill(supervisor, signal.SIGSTOP)
     try:
         assert scraper.value("jobworker_jobs_started_total") == before
     finally:
         os.kill(supervisor, signal.SIGCONT)
-
-
-def supervisor_pid(agent: Agent) -> int:
-    ready = [line for line in agent.log().splitlines() if '"event": "ready"' in line]
-    return int(json.loads(ready[-1])["pid"])
 
 
 def test_followers_are_counted(scraper: Scraper) -> None:
@@ -236,10 +223,7 @@ def _read(path: str) -> bytes:
 
 def _install(pki: str, pair: dict[str, bytes]) -> None:
     for kind, data in pair.items():
-        path = os.path.join(pki, f"server.{kind}")
-        with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-        os.rename(f"{path}.new", path)
+        put(os.path.join(pki, f"server.{kind}"), data)
 
 
 @pytest.fixture

@@ -29,10 +29,7 @@ def run(link: Link, script: str) -> JobRecord:
 
 
 def wait_removed(link: Link, job_id: str) -> None:
-    removed = None
-    while removed != job_id:
-        event = link.events.popleft() if link.events else link.receive().message
-        removed = event.job_id if isinstance(event, JobRemoved) else None
+    link.wait_event(lambda event: isinstance(event, JobRemoved) and event.job_id == job_id)
 
 
 def directories(side: RootSide) -> list[str]:

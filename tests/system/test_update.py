@@ -134,18 +134,14 @@ def test_the_guard_knows_the_new_limits(link: Link) -> None:
 def test_watchers_and_the_trail_are_told(side: RootSide, link: Link) -> None:
     watching = side.link(subscribe=True)
     job = link.start("/bin/sleep", "1000", limits=Limits(pids=20, memory_bytes=64 * _MIB))
-    before = link.inspect(job.job_id).revision
+    before = link.inspect(job.job_id)
     update(link, job, pids=10, cpu_millis=500)
-    while not (
-        isinstance(
-            event := watching.events.popleft() if watching.events else watching.receive().message,
-            messages.JobChanged,
-        )
-        and event.record.job_id == job.job_id
-        and event.record.revision > before
-    ):
-        pass
-    assert values(event.record)["pids"] == "10"
+
+    def is_newer(event: Any) -> bool:
+        known = event.record if isinstance(event, messages.JobChanged) else before
+        return known.job_id == job.job_id and known.revision > before.revision
+
+    assert values(watching.wait_event(is_newer).record)["pids"] == "10"
     (line,) = [line for line in events(side.state_dir, "calls") if line.get("job") == job.job_id]
     assert line["event"] == "limits_updated"
     assert (line["before"], line["after"]) == ({"pids": "20"}, {"cpu": "50%", "pids": "10"})

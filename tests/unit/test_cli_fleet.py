@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from jobworker.cli.fleet.actions import ACTIONS
 from support import scripted
 from support.inventory import told
 from support.scripted_hosts import ENDED, ERR, IDS, OUT, Web, scripted_web
+from support.terminals import on_a_terminal
 from support.unblocking import output_read_late
 
 
@@ -303,28 +303,12 @@ def test_too_many_failures_end_it(web: Web) -> None:
     assert not web.each["web2"].agent.requests
 
 
-def on_a_terminal(command: list[Any], **variables: str) -> bytes:
-    terminal, its_side = os.openpty()
-    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "", **variables}
-    with subprocess.Popen(
-        command, stdin=its_side, stdout=its_side, stderr=its_side, start_new_session=True, env=environment
-    ):
-        os.close(its_side)
-        shown = b""
-        # Linux says EIO when the last process has closed its side.
-        with contextlib.suppress(OSError):
-            while data := os.read(terminal, 65_536):
-                shown += data
-        os.close(terminal)
-    return shown
-
-
 def test_on_a_terminal_a_line_cannot_pass_for_another_host_s(web: Web) -> None:
     web.each["web1"].output = [(OUT, b"10%\rweb2: fine\x1b[2J \x1b[31mred\r\n")]
     command = web.command("--host", "web1", "run", "x")
-    plain = on_a_terminal(command, NO_COLOR="1")
+    _, plain = on_a_terminal(command, NO_COLOR="1")
     assert plain.startswith(b"web1: 10%\\rweb2: fine\\x1b[2J \x1b[31mred\x1b[0m\r\n")
-    coloured = on_a_terminal(command)
+    _, coloured = on_a_terminal(command)
     assert coloured.startswith(b"\x1b[3")
     assert coloured.partition(b"m")[2].startswith(b"web1:\x1b[0m 10%")
 

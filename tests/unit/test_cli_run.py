@@ -22,6 +22,7 @@ from jobworker.cli.client_exit import exit_status, notice_of
 from jobworker.cli.client_stdin import Input
 from jobworker.client.output import Item
 from support import processes, scripted
+from support.terminals import on_a_terminal
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 BOTH, OUT, ERR = pb.OUTPUT_SOURCE_UNSPECIFIED, pb.OUTPUT_SOURCE_STDOUT, pb.OUTPUT_SOURCE_STDERR
@@ -357,22 +358,6 @@ def test_nobody_reading_a_job_that_has_ended_is_quiet_too(agent: scripted.Script
         os.close(writing)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (141, b"")
-
-
-def on_a_terminal(command: list[Any]) -> tuple[int, bytes]:
-    """Run a command on a terminal of its own; its exit code and what the terminal shows."""
-    terminal, its_side = os.openpty()
-    with subprocess.Popen(
-        command, stdin=its_side, stdout=its_side, stderr=its_side, start_new_session=True
-    ) as process:
-        os.close(its_side)
-        shown = b""
-        # Linux says EIO when the last process has closed its side.
-        with contextlib.suppress(OSError):
-            while data := os.read(terminal, 65_536):
-                shown += data
-        os.close(terminal)
-    return process.returncode, shown
 
 
 @pytest.mark.parametrize("args", [("run", "sleep"), ("stream", ID), ("logs", "-f", ID)])

@@ -27,7 +27,7 @@ from jobworker.client.rpc.client import Client
 from jobworker.errors import AgentUnavailable, TlsProblem
 from jobworker.jobs import JobSpec
 from jobworker.supervisor.job import UNSURE
-from support.agent import Agent
+from support.agent import Agent, part_of
 from support.leftovers import cgroups, processes_with
 from system.faults import jobs
 
@@ -277,20 +277,6 @@ def patiently(call: Callable[[], T]) -> T:
             if (isinstance(error, CallFailed) and error.code != "UNAVAILABLE") or time.monotonic() > end:
                 raise
             time.sleep(0.005)
-
-
-def part_of(pid: int) -> str:
-    """The part of the agent that this process is; empty for any other, and for one that is gone."""
-    try:
-        with open(f"/proc/{pid}/comm") as comm, open(f"/proc/{pid}/cmdline") as line:
-            name, command = comm.read().strip(), line.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    if name == "jw-supervisor":
-        return "supervisor"
-    if "keeper/__main__.py" in command:
-        return "keeper"
-    return "gateway" if "jobworker.gateway" in command else ""
 
 
 def parent_of(pid: int) -> int | None:
