@@ -65,6 +65,7 @@ def test_the_keeper_has_loaded_next_to_nothing() -> None:
     assert ours == {
         "jobworker.keeper",
         "jobworker.keeper.parking",
+        "jobworker.keeper.upgrade",
         "jobworker.wire.handover",
         "jobworker.wire.service_manager",
         "jobworker.keeper.keeper",
