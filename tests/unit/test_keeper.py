@@ -264,7 +264,7 @@ def test_new_code_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
 
 
 def test_new_code_that_hangs_is_given_up(tmp_path: Path) -> None:
-    changes = (hangs(tmp_path), ("keeper.py", "_PATIENCE = 100.0", "_PATIENCE = 1.0"))
+    changes = (hangs(tmp_path), ("upgrade.py", "PATIENCE = 100.0", "PATIENCE = 1.0"))
     with bare_keeper(tmp_path, _UPGRADING, changes=changes) as keeper:
         said = "keeper: cannot be upgraded: the new code has not proven itself within 1 s\n"
         until(keeper.log, said, DEADLINE)
