@@ -87,19 +87,34 @@ def test_all_end_when_the_gateway_does_and_none_begins() -> None:
     assert isinstance(outcome(scenario), AgentUnavailable)
 
 
-def test_what_is_about_to_end_by_itself_has_time_for_that() -> None:
-    async def finish(streams: OpenStreams, last: asyncio.Event) -> None:
-        async with streams.hold(peer()) as held:
-            held.finite = lambda: True
-            await last.wait()
+async def finish(streams: OpenStreams, last: asyncio.Event) -> None:
+    async with streams.hold(peer()) as held:
+        held.finite = lambda: True
+        await last.wait()
 
+
+def test_what_is_about_to_end_by_itself_has_time_for_that_and_nothing_else_has() -> None:
     async def scenario() -> None:
-        streams, sent, never_read = OpenStreams(still_valid), asyncio.Event(), asyncio.Event()
-        reading, stalled = (asyncio.create_task(finish(streams, last)) for last in (sent, never_read))
+        streams, sent = OpenStreams(still_valid), asyncio.Event()
+        reading, staying = asyncio.create_task(finish(streams, sent)), asyncio.create_task(stay(streams, peer()))
         await asyncio.sleep(0)
-        streams.end_all(AgentUnavailable("stopping"), patience=0.05)
+        streams.end_all(AgentUnavailable("stopping"), patience=3600)
+        (ended,) = await asyncio.gather(staying, return_exceptions=True)
+        assert not reading.done()
         sent.set()
         await reading
+        assert isinstance(ended, AgentUnavailable)
+        raise ended
+
+    assert isinstance(outcome(scenario), AgentUnavailable)
+
+
+def test_what_does_not_end_in_that_time_is_ended() -> None:
+    async def scenario() -> None:
+        streams = OpenStreams(still_valid)
+        stalled = asyncio.create_task(finish(streams, asyncio.Event()))
+        await asyncio.sleep(0)
+        streams.end_all(AgentUnavailable("stopping"), patience=0.05)
         await stalled
 
     assert isinstance(outcome(scenario), AgentUnavailable)
