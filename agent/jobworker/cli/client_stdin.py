@@ -53,14 +53,14 @@ class Input:
 
     Attributes:
         rest: behind what comes with its start; None if that is all.
-        file: where that is from.
+        whole: how many bytes it has in all; None where that is not known before its end.
         end: it finds the end behind that.
         again: the job may be one that an earlier start has made, and has written to.
     """
 
     begins: bytes
     rest: Iterator[bytes] | None
-    file: IO[bytes] | None
+    whole: int | None
     end: bool
     again: bool = False
 
@@ -80,7 +80,7 @@ class Input:
             JobWorkerError: not all of it was taken.
             OSError: it cannot be read here.
         """
-        if self.rest is None or self.file is None:
+        if self.rest is None:
             return
         rest, taken = self.rest, len(self.begins)
         if self.again:
@@ -89,7 +89,7 @@ class Input:
                 return
             rest, taken = _behind(rest, job.stdin_bytes - taken), job.stdin_bytes
         if line:
-            rest = _shown(rest, self.file, taken, line)
+            rest = _shown(rest, self.whole, taken, line)
         try:
             client.write_stdin(job_id, rest, offset=taken, end=self.end)
         except CallFailed as error:
@@ -109,13 +109,13 @@ def input_of(options: Mapping[str, Any], *, live: bool) -> Input:
     if file is None:
         return Input(b"", None, None, end)
     if live and not stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not options["idempotency_key"]:
-        return Input(b"", _pieces(file), file, end)
+        return Input(b"", _pieces(file), None, end)
     # What is small enough comes with the start, as any agent takes it.
     head = _head(file)
     if len(head) <= MAX_STDIN_BYTES:
         return Input(head, None, None, end)
     rest = chain((head[MAX_STDIN_BYTES:],), _pieces(file))
-    return Input(head[:MAX_STDIN_BYTES], rest, file, end, again=bool(options["idempotency_key"]))
+    return Input(head[:MAX_STDIN_BYTES], rest, _size(file), end, again=bool(options["idempotency_key"]))
 
 
 def is_of_another(error: Exception) -> bool:
@@ -164,13 +164,17 @@ def _read(file: IO[bytes]) -> bytes:
         raise OSError(error.errno, error.strerror, file.name) from None
 
 
-def _shown(pieces: Iterator[bytes], file: IO[bytes], taken: int, line: Progress) -> Iterator[bytes]:
-    """The same pieces of a file, while the line shows how many of its bytes were handed on.
+def _size(file: IO[bytes]) -> int | None:
+    """How many bytes a file has; None where that is not known before its end."""
+    found = os.fstat(file.fileno())
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _shown(pieces: Iterator[bytes], whole: int | None, taken: int, line: Progress) -> Iterator[bytes]:
+    """The same pieces of input, while the line shows how many of its bytes were handed on.
 
     What comes with one message, and what is typed, shows none.
     """
-    found = os.fstat(file.fileno())
-    whole = found.st_size if stat.S_ISREG(found.st_mode) else None
     sent, started, shown = 0, time.monotonic(), 0.0
     for data in pieces:
         yield data
@@ -200,7 +204,7 @@ def write(job_id: str, file: IO[bytes], *, keep_open: bool, resume: bool) -> Non
         offset = _skip(file, client.query(whole).stdin_bytes) if resume else None
         try:
             with progress() as line:
-                pieces = _shown(_pieces(file), file, offset or 0, line)
+                pieces = _shown(_pieces(file), _size(file), offset or 0, line)
                 written = client.write_stdin(whole, pieces, offset=offset, end=not keep_open)
         except KeyboardInterrupt:
             complain(f"the standard input of job {whole} is still open; `worker-client write` goes on with it")
