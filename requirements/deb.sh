@@ -47,6 +47,9 @@ rm -r "$packages/bin"
 ln -s "$version" "$work/tree/opt/jobworker/current"
 
 install -Dm 644 -t "$work/tree/usr/lib/systemd/system" "$venv"/share/jobworker/systemd/*.service
+# A file of that name below /etc/systemd/system takes its place.
+install -Dm 644 "$venv/share/jobworker/systemd/keeper-hardened.conf" \
+    "$work/tree/usr/lib/systemd/system/jobworker-keeper.service.d/20-variant.conf"
 install -Dm 644 "$here/deb/sysusers.conf" "$work/tree/usr/lib/sysusers.d/jobworker.conf"
 install -Dm 644 "$root/LICENSE" "$work/tree/usr/share/doc/jobworker/copyright"
 for said in "$work/wheels/jobworker-$version".{cdx.json,licences.txt}; do

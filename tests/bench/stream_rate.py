@@ -105,8 +105,8 @@ def _outcome(own: Contender, bare: Contender) -> Outcome:
     note = (
         f"Messages of {CHUNK_BYTES // 1024} KiB, every follower a process of its own, the same number of bytes in "
         "all for any number of followers, interleaved. The job has ended; its log is in the page cache. The bare "
-        "server sends one message from memory again and again. The ratio is the median of those of the single rounds. "
-        "CPU is the server's."
+        "server sends one message from memory again and again. The ratio is the median of all rounds. CPU is the "
+        "server's."
     )
     figures = [above(f"stream / bare grpc.aio, {count} followers", ratios[count], _REACH) for count in _FOLLOWERS]
     return Outcome((Table("Output streams over mutual TLS", head, tuple(rows), (note,)),), tuple(figures))

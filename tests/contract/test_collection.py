@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,19 @@ def test_it_has_the_project_s_version() -> None:
     assert read("galaxy.yml")["version"] == jobworker.__version__
     assert read("roles", "agent", "defaults", "main.yml")["agent_version"] == jobworker.__version__
     assert read("roles", "client", "defaults", "main.yml")["client_version"] == jobworker.__version__
+
+
+@pytest.mark.parametrize("name", ["upgrade", "rollback"])
+def test_a_change_begins_with_one_host_and_ends_with_the_first_failure(name: str) -> None:
+    (play,) = read("playbooks", f"{name}.yml")
+    assert (play["serial"], play["max_fail_percentage"]) == ([1, "10%", "30%"], 0)
+
+
+@pytest.mark.parametrize("page", document.all_pages())
+def test_playbooks_that_pages_name_are_there(page: str) -> None:
+    named = set(re.findall(r"jobworker\.jobworker\.(\w+)", document.all_pages()[page]))
+    assert named <= {path.stem for path in COLLECTION.glob("playbooks/*.yml")} | set(ROLES)
+    assert named or page != "docs/fleet.md"
 
 
 def test_no_rule_is_skipped() -> None:

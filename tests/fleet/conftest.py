@@ -15,8 +15,9 @@ def fleet() -> Fleet:
     """The machines, with agents that a playbook has installed from nothing."""
     fleet = Fleet(lab(), os.environ["JOBWORKER_VM_SSH"], os.path.join(RESULTS, "fleet"))
     fleet.install_collection()
-    play = fleet.play("site", "--diff")
-    assert play.status == 0, play.tail()
+    for options in (["--check", "--diff"], ["--diff"]):
+        play = fleet.play("site", *options)
+        assert play.status == 0, play.tail()
     return fleet
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -53,12 +54,12 @@ def versions(fleet: Fleet) -> set[str]:
     return {agent[half] for agent in told for half in ("version", "supervisor_version")}
 
 
-def make(fleet: Fleet, version: str, directory: Path, *, says: str = "") -> str:
+def make(fleet: Fleet, version: str, directory: Path, **broken: Any) -> str:
     """The archives of another version for all Pythons of the fleet; their directory."""
     for python in {member.guest.kind.python for member in fleet}:
         own = directory / python
         own.mkdir()
-        made = make_version(version, python, own, says=says)
+        made = make_version(version, python, own, **broken)
         shutil.copytree(made, directory / "wheelhouse", dirs_exist_ok=True)
     return str(directory / "wheelhouse")
 
@@ -105,6 +106,35 @@ def test_a_broken_version_is_taken_back_from_the_first_host_and_reaches_no_other
         assert member.guest.root.check_output("readlink /opt/jobworker/current") == "0.1.0"
         assert member.guest.root.file("/opt/jobworker/0.1.2").exists is here
     running.check()
+
+
+def test_a_version_that_runs_no_job_is_taken_back_though_a_play_was_killed(fleet: Fleet, tmp_path: Path) -> None:
+    wheelhouse = make(fleet, "0.1.7", tmp_path, starts=False)
+    running = Running(fleet)
+    version: dict[str, Any] = {"agent_version": "0.1.7", "agent_wheelhouse": wheelhouse}
+    # It answers, and says what it should: what is left to be seen is a job.
+    assert fleet.play("upgrade", **version, until="Run a job").status != 0
+    first = next(iter(fleet))
+    assert first.asked("info")["version"] == "0.1.7"
+    play = fleet.play("upgrade", **version)
+    assert (play.status != 0, "and is back at 0.1.0: " in play.output) == (True, True), play.tail()
+    assert versions(fleet) == {"0.1.0"}
+    running.check()
+
+
+def test_nothing_goes_on_behind_a_batch_of_which_a_host_was_lost(fleet: Fleet, tmp_path: Path) -> None:
+    if len(fleet.members) == 1:
+        pytest.skip("the first batch has one host")
+    # All but the first host are a tenth, with one that nobody reaches.
+    silent = [f"silent{number}" for number in range(9 * len(fleet.members))]
+    inventory = tmp_path / "silent.json"
+    nowhere = {"ansible_host": "127.0.0.1", "ansible_port": 1}
+    inventory.write_text(json.dumps({"jobworker": {"hosts": dict.fromkeys(silent, nowhere)}}))
+    play = fleet.play("rollback", "-i", str(inventory), rollback_version="0.1.0")
+    assert play.status != 0
+    assert "silent0 could not be reached any more, half-way" in play.output
+    assert "silent1" not in play.output
+    assert versions(fleet) == {"0.1.0"}
 
 
 def test_an_upgrade_of_drained_hosts_waits_for_jobs_and_takes_new_ones(fleet: Fleet, tmp_path: Path) -> None:

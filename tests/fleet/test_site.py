@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+import jobworker
 from support.fleet import GATEWAY, KEEPER, PASSPHRASE, Fleet, Member
 
 pytestmark = pytest.mark.timeout(3600)
@@ -35,6 +39,52 @@ def test_another_kind_of_host_is_refused_with_a_sentence(fleet: Fleet) -> None:
         assert refusal in play.output
 
 
+# What a host is found to be, which is as good as it has to be.
+HOST: dict[str, Any] = {
+    "python": [3, 11],
+    "machine": "x86_64",
+    "ahead": 0.0,
+    "cgroups": "v2",
+    "systemd": True,
+    "name": "host",
+    "nft": True,
+    "kernel": [6, 1],
+    "packaged": False,
+    "seccomp": True,
+    "openssl": True,
+    "free": 10_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"agent_python": "/usr/bin/python4"}, "it has no /usr/bin/python4; install Python 3.11"),
+        ({"agent_python": "python3"}, "have to be absolute paths"),
+        ({"agent_min_free_mb": 10**9}, "MiB are free for versions and state, and agent_min_free_mb is 1000000000"),
+        ({"agent_max_clock_skew": -1}, "its clock differs from the controller's by"),
+        ({"agent_server_name": "other"}, "agent_server_name other, which is none of pki_names"),
+        ({"agent_tls": {}}, "agent_tls needs ca, cert and key"),
+        ({"agent_state_dir": "/home/jobs"}, "names a directory below /home"),
+        ({"agent_host": HOST | {"systemd": False}}, "systemd does not run"),
+        ({"agent_host": HOST | {"packaged": True}}, "it has jobworker as a Debian package"),
+        ({"agent_host": HOST | {"python": [3, 10]}}, "is Python 3.10, and 3.11 to 3.13 are supported"),
+        ({"agent_host": HOST | {"python": [3, 14]}}, "is Python 3.14, and 3.11 to 3.13 are supported"),
+        ({"agent_host": HOST | {"seccomp": False}}, "install its package libseccomp2"),
+        ({"agent_host": HOST | {"openssl": False}}, "install its package openssl"),
+        ({"agent_host": HOST | {"nft": False}, "agent_firewall": True}, "install its package nftables"),
+        ({"agent_host": HOST | {"machine": "m68k"}}, "for Python 3.11 on m68k; make it with `make wheelhouse`"),
+    ],
+    ids=lambda value: value.split(";")[0] if isinstance(value, str) else "",
+)
+def test_what_a_host_lacks_is_told_in_a_sentence(fleet: Fleet, variables: dict[str, Any], sentence: str) -> None:
+    """What it is found to be is made up where a host of the lab cannot be made to lack it."""
+    first = next(iter(fleet.members))
+    play = fleet.play("site", "--check", "--limit", first, **variables)
+    assert (play.status != 0, play.changed) == (True, 0), play.tail()
+    assert sentence in " ".join(play.output.replace("\\n", " ").split()), play.tail()
+
+
 @pytest.mark.parametrize(("unit", "most"), [(KEEPER, 44), (GATEWAY, 26)])
 def test_units_are_exposed_as_little_as_promised(member: Member, unit: str, most: int) -> None:
     done = member.guest.root.run(f"systemd-analyze security --no-pager --threshold={most} {unit}")
@@ -62,6 +112,12 @@ def test_jobs_have_nothing_of_the_unit(member: Member) -> None:
         "ulimit -n; umask; cat /proc/self/oom_score_adj; head -c 1 /dev/zero | wc -c; ls /proc/self/fd | wc -l"
     )
     assert member.cli("run", "--", "sh", "-c", script).split() == ["1024", "0022", "0", "1", "4"]
+
+
+def test_operators_have_the_client_and_what_it_checks_agents_with(fleet: Fleet) -> None:
+    *_, last = fleet
+    assert last.guest.user.check_output("worker-client --version").endswith(jobworker.__version__)
+    assert last.guest.user.file("/etc/jobworker/ca.pem").content == Path(fleet.files("ansible")[0]).read_bytes()
 
 
 @pytest.mark.parametrize("sandbox", ["standard", "strict"])

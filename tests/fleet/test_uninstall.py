@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from support.fleet import Fleet
@@ -22,9 +24,19 @@ def test_records_outlive_a_removal_and_a_play_that_was_killed(fleet: Fleet) -> N
 
 
 def test_a_purge_leaves_nothing(fleet: Fleet) -> None:
+    for member in fleet:
+        member.guest.root.check_output("systemctl set-property jobworker-jobs.service CPUWeight=200")
     play = fleet.play("uninstall", uninstall_purge=True)
     assert play.status == 0, play.tail()
     kept = r"\( -path /proc -o -path /opt/jobworker-tests -o -path /var/log \) -prune"
     for member in fleet:
-        assert member.guest.root.check_output(f"find / -xdev {kept} -o -name '*jobworker*' -print") == ""
-        assert member.guest.root.run("pgrep '^jw-'").stdout == ""
+        root = member.guest.root
+        assert root.check_output(f"find / -xdev {kept} -o -name '*jobworker*' -print") == ""
+        # File systems of their own. Of the lab itself a container sees cgroups.
+        assert root.check_output("find /run -name '*jobworker*'") == ""
+        assert root.check_output("find /sys/fs/cgroup -name 'jobworker-*.service*' -o -name 'job-*'") == ""
+        assert root.run("pgrep '^jw-'").stdout == ""
+        assert "jobworker" not in root.check_output("cat /etc/passwd /etc/group")
+        assert root.run("nft list tables").stdout == ""
+    assert os.listdir(os.path.join(fleet.prometheus, "targets")) == []
+    assert os.listdir(os.path.join(fleet.prometheus, "rules")) == []

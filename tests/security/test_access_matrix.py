@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2  # type: ignore[import-untyped] # has no types
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import certs, gateway
-
-SERVICES = (pb.DESCRIPTOR.services_by_name["JobWorkerService"], health_pb2.DESCRIPTOR.services_by_name["Health"])
-METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
-WRITING = {"Start", "Stop", "Signal", "WriteStdin", "Update", "Delete", "Drain", "Undrain", "Reload"}
+from support.access import METHODS, NO_TLS, NOBODY, READ, ROLE, outcome, word, writes
 
 # These fail at the handshake, the others at the gate.
 BY_TLS = {
@@ -51,39 +46,13 @@ def odd_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, certs.Files
     return {name: pair.save(directory, name) for name, pair in ODD.items()}
 
 
-def outcome(channel: grpc.Channel, method: str, metadata: Any = None, data: bytes = b"\xff") -> Any:
-    """How a call ends. Its data are no request of any method, which is found out behind the gate."""
-    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
-    with pytest.raises(grpc.RpcError) as caught:
-        call(data, timeout=30, metadata=metadata)
-    return caught.value
-
-
-# How a call ends, in the matrix's words: its request is read, the role is not enough, nobody is to have such a
-# certificate, TLS lets nobody in.
-READ, ROLE, NOBODY, NO_TLS = "yes", "role", "nobody", "tls"
-_WORDS = {
-    ("INVALID_ARGUMENT", "INVALID_FIELD"): READ,
-    ("PERMISSION_DENIED", "PERMISSION_DENIED"): ROLE,
-    ("UNAUTHENTICATED", "UNAUTHENTICATED"): NOBODY,
-}
-
-
-def word(error: Any) -> str:
-    if gateway.code(error) == "UNAVAILABLE":
-        # Nobody has answered, and grpc itself gives no reasons.
-        return NO_TLS
-    said = gateway.code(error), gateway.reason(error)
-    return _WORDS.get(said, str(said))
-
-
 @pytest.mark.parametrize("name", ["reader", "writer"])
 @pytest.mark.parametrize("method", METHODS)
 def test_roles(running: gateway.Gateway, matrix: Matrix, method: str, name: str) -> None:
     with running.channel(name=name) as channel:
         error = outcome(channel, method)
     matrix[name, method] = word(error)
-    if name == "writer" or method.rpartition("/")[2] not in WRITING:
+    if name == "writer" or not writes(method):
         assert matrix[name, method] == READ
     else:
         assert matrix[name, method] == ROLE
@@ -131,7 +100,7 @@ FORGED = (
 )
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method.rpartition("/")[2] in WRITING])
+@pytest.mark.parametrize("method", [method for method in METHODS if writes(method)])
 def test_a_role_in_the_metadata_is_nothing(running: gateway.Gateway, method: str) -> None:
     with running.channel(name="reader") as channel:
         assert gateway.code(outcome(channel, method, FORGED)) == "PERMISSION_DENIED"

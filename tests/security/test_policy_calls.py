@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped] # has no types
-from grpc_health.v1 import health_pb2  # type: ignore[import-untyped] # likewise
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
@@ -20,13 +19,11 @@ from jobworker.gateway import access
 from jobworker.identity import Role, encode_role
 from jobworker.policy import NAMING_A_JOB, RPCS, WRITING
 from support import certs, gateway
+from support.access import METHODS
 from support.root_side import RootSide, root_side
 from support.waiting import until
 
 pytestmark = pytest.mark.root
-
-SERVICES = (pb.DESCRIPTOR.services_by_name["JobWorkerService"], health_pb2.DESCRIPTOR.services_by_name["Health"])
-METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
 
 
 def user(name: str) -> str:
@@ -138,7 +135,7 @@ def test_the_policy_has_a_name_for_every_call() -> None:
 
 
 def test_the_policy_knows_which_calls_are_about_one_job() -> None:
-    service = SERVICES[0]
+    service = pb.DESCRIPTOR.services_by_name["JobWorkerService"]
     naming = {method.name for method in service.methods if "job_id" in method.input_type.fields_by_name}
     assert naming == NAMING_A_JOB
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -23,21 +22,14 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from jobworker.settings import schema
 from jobworker.wire.messages import LogSegment, OpenLog
-from support import certs, gateway, processes
+from support import certs, gateway, processes, tls
 from support.certs import SERVER_AUTH, Recipe, make
 from support.ports import own_address
 from support.scripted_supervisor import Answer, ScriptedSupervisor, job_id, record
+from support.tls import OLD_VERSIONS, negotiated, openssl
 from support.waiting import until
 
-OLD_VERSIONS = ("-tls1", "-tls1_1", "-tls1_2")
 SERVER = Recipe("localhost", uris=(), hosts=("localhost", "127.0.0.1"), usage=SERVER_AUTH, roles=())
-
-
-def openssl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["openssl", *arguments]
-    return subprocess.run(
-        command, input="", capture_output=True, text=True, errors="replace", timeout=60, check=False
-    )
 
 
 def tls12_suites() -> list[str]:
@@ -65,15 +57,7 @@ def with_ecdsa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gat
 
 def s_client(running: gateway.Gateway, *options: str) -> str:
     """What openssl says of a connection with the writer's certificate."""
-    files = certs.dev_pki().files("writer")
-    pair = ("-CAfile", files.ca, "-cert", files.cert, "-key", files.key)
-    said = openssl("s_client", "-connect", running.address, "-alpn", "h2", *pair, *options)
-    return said.stdout + said.stderr
-
-
-def negotiated(said: str) -> str | None:
-    found = re.search(r"^New, (TLSv[\d.]+), Cipher is (?!\(NONE\))", said, re.MULTILINE)
-    return found[1] if found else None
+    return tls.s_client(running.address, certs.dev_pki().files("writer"), *options)
 
 
 def test_tls_1_3_is_spoken(running: gateway.Gateway, with_ecdsa: gateway.Gateway) -> None:

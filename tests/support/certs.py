@@ -241,35 +241,41 @@ def crl(
     return made.public_bytes(serialization.Encoding.PEM)
 
 
-def foreign_ca() -> Pair:
-    """Another CA under the very name of the development CA."""
-    name = dev_pki().pair("ca").certificate.subject
+def foreign_ca(ca: Pair | None = None) -> Pair:
+    """Another CA under the very name of one, or of the development CA."""
+    name = (ca or dev_pki().pair("ca")).certificate.subject
     common_name = str(name.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     return make(Recipe(common_name, uris=(), usage=None, roles=(), key="foreign4096", ca=True))
 
 
-def odd_clients() -> dict[str, Pair]:
-    """Client certificates that must not be let in, by what is wrong with them."""
-    ca, hour, writer = dev_pki().pair("ca"), timedelta(hours=1), encode_role(Role.WRITER)
-    leaf = make(Recipe(key="other4096"), ca)
+def odd_clients(ca: Pair | None = None, uri: str = URI) -> dict[str, Pair]:
+    """Client certificates that must not be let in, by what is wrong with them.
+
+    Args:
+        ca: that agents trust, in place of the development PKI's.
+        uri: of a principal whom it may vouch for.
+    """
+    ca, hour, writer = ca or dev_pki().pair("ca"), timedelta(hours=1), encode_role(Role.WRITER)
+    named = functools.partial(Recipe, uris=(uri,))
+    leaf = make(named(key="other4096"), ca)
     return {
-        "expired": make(Recipe(begin=-2 * hour, end=-hour), ca),
-        "not_yet_valid": make(Recipe(begin=hour, end=2 * hour), ca),
-        "foreign_ca": make(Recipe(), foreign_ca()),
-        "self_signed": make(Recipe()),
-        "signed_by_leaf": make(Recipe(), leaf),
-        "wrong_usage": make(Recipe(usage=SERVER_AUTH), ca),
-        "no_usage": make(Recipe(usage=None), ca),
-        "rsa2048": make(Recipe(key="rsa2048"), ca),
-        "sha1": make(Recipe(sha1=True), ca),
-        "p256": make(Recipe(key="p256"), ca),
-        "no_role": make(Recipe(roles=()), ca),
-        "critical_role": make(Recipe(role_critical=True), ca),
-        "two_roles": make(Recipe(roles=(writer, writer)), ca),
-        "trailing_der": make(Recipe(roles=(writer + b"\0",)), ca),
-        "unknown_role": make(Recipe(roles=(b"\x0c\x05ADMIN",)), ca),
-        "empty_role": make(Recipe(roles=(b"",)), ca),
-        "no_uri": make(Recipe(uris=()), ca),
-        "two_uris": make(Recipe(uris=(URI, URI + "2")), ca),
-        "foreign_uri": make(Recipe(uris=("https://example.org/user/alice",)), ca),
+        "expired": make(named(begin=-2 * hour, end=-hour), ca),
+        "not_yet_valid": make(named(begin=hour, end=2 * hour), ca),
+        "foreign_ca": make(named(), foreign_ca(ca)),
+        "self_signed": make(named()),
+        "signed_by_leaf": make(named(), leaf),
+        "wrong_usage": make(named(usage=SERVER_AUTH), ca),
+        "no_usage": make(named(usage=None), ca),
+        "rsa2048": make(named(key="rsa2048"), ca),
+        "sha1": make(named(sha1=True), ca),
+        "p256": make(named(key="p256"), ca),
+        "no_role": make(named(roles=()), ca),
+        "critical_role": make(named(role_critical=True), ca),
+        "two_roles": make(named(roles=(writer, writer)), ca),
+        "trailing_der": make(named(roles=(writer + b"\0",)), ca),
+        "unknown_role": make(named(roles=(b"\x0c\x05ADMIN",)), ca),
+        "empty_role": make(named(roles=(b"",)), ca),
+        "no_uri": make(named(uris=()), ca),
+        "two_uris": make(named(uris=(uri, uri + "2")), ca),
+        "foreign_uri": make(named(uris=("https://example.org/user/alice",)), ca),
     }

@@ -148,6 +148,8 @@ class Fleet:
         }
         inventory = {
             "jobworker": {"hosts": hosts, "vars": variables},
+            # A machine of operators.
+            "jobworker_clients": {"hosts": {next(reversed(hosts)): {}}},
             "jobworker_monitoring": {"hosts": {"controller": monitor}},
         }
         with open(self.inventory, "w") as file:

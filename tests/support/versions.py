@@ -12,7 +12,7 @@ from support.guest import ROOT
 WHEELHOUSE = os.path.join(ROOT, "dist", "wheelhouse")
 
 
-def make_version(version: str, python: str, directory: Path, *, says: str = "") -> str:
+def make_version(version: str, python: str, directory: Path, *, says: str = "", starts: bool = True) -> str:
     """Build the archive of another version for one Python, of the wheels that `make wheelhouse` has collected.
 
     Args:
@@ -20,6 +20,7 @@ def make_version(version: str, python: str, directory: Path, *, says: str = "") 
         python: as `3.11`.
         directory: of its own.
         says: the number that it says itself, if that is to be another one.
+        starts: it takes jobs.
 
     Returns:
         the directory with the archive.
@@ -39,6 +40,10 @@ def make_version(version: str, python: str, directory: Path, *, says: str = "") 
     init.write_text(init.read_text().replace('"0.1.0"', f'"{says or version}"'))
     spoken = source / "agent/jobworker/wire/messages.py"
     spoken.write_text(spoken.read_text().replace("\nPROTOCOL = ", "\nPROTOCOL = 1000 + "))
+    if not starts:
+        servicer = source / "agent/jobworker/gateway/servicer.py"
+        broken = "    async def Start(self, *_):\n        raise RuntimeError\n\n    async def _start("
+        servicer.write_text(servicer.read_text().replace("    async def Start(", broken, 1))
     # Units change from version to version.
     for unit in (source / "systemd").glob("*.service"):
         unit.write_text(f"# {version}\n{unit.read_text()}")

@@ -88,6 +88,10 @@ def test_the_agent_runs_a_job(serving: Package) -> None:
     assert serving.run(f"{CALL} run -- echo fine") == "fine"
 
 
+def test_the_root_side_is_exposed_as_little_as_by_playbook(serving: Package) -> None:
+    serving.run("systemd-analyze security --no-pager --threshold=44 jobworker-keeper.service")
+
+
 def test_another_version_takes_over_and_back_again(serving: Package, tmp_path: Path) -> None:
     newer = serving.build("0.1.1", make_version("0.1.1", serving.guest.kind.python, tmp_path))
     job_id = serving.run(f"{CALL} start -- sh -c 'i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done'").strip()
