@@ -149,7 +149,9 @@ class Fleet:
         inventory = {
             "jobworker": {"hosts": hosts, "vars": variables},
             # A machine of operators.
-            "jobworker_clients": {"hosts": {next(reversed(hosts)): {}}},
+            "jobworker_clients": {
+                "hosts": {next(reversed(hosts)): {"client_wheelhouse": variables["agent_wheelhouse"]}}
+            },
             "jobworker_monitoring": {"hosts": {"controller": monitor}},
         }
         with open(self.inventory, "w") as file:
