@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from jobworker.errors import InvalidField, PolicyDenied, SandboxUnsupported
+from jobworker.errors import HostFault, InvalidField, PolicyDenied, SandboxUnsupported
 from jobworker.jobs import EndReason, JobSpec
 from jobworker.limits import Limits
 from jobworker.sandbox import PARTS, Part, Profile
@@ -104,6 +105,40 @@ def test_no_link_leads_what_stays_writable_elsewhere(sandbox: str) -> None:
         assert "Read-only file system" in said
         assert f"cannot access '{hidden.name}'" in said
         assert not list((place / "other" / "cache").iterdir())
+
+
+# A directory and a link change places, all the time.
+_SWAPS = """
+import ctypes
+renameat2, here, exchange = ctypes.CDLL(None).renameat2, -100, 2
+print("begun", flush=True)
+while True:
+    renameat2(here, b"work", here, b"turned", exchange)
+"""
+
+
+@CONFINED
+def test_no_start_is_led_elsewhere_by_a_directory_that_is_swapped_meanwhile(sandbox: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/srv") as directory:
+        place = Path(directory)
+        for name in ("work", "other"):
+            (place / name).mkdir()
+        (place / "turned").symlink_to(place / "other")
+        for open_to_all in (place, *place.iterdir()):
+            os.chmod(open_to_all, 0o777)  # noqa: S103
+        isolation = IsolationSettings(writable=(f"{place}/work",), host_for=(_OPERATOR,))
+        with fresh_root_side(isolation=isolation) as side:
+            link = side.link(subscribe=True)
+            swaps = JobSpec(PYTHON[0], (*PYTHON[1:], _SWAPS), workdir=directory, sandbox="host")
+            owner = link.ask(messages.StartJob(caller(_OPERATOR), swaps)).record
+            link.wait_output(owner.job_id)
+            plants = f"for d in . {place}/work {place}/other; do touch $d/planted-$$; done 2>/dev/null; echo done"
+            for _ in range(50):
+                # Mounts are refused a link; the directory is entered with the job's own rights, whatever it is.
+                with contextlib.suppress(HostFault):
+                    assert shell(link, plants, sandbox, workdir=f"{place}/work") == "done\n"
+            assert link.stop(owner.job_id, force=True).end_reason is EndReason.STOPPED
+        assert list((place / "other").iterdir()) == []
 
 
 @CONFINED
@@ -251,6 +286,51 @@ def test_memory_files_and_program_of_others_are_out_of_reach(link: Link, sandbox
     # Its own program is no more to be changed than theirs.
     assert link.read_log(link.wait_ended(looking.job_id)) == b""
     link.stop(other.job_id, force=True)
+
+
+# Of each process that is named, what could be done to it by its id.
+_GET_AT = """
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+here = ctypes.create_string_buffer(8)
+memory = (ctypes.c_void_p * 2)(ctypes.addressof(here), 8)
+def fd_of(pid):
+    return libc.syscall(438, os.pidfd_open(pid), 0, 0)
+ways = {
+    "ptrace attach": lambda pid: libc.ptrace(16, pid, None, None),
+    "ptrace seize": lambda pid: libc.ptrace(0x4206, pid, None, None),
+    "process_vm_readv": lambda pid: libc.process_vm_readv(pid, memory, 1, memory, 1, 0),
+    "process_vm_writev": lambda pid: libc.process_vm_writev(pid, memory, 1, memory, 1, 0),
+    "pidfd_getfd": fd_of,
+    "pidfd_send_signal": lambda pid: signal.pidfd_send_signal(os.pidfd_open(pid), 0),
+    "kill": lambda pid: os.kill(pid, signal.SIGKILL),
+}
+for pid in map(int, sys.argv[1:]):
+    for name, act in ways.items():
+        ctypes.set_errno(0)
+        try:
+            worked = act(pid) != -1
+            number = ctypes.get_errno()
+        except OSError as error:
+            worked, number = False, error.errno
+        if worked or number not in (1, 3):
+            print(pid, name, number)
+print("all were tried")
+"""
+
+
+@pytest.mark.parametrize("sandbox", [profile.value for profile in Profile])
+def test_nothing_is_done_to_another_job_or_the_agent(link: Link, side: RootSide, sandbox: str) -> None:
+    other = link.ask(
+        messages.StartJob(caller(f"{_OPERATOR}s"), JobSpec("/bin/sleep", ("1000",), sandbox=sandbox))
+    ).record
+    agent = (side.keeper_pid, side.supervisor_pid(), side.flusher_pid())
+    pids = tuple(str(pid) for pid in (other.pid, *agent))
+    spec = JobSpec(PYTHON[0], (*PYTHON[1:], _GET_AT, *pids), sandbox=sandbox)
+    attacking = link.ask(messages.StartJob(caller(_OPERATOR), spec)).record
+    assert link.read_log(link.wait_ended(attacking.job_id)) == b"all were tried\n"
+    assert (side.keeper_pid, side.supervisor_pid(), side.flusher_pid()) == agent
+    assert link.stop(other.job_id, force=True).end_reason is EndReason.STOPPED
 
 
 @CONFINED
