@@ -1,9 +1,10 @@
-"""Jobs that say one byte and end, one after the other: each byte and each end is there, and no cgroup is left."""
+"""Jobs that say one byte and end, one after the other: each byte and each end is there, and nothing adds up."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from bench.agents import async_stubs, start_request
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support.agent import Agent, running_agent
-from support.leftovers import all_cgroups
+from support.leftovers import all_cgroups, descriptors, threads, zombies_of
+from support.waiting import until
 
 if TYPE_CHECKING:
     from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceAsyncStub
@@ -36,9 +38,25 @@ async def follow_all(agent: Agent) -> dict[str, bytes]:
     return heard
 
 
-def test_no_byte_is_lost_and_no_cgroup_is_left() -> None:
+def held(agent: Agent) -> Counter[str]:
+    """Descriptors, threads and zombies of each part."""
+    found: Counter[str] = Counter()
+    for part in ("keeper", "supervisor", "gateway"):
+        pid = agent.pid(part)
+        found[f"{part}'s descriptors"] = descriptors(pid)
+        found[f"{part}'s threads"] = threads(pid)
+        found[f"{part}'s zombies"] = zombies_of(pid)
+    return found
+
+
+def test_no_byte_is_lost_and_nothing_is_left() -> None:
     with running_agent() as agent:
+        # What is made when it is first needed, and stays, is there from then on.
+        agent.cli("run", "--", "true", check=True)
+        before = held(agent)
         heard = asyncio.run(follow_all(agent))
         assert len(heard) == JOBS
         assert set(heard.values()) == {b"x"}
         assert [path for path in all_cgroups() if os.path.basename(path) in heard] == []
+        # The keeper hears of an end, and the gateway of a client that goes, a moment after the client does.
+        until(lambda: held(agent) - before, Counter())

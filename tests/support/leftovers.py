@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -37,6 +38,21 @@ def processes_of(uid: int | range) -> list[int]:
 
 def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def zombies_of(pid: int) -> int:
+    """How many children of this process have ended and were not waited for."""
+    count = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{name}/stat") as file:
+            # Behind the name, in which there may be anything.
+            state, parent = file.read().rpartition(")")[2].split()[:2]
+            count += state == "Z" and int(parent) == pid
+    return count
 
 
 def processes_with(text: str) -> list[int]:
