@@ -12,9 +12,7 @@ from bench.report import Figure, Outcome, Table, below
 from bench.scale import Scale
 from bench.stats import median
 from jobworker.jobs import JobRecord
-from jobworker.wire import messages
 from jobworker.wire.output_index import RECORD
-from support.link import Link
 from support.root_side import RootSide, root_side
 
 _LINES = 300
@@ -32,20 +30,13 @@ def measure(scale: Scale) -> Outcome:
         pids = side.keeper_pid, side.supervisor_pid()
         jobs = [link.start("/bin/bash", "-c", _SCRIPT) for _ in range(scale.upgraded_jobs)]
         for _ in range(scale.upgrades):
-            link = _upgrade(side, link)
+            link = side.upgrade(link)
         ended = [link.wait_ended(job.job_id) for job in jobs]
         lost = sum(link.read_log(job) != _EXPECTED or job.exit_code != 7 for job in ended)
         if (side.keeper_pid, side.supervisor_pid()) != pids:
             raise RuntimeError("a process was replaced, where it should have executed another program")
         pauses = _pauses(side, ended, scale.upgrades)
     return _outcome(scale, pauses, lost)
-
-
-def _upgrade(side: RootSide, link: Link) -> Link:
-    link.ask(messages.Upgrade())
-    link.drain()
-    link.close()
-    return side.reconnect(subscribe=True)
 
 
 def _pauses(side: RootSide, jobs: Sequence[JobRecord], upgrades: int) -> list[float]:

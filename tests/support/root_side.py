@@ -137,6 +137,14 @@ class RootSide:
         assert text.count(line) == 1
         path.write_text(text.replace(line, by))
 
+    def set_version(self, version: str) -> None:
+        """Have the next supervisor be of another version; for an `own_package`."""
+        path = Path(self.package, "__init__.py")
+        text = path.read_text()
+        path.write_text(text[: text.index("__version__")] + f'__version__ = "{version}"\n')
+        # Another second of modification, or the cached bytecode passes for the new file's.
+        shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
+
     def _start(self) -> subprocess.Popen[bytes]:
         reading, low = os.pipe()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -244,6 +252,13 @@ class RootSide:
         link.drain()
         link.close()
         return self.reconnect(subscribe=subscribe)
+
+    def upgrade(self, link: Link) -> Link:
+        """Execute what is in place of the program now; in place of this connection one to that."""
+        link.ask(messages.Upgrade())
+        link.drain()
+        link.close()
+        return self.reconnect(subscribe=True)
 
     def supervisor_pid(self) -> int:
         return self.child("jw-supervisor")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from jobworker.jobs import EndReason
 from jobworker.sandbox import Applied
 from jobworker.wire import messages
 from support.leftovers import cgroups, descriptors
-from support.link import DEADLINE, Link
+from support.link import DEADLINE
 from support.root_side import RootSide, fresh_root_side, root_side
 from support.strace import attached, needs_strace, without_processes
 
@@ -35,21 +34,6 @@ def own_side() -> Iterator[RootSide]:
         yield running
 
 
-def set_version(side: RootSide, version: str) -> None:
-    path = Path(side.package) / "__init__.py"
-    text = path.read_text()
-    path.write_text(text[: text.index("__version__")] + f'__version__ = "{version}"\n')
-    # Another second of modification, or the cached bytecode passes for the new file's.
-    shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
-
-
-def upgrade(side: RootSide, link: Link) -> Link:
-    link.ask(messages.Upgrade())
-    link.drain()
-    link.close()
-    return side.reconnect(subscribe=True)
-
-
 def test_from_one_version_to_the_next_and_back(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     old, pids = link.welcome.version, (own_side.keeper.pid, own_side.supervisor_pid())
@@ -60,8 +44,8 @@ def test_from_one_version_to_the_next_and_back(own_side: RootSide) -> None:
     own_side.wait_for(lambda: descriptors(pids[0]) == idle + 3 * len(records))
     before = descriptors(pids[0]), own_side.open_files(link)
     for version in ("9.9.9", old, "10.0.0"):
-        set_version(own_side, version)
-        link = upgrade(own_side, link)
+        own_side.set_version(version)
+        link = own_side.upgrade(link)
         assert link.welcome.version == version
         assert (own_side.keeper.pid, own_side.supervisor_pid()) == pids
     # Logs are opened again when there is something to write.
@@ -81,14 +65,14 @@ def test_a_version_that_speaks_otherwise_is_taken_over_from(own_side: RootSide) 
     path = Path(own_side.package) / "wire" / "messages.py"
     ours = path.read_text()
     path.write_text(ours.replace(f"PROTOCOL = {messages.PROTOCOL}\n", "PROTOCOL = 999\n"))
-    set_version(own_side, "0.0.1")
+    own_side.set_version("0.0.1")
     link.ask(messages.Upgrade())
     link.drain()
     own_side.wait_for(lambda: running_version(own_side) == "0.0.1")
     with pytest.raises(ProtocolError, match="999 is understood"):
         own_side.link()
     path.write_text(ours)
-    set_version(own_side, "0.0.2")
+    own_side.set_version("0.0.2")
     assert service.upgrade_in(own_side.settings.socket_path) == ("0.0.1", "0.0.2")
     assert own_side.link().stop(record.job_id).end_reason is EndReason.STOPPED
 
@@ -115,7 +99,7 @@ def test_the_keeper_is_new_as_well(own_side: RootSide) -> None:
     link = own_side.link(subscribe=True)
     record = link.start("/bin/sh", "-c", "read x; sleep 1000; exit 3")
     assert "--resume-fd" not in own_side.keeper_arguments()
-    link = upgrade(own_side, link)
+    link = own_side.upgrade(link)
     own_side.wait_for(lambda: "--resume-fd" in own_side.keeper_arguments())
     # It holds what it held: the death of the supervisor costs nothing.
     os.kill(own_side.supervisor_pid(), 9)
@@ -163,7 +147,7 @@ def test_an_interpreter_that_is_gone_is_waited_for(tmp_path: Path) -> None:
         link.drain()
         side.wait_for(lambda: "cannot start a supervisor" in side.log())
         os.rename(tmp_path / "gone", python)
-        link = upgrade(side, side.reconnect())
+        link = side.upgrade(side.reconnect())
         assert link.stop(record.job_id).end_reason is EndReason.STOPPED
 
 
@@ -172,7 +156,7 @@ def test_a_keeper_without_a_process_for_its_proof_is_new_later(own_side: RootSid
     link = own_side.link(subscribe=True)
     record = link.start("/bin/sleep", "1000")
     with without_processes(own_side.keeper.pid) as tries:
-        link = upgrade(own_side, link)
+        link = own_side.upgrade(link)
         own_side.wait_for(lambda: tries() > 1)
         assert "--resume-fd" not in own_side.keeper_arguments()
     own_side.wait_for(lambda: "--resume-fd" in own_side.keeper_arguments())
@@ -189,7 +173,7 @@ def test_told_to_end_while_it_executes_itself_the_keeper_ends(own_side: RootSide
     program.write_text(program.read_text().replace("import sys\n", f"import sys\n{wait}", 1))
     # So that the one before knows already that the new supervisor serves.
     with without_processes(own_side.keeper.pid) as tries:
-        upgrade(own_side, link)
+        own_side.upgrade(link)
         before = tries()
         own_side.wait_for(lambda: tries() > before + 1)
     own_side.wait_for(begun.exists)
@@ -205,7 +189,7 @@ def test_without_a_process_for_the_stand_in_output_waits(own_side: RootSide) -> 
     # The C library makes the proof's process by clone too then; the stand-in's is the second one.
     faults = ("inject=clone3:error=ENOSYS", "inject=clone:error=EAGAIN:when=2")
     with attached(pid, "-o", "/dev/null", "-e", "trace=clone,clone3", "-e", faults[0], "-e", faults[1]):
-        link = upgrade(own_side, link)
+        link = own_side.upgrade(link)
     assert own_side.supervisor_pid() == pid
     ended = link.wait_ended(record.job_id)
     assert (ended.exit_code, ended.lost_bytes) == (5, 0)
@@ -294,7 +278,7 @@ def test_output_moves_while_the_next_version_starts(own_side: RootSide) -> None:
     wait = _WAIT.format(work=os.path.join(own_side.state_dir, "jobs", record.job_id, "work"))
     program = Path(own_side.package, "supervisor", "__main__.py")
     program.write_text(program.read_text().replace("import sys\n", f"import sys\n{wait}", 1))
-    link = upgrade(own_side, link)
+    link = own_side.upgrade(link)
     ended = link.wait_ended(record.job_id)
     assert (ended.exit_code, ended.log_bytes, ended.lost_bytes) == (0, size, 0)
     assert link.read_log(ended) == bytes(size)

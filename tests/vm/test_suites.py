@@ -24,7 +24,13 @@ SUITES = {
         "tests/security/test_root_socket.py",
     ),
     # A gibibyte of output takes long in emulation, and is the same bytes on any kernel.
-    "load": ("tests/load/test_ends.py", "tests/load/test_volume.py", "-k", "not gibibyte"),
+    "load": (
+        "tests/load/test_ends.py",
+        "tests/load/test_restarts.py",
+        "tests/load/test_volume.py",
+        "-k",
+        "not gibibyte",
+    ),
     "system": (
         "tests/system",
         "--ignore=tests/system/test_limits.py",
