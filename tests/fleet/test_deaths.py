@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from support.counting import COUNT, COUNTED, UNTIL_TOLD, check_count, check_end, tell
-from support.fleet import GATEWAY, KEEPER, Member, wait_for
+from support.fleet import GATEWAY, JOBS, KEEPER, Member, wait_for
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -52,6 +52,36 @@ def test_a_restart_of_both_units_leaves_jobs_running(member: Member) -> None:
     wait_for(member.answers)
     job = member.asked("query", job_id)
     assert (job["state"], job["pid"]) == ("RUNNING", before["pid"])
+    tell(member)
+    assert check_count(member.cli("stream", job_id, "--follow")) > 0
+    check_end(member, job_id, keeper_died=True)
+
+
+def test_systemd_takes_no_job_out_of_its_limits(member: Member) -> None:
+    guest = member.guest
+    words = "--memory 64M --pids 20 --cpu 50% --cpu-weight 300 --cpuset 0 --io-read 10M --io-read-ops 1000"
+    job_id = member.cli("start", *words.split(), "--", "sh", "-c", UNTIL_TOLD).strip()
+    before = member.asked("query", job_id)
+    where, limits = guest.cgroups_of(before["pid"]), guest.limits_of(before["pid"])
+    try:
+        for act in (
+            "systemctl daemon-reload",
+            f"systemctl set-property --runtime {JOBS} MemoryMax=80% CPUWeight=50",
+            f"systemctl restart {KEEPER}",
+            "systemctl daemon-reload",
+        ):
+            guest.root.check_output(act)
+            wait_for(member.answers)
+            job = member.asked("query", job_id)
+            assert (job["state"], job["pid"], job["limits"]) == ("RUNNING", before["pid"], before["limits"]), act
+            assert job["limits_restored"] == 0, act
+            assert (guest.cgroups_of(job["pid"]), guest.limits_of(job["pid"])) == (where, limits), act
+        if guest.kind.mode == "v2":
+            # What is set for all of them is in force.
+            above, unit, _ = where[""].partition(f"/{JOBS}/")
+            assert guest.root.check_output(f"cat /sys/fs/cgroup{above}{unit}cpu.weight") == "50"
+    finally:
+        guest.root.check_output(f"rm -rf /run/systemd/system.control/{JOBS}.d && systemctl daemon-reload")
     tell(member)
     assert check_count(member.cli("stream", job_id, "--follow")) > 0
     check_end(member, job_id, keeper_died=True)

@@ -19,7 +19,7 @@ from jobworker.client.rpc.client import Client
 from support.guest import ROOT, Guest
 
 PASSPHRASE = "correct horse battery"
-KEEPER, GATEWAY = "jobworker-keeper.service", "jobworker-gateway.service"
+KEEPER, GATEWAY, JOBS = "jobworker-keeper.service", "jobworker-gateway.service", "jobworker-jobs.service"
 PORT, METRICS_PORT = 7443, 7444
 _BIN, _FLEET = os.path.join(ROOT, ".venv", "bin"), os.path.join(ROOT, ".venv-fleet", "bin")
 
@@ -105,6 +105,10 @@ class Member:
 
     def supervisor(self) -> int:
         return int(self.guest.root.check_output("pgrep --exact jw-supervisor").split()[0])
+
+    def parts(self) -> tuple[int, int, int]:
+        """The processes of keeper, supervisor and gateway."""
+        return self.main_pid(KEEPER), self.supervisor(), self.main_pid(GATEWAY)
 
     def tells_ends(self) -> bool:
         """True if the kernel tells how a process ended that is nobody's child (PIDFD_GET_INFO)."""

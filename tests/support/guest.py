@@ -19,6 +19,20 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 RESULTS = os.path.join(ROOT, "build", "vms")
 HOME = "/opt/jobworker-tests"
 BIN = f"{HOME}/venv/bin"
+# The kernel's files of the limits of a cgroup; of v1 with their controllers.
+_LIMITS_V2 = ("cpu.max", "cpu.weight", "cpuset.cpus", "io.max", "memory.max", "memory.swap.max", "pids.max")
+_LIMITS_V1 = (
+    ("blkio", "blkio.throttle.read_bps_device"),
+    ("blkio", "blkio.throttle.read_iops_device"),
+    ("blkio", "blkio.throttle.write_bps_device"),
+    ("blkio", "blkio.throttle.write_iops_device"),
+    ("cpu", "cpu.cfs_period_us"),
+    ("cpu", "cpu.cfs_quota_us"),
+    ("cpu", "cpu.shares"),
+    ("cpuset", "cpuset.cpus"),
+    ("memory", "memory.limit_in_bytes"),
+    ("pids", "pids.max"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,23 @@ class Guest:
         """Properties of a unit, as systemd has them."""
         words = shlex.join(["systemctl", "show", name, *(f"--property={each}" for each in names)])
         return dict(line.split("=", 1) for line in self.root.check_output(words).splitlines())
+
+    def cgroups_of(self, pid: int) -> dict[str, str]:
+        """Where a process is, by the name of the controller; of v2 that is empty."""
+        lines = [line.split(":", 2) for line in self.root.check_output(f"cat /proc/{pid}/cgroup").splitlines()]
+        return {name: path for _, names, path in lines for name in names.split(",")}
+
+    def limits_of(self, pid: int) -> dict[str, str]:
+        """What the kernel has as limits of a process's cgroup, by file: `cpu.max`, or `cpu/cpu.cfs_quota_us`."""
+        where = self.cgroups_of(pid)
+        if self.kind.mode == "v2":
+            names = {f"{where['']}/{name}": name for name in _LIMITS_V2}
+        else:
+            names = {f"/{each}{where[each]}/{file}": f"{each}/{file}" for each, file in _LIMITS_V1}
+        # A host that counts no swap has no file for that.
+        look = "cd /sys/fs/cgroup; for file; do echo $file $(cat .$file); done 2>/dev/null"
+        lines = self.root.check_output(f"sh -c %s sh {' '.join(names)}", look).splitlines()
+        return {names[path]: value for path, _, value in (line.partition(" ") for line in lines)}
 
     def assert_mode(self) -> None:
         """Whatever is tested in here would prove nothing if the machine had other cgroups than it should."""
@@ -168,7 +199,7 @@ class GuestAgent:
     """A `worker-agent dev` inside a guest, called by a `worker-client` beside it."""
 
     def __init__(self, host: Host, directory: str, addr: str) -> None:
-        self._host = host
+        self._host, self._directory = host, directory
         self._call = f"{BIN}/worker-client --addr {addr} --ca {directory}/pki/ca.pem "
         self._call += f"--cert {directory}/pki/writer.pem --key {directory}/pki/writer.key "
 
@@ -181,3 +212,12 @@ class GuestAgent:
         """The object that a call prints as JSON."""
         answer: dict[str, Any] = json.loads(self.cli(*words, "--format", "json"))
         return answer
+
+    def parts(self) -> dict[str, int]:
+        """The processes of keeper, supervisor and gateway."""
+        found = {}
+        for line in self._host.check_output("ps -e -o pid=,comm=,args=").splitlines():
+            pid, name, command = line.split(None, 2)
+            if self._directory in command and (name in ("jw-keeper", "jw-supervisor") or ".gateway " in command):
+                found["gateway" if ".gateway " in command else name] = int(pid)
+        return found

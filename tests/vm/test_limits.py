@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,32 +18,20 @@ V1 = {
     "memory/memory.limit_in_bytes": str(64 << 20),
     "pids/pids.max": "20",
 }
+IO_LIMITS = ("--io-read", "10M", "--io-write", "5M", "--io-read-ops", "1000", "--io-write-ops", "500")
+IO_V2 = {"io.max": f"{{}} rbps={10 << 20} wbps={5 << 20} riops=1000 wiops=500"}
+IO_V1 = {
+    "blkio/blkio.throttle.read_bps_device": f"{{}} {10 << 20}",
+    "blkio/blkio.throttle.write_bps_device": f"{{}} {5 << 20}",
+    "blkio/blkio.throttle.read_iops_device": "{} 1000",
+    "blkio/blkio.throttle.write_iops_device": "{} 500",
+}
 
 
 @pytest.fixture(scope="module")
 def agent(guest: Guest) -> Iterator[GuestAgent]:
     with guest.agent("sudo") as running:
         yield running
-
-
-def cgroup_files(guest: Guest, pid: int) -> dict[str, str]:
-    """The limits of the cgroup that the process is in, by name of the file."""
-    lines = guest.root.file(f"/proc/{pid}/cgroup").content_string.splitlines()
-    paths = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
-    if guest.kind.mode == "v2":
-        return {name: read(guest, f"{paths['']}/{name}") for name in V2}
-    return {path: read(guest, f"/{controller}{paths[controller]}/{name}") for path, controller, name in split(V1)}
-
-
-def split(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    for name in names:
-        controller, _, file = name.partition("/")
-        yield name, controller, file
-
-
-def read(guest: Guest, path: str) -> str:
-    text: str = guest.root.file("/sys/fs/cgroup" + path).content_string
-    return text.strip()
 
 
 def test_python_is_the_host_s_own(guest: Guest) -> None:
@@ -64,7 +52,7 @@ def test_the_agent_names_the_mode_and_what_it_enforces(guest: Guest, agent: Gues
 def test_limits_stand_in_the_kernel(guest: Guest, agent: GuestAgent) -> None:
     job_id = agent.cli("start", *LIMITS, "--", "sleep", "1000").strip()
     job = agent.asked("query", job_id)
-    assert cgroup_files(guest, job["pid"]) == (V2 if guest.kind.mode == "v2" else V1)
+    assert (V2 if guest.kind.mode == "v2" else V1).items() <= guest.limits_of(job["pid"]).items()
     assert {name: limit["enforcement"] for name, limit in job["limits"].items()} == dict.fromkeys(
         ("cpu", "memory", "pids"), "ENFORCED"
     )
@@ -72,13 +60,26 @@ def test_limits_stand_in_the_kernel(guest: Guest, agent: GuestAgent) -> None:
     assert not guest.root.file(f"/proc/{job['pid']}").exists
 
 
+def test_limits_of_the_disk_stand_in_the_kernel(guest: Guest, agent: GuestAgent) -> None:
+    job_id = agent.cli("start", *IO_LIMITS, "--", "sleep", "1000").strip()
+    job = agent.asked("query", job_id)
+    disk = job["limits"]["io_read"]["detail"].removeprefix("on ")
+    number = guest.root.check_output(f"cat /sys/class/block/{disk}/dev")
+    wanted = {name: text.format(number) for name, text in (IO_V2 if guest.kind.mode == "v2" else IO_V1).items()}
+    assert wanted.items() <= guest.limits_of(job["pid"]).items()
+    agent.cli("stop", job_id, "--force")
+
+
 def test_a_job_over_its_memory_dies_alone(agent: GuestAgent) -> None:
+    parts = agent.parts()
+    assert len(parts) == 3
     neighbour = agent.cli("start", "--", "sleep", "1000").strip()
     script = "data = bytearray(256 << 20); print('survived')"
     job_id = agent.cli("start", "--memory", "64M", "--", "python3", "-c", script).strip()
     assert agent.cli("stream", job_id, "--follow") == ""
     assert agent.asked("query", job_id)["end_reason"] == "OOM_KILLED"
     assert agent.asked("query", neighbour)["state"] == "RUNNING"
+    assert agent.parts() == parts
     agent.cli("stop", neighbour, "--force")
 
 
