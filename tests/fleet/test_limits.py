@@ -93,13 +93,15 @@ def test_who_takes_more_memory_than_allowed_dies_alone(fleet: Fleet, script: str
         member.cli("stop", neighbour, "--force")
 
 
-def test_a_disk_is_held_to_its_rate(member: Member) -> None:
-    script = "dd if=/dev/zero of=file bs=1M count=50 oflag=direct 2>&1"
-    job_id = member.cli("start", "--io-write", "10M", "--", "sh", "-c", script).strip()
+@pytest.mark.parametrize(("name", "rate", "blocks"), [("io_write", "10M", "1M"), ("io_write_ops", "10", "4k")])
+def test_a_disk_is_held_to_its_rate(member: Member, name: str, rate: str, blocks: str) -> None:
+    script = f"dd if=/dev/zero of=file bs={blocks} count=50 oflag=direct 2>&1"
+    option = f"--{name.replace('_', '-')}"
+    job_id = member.cli("start", option, rate, "--", "sh", "-c", script).strip()
     job = ended(member, job_id)
     # v1's controllers do not hold buffered writes, and the agent says so.
     promised = "ENFORCED" if member.guest.kind.mode == "v2" else "BEST_EFFORT"
-    assert job["limits"]["io_write"]["enforcement"] == promised
+    assert job["limits"][name]["enforcement"] == promised
     seconds = float(member.cli("stream", job_id).split(" copied, ")[1].split()[0])
     assert seconds == pytest.approx(5, rel=0.1)
 

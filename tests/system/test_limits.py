@@ -17,6 +17,7 @@ from jobworker.jobs import EndReason, JobRecord
 from jobworker.kernel import disk
 from jobworker.limits import BY_NAME, Enforcement, Limits
 from jobworker.wire import messages
+from support.disks import partition, swap
 from support.leftovers import cgroups
 from support.link import CALLER, Link
 from support.root_side import RootSide, root_side
@@ -112,23 +113,35 @@ def test_the_disk_of_a_directory_that_is_named(link: Link, side: RootSide) -> No
     link.stop(job.job_id, force=True)
 
 
-@pytest.mark.parametrize("operation", ["read", "write"])
-def test_a_disk_is_held_to_its_rate(link: Link, operation: str) -> None:
-    if f"io_{operation}" in unsupported(link):
+# What is copied past the page cache under each, which takes two seconds and a half.
+_RATES = {
+    "io_read": (Limits(io_read_bps=4 * _MIB), _MIB, 10),
+    "io_write": (Limits(io_write_bps=4 * _MIB), _MIB, 10),
+    "io_read_ops": (Limits(io_read_ops=100), 4096, 250),
+    "io_write_ops": (Limits(io_write_ops=100), 4096, 250),
+}
+
+
+def copy(link: Link, name: str, workdir: str = "") -> tuple[JobRecord, float]:
+    """A job that copies so much under this limit, and how many seconds the copying took."""
+    limits, block, count = _RATES[name]
+    script = f"dd if=/dev/zero of=file bs={block} count={count} oflag=direct"
+    if name.startswith("io_read"):
+        script += f" 2>/dev/null && dd if=file of=/dev/null bs={block} iflag=direct"
+    record = link.start("/bin/sh", "-c", f"{script} 2>&1; rm file", limits=limits, workdir=workdir)
+    said = link.read_log(link.wait_ended(record.job_id)).decode()
+    return link.inspect(record.job_id), float(said.split(" copied, ")[1].split()[0])
+
+
+@pytest.mark.parametrize("name", _RATES)
+def test_a_disk_is_held_to_its_rate(link: Link, name: str) -> None:
+    if name in unsupported(link):
         pytest.skip("nothing limits the disk here")
-    # Two seconds and a half of it, past the page cache.
-    write = "dd if=/dev/zero of=file bs=1M count=10 oflag=direct"
-    script = {
-        "write": write,
-        "read": f"{write} 2>/dev/null && dd if=file of=/dev/null bs=1M iflag=direct",
-    }[operation]
-    rate = 4 * _MIB
-    limits = Limits(io_read_bps=rate) if operation == "read" else Limits(io_write_bps=rate)
-    record, said = run(link, limits, "/bin/sh", "-c", f"{script} 2>&1; rm file")
-    seconds = float(said.split(" copied, ")[1].split()[0])
-    assert seconds > 10 / 4 * 0.9, said
-    counted = record.usage.io_read_bytes if operation == "read" else record.usage.io_written_bytes
-    assert counted >= 10 * _MIB
+    record, seconds = copy(link, name)
+    assert seconds > 2.5 * 0.9
+    counted = record.usage.io_read_bytes if name.startswith("io_read") else record.usage.io_written_bytes
+    _, block, count = _RATES[name]
+    assert counted >= block * count
 
 
 def test_a_job_stays_on_its_cpus(link: Link) -> None:
@@ -178,6 +191,21 @@ def test_memory_and_swap_together_are_the_end(link: Link) -> None:
     assert record.usage.memory_peak_bytes <= 40 * _MIB
 
 
+@pytest.mark.parametrize(
+    ("swap_bytes", "reason"),
+    [(48 * _MIB, EndReason.EXITED), (8 * _MIB, EndReason.OOM_KILLED), (None, EndReason.OOM_KILLED)],
+)
+def test_swap_is_there_as_far_as_it_was_asked_for(
+    link: Link, side: RootSide, swap_bytes: int | None, reason: EndReason
+) -> None:
+    if "swap" in unsupported(link):
+        pytest.skip("nothing limits swap here")
+    with swap(Path(side.state_dir).parent, 128 * _MIB):
+        limits = Limits(memory_bytes=32 * _MIB, swap_bytes=swap_bytes)
+        record, _ = run(link, limits, "/usr/bin/python3", "-I", "-c", "data = b'x' * (48 << 20)")
+    assert record.end_reason is reason
+
+
 def test_a_base_that_somebody_removed_is_made_again(link: Link) -> None:
     job = link.start("/bin/sleep", "1000", limits=_ALL, best_effort=True)
     bases = {os.path.dirname(path) for path in cgroups(job.job_id)}
@@ -222,17 +250,16 @@ def test_a_job_of_an_agent_that_knew_fewer_controllers_is_taken_over(link: Link,
 # Disks.
 
 
-def test_the_disk_of_a_partition_is_the_whole_one() -> None:
-    partitions = [
-        name for name in os.listdir("/sys/class/block") if os.path.exists(f"/sys/class/block/{name}/partition")
-    ]
-    if not partitions:
-        pytest.skip("no disk here has partitions")
-    with open(f"/sys/class/block/{partitions[0]}/dev") as file:
-        major, minor = map(int, file.read().split(":"))
-    found = disk._whole(os.makedev(major, minor))
-    assert partitions[0].startswith(found.name)
-    assert partitions[0] != found.name
+def test_the_disk_of_a_partition_is_the_whole_one(link: Link, side: RootSide) -> None:
+    with partition(Path(side.state_dir).parent) as (place, name):
+        assert disk.of_path(str(place)).name == name
+        os.chmod(place, 0o777)  # noqa: S103
+        if "io_write_ops" in unsupported(link):
+            pytest.skip("nothing limits the disk here")
+        record, seconds = copy(link, "io_write_ops", str(place))
+        (status,) = (status for status in record.limits if status.name == "io_write_ops")
+        assert status.detail.startswith(f"on {name}")
+        assert seconds > 2.5 * 0.9
 
 
 def test_the_disk_below_an_overlay_is_that_of_its_upper_directory() -> None:
