@@ -6,27 +6,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from jobworker.errors import Unauthenticated
 from jobworker.identity import decode_role
+from jobworker.unreadable import UNREADABLE
 from jobworker_pki import keys
 from jobworker_pki.keys import KEY_BITS
 from jobworker_pki.profiles import Profile
 
 # A peer whose clock is a little slow must not take a fresh certificate for one of the future.
 CLOCK_SKEW = timedelta(minutes=5)
-
-# What the library raises at structures that are not as they should be.
-UNREADABLE = (
-    ValueError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 @dataclass(frozen=True, slots=True)

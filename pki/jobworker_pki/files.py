@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from jobworker.errors import PkiProblem
+from jobworker.unreadable import UNREADABLE
 from jobworker_pki import authority, keys
 from jobworker_pki.authority import Pair
 from jobworker_pki.keys import Ask
@@ -81,7 +82,7 @@ class Store:
         """
         try:
             return x509.load_pem_x509_certificate(self.content(file))
-        except authority.UNREADABLE:
+        except UNREADABLE:
             raise PkiProblem(self.path_of(file), "holds no certificate in PEM form") from None
 
     def key(self, file: str, ask: Ask | None = None) -> rsa.RSAPrivateKey:

@@ -14,8 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from jobworker import identity
 from jobworker.errors import Unauthenticated
 from jobworker.identity import Role, check_user_uri, decode_role
+from jobworker.unreadable import UNREADABLE
 from jobworker_pki import keys, profiles
-from jobworker_pki.authority import UNREADABLE
 
 E = TypeVar("E", bound=x509.ExtensionType)
 Extended = (

@@ -8,8 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from jobworker.errors import PkiProblem
+from jobworker.unreadable import UNREADABLE
 from jobworker_pki import keys, profiles, reading
-from jobworker_pki.authority import UNREADABLE
 
 _MAX_BYTES = 64 * 1024
 _ASK = "make it anew, for example with openssl req -new -newkey rsa:4096 -addext subjectAltName=DNS:NAME"

@@ -11,7 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from jobworker.errors import InvalidField, PkiProblem
-from jobworker_pki import authority, index
+from jobworker.unreadable import UNREADABLE
+from jobworker_pki import index
 from jobworker_pki.home import ROOT, Home
 from jobworker_pki.index import Record
 
@@ -106,7 +107,7 @@ def due(home: Home, ca: str) -> datetime:
     try:
         last = x509.load_pem_x509_crl(home.store.content(f"{ca}.crl"))
         number = last.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except (OSError, PkiProblem, x509.ExtensionNotFound, *authority.UNREADABLE):
+    except (OSError, PkiProblem, x509.ExtensionNotFound, *UNREADABLE):
         return _LONG_AGO
     done = [
         record for record in index.records(home.store) if record.ca == ca and record.action in {"crl", "revoke"}
@@ -143,7 +144,7 @@ def _of_file(home: Home, path: str) -> Record:
             certificate = x509.load_pem_x509_certificate(file.read(_MAX_BYTES))
     except OSError as error:
         raise PkiProblem(path, f"cannot be read: {error.strerror}") from None
-    except authority.UNREADABLE:
+    except UNREADABLE:
         raise PkiProblem(path, "holds no certificate in PEM form") from None
     ca = home.signer_of(path, certificate, "revoke")
     if certificate.subject == certificate.issuer:

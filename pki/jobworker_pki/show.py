@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from jobworker.errors import PkiProblem, Unauthenticated
 from jobworker.identity import DEFAULT_ROLE_OID
+from jobworker.unreadable import UNREADABLE
 from jobworker_pki import authority, keys, profiles, reading
-from jobworker_pki.authority import UNREADABLE
 
 _MAX_BYTES = 4 * 1024 * 1024
 _SUBJECTS = "a certificate, a bundle of them, a signing request or a revocation list"

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobworker.errors import Unauthenticated
@@ -68,6 +68,7 @@ DAMAGES = st.lists(st.tuples(st.integers(0, 4_000), st.integers(0, 255)), min_si
 
 
 @given(DAMAGES)
+@example([(12, 1)])
 def test_a_damaged_certificate_is_who_it_says_or_nobody(damages: list[tuple[int, int]]) -> None:
     """Whatever its bytes are, which no CA has signed then: there is no other error."""
     der = bytearray(x509.load_pem_x509_certificate(WHOLE).public_bytes(Encoding.DER))

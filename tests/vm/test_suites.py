@@ -35,6 +35,8 @@ SUITES = {
         "tests/system",
         "--ignore=tests/system/test_limits.py",
         "--ignore=tests/system/test_worker_client.py",
+        # Without what is installed for traces alone.
+        "--ignore-glob=*/test_tracing*",
     ),
 }
 # Tests of the root side that are in none, and why.

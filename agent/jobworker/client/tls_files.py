@@ -20,10 +20,9 @@ from jobworker import identity
 from jobworker.client import pem
 from jobworker.client.endpoint import Endpoint
 from jobworker.errors import TlsProblem, Unauthenticated
+from jobworker.unreadable import UNREADABLE
 
 _MIN_RSA_BITS = 2048
-# What cryptography raises, lazily, of a certificate whose parts are malformed.
-UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _ISSUE_ANEW = "have a new one issued"
 
 E = TypeVar("E", bound=x509.ExtensionType)

@@ -18,6 +18,7 @@ from cryptography import x509
 from jobworker.client import tls_files
 from jobworker.client.endpoint import Endpoint
 from jobworker.errors import TlsProblem
+from jobworker.unreadable import UNREADABLE
 
 _ALPN = "h2"
 _LABEL = r"[A-Za-z0-9_-]{1,63}"
@@ -166,7 +167,7 @@ def _certificate(endpoint: Endpoint, seconds: float) -> x509.Certificate:
             context.wrap_socket(plain, server_hostname=_name(endpoint)) as tls,
         ):
             return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
-    except (OSError, *tls_files.UNREADABLE):
+    except (OSError, *UNREADABLE):
         problem = f"{endpoint.addr} showed a certificate that is not accepted, and at a second look none"
         raise TlsProblem(problem, "look at the server's log") from None
 
@@ -177,14 +178,14 @@ def hosts(certificate: x509.Certificate) -> str:
         san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         addresses = map(str, san.get_values_for_type(x509.IPAddress))
         return _shown(", ".join([*san.get_values_for_type(x509.DNSName), *addresses])) or "no host at all"
-    except (x509.ExtensionNotFound, *tls_files.UNREADABLE):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return "no host at all"
 
 
 def _issuer(certificate: x509.Certificate) -> str:
     try:
         return _shown(certificate.issuer.rfc4514_string())
-    except tls_files.UNREADABLE:
+    except UNREADABLE:
         return "an issuer whose name cannot be read"
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from jobworker import identity
 from jobworker.errors import Unauthenticated
 from jobworker.gateway.certificate_rules import CertificateRules
 from jobworker.identity import Principal, Role, check_user_uri, decode_role
 from jobworker.settings.schema import TlsSettings
+from jobworker.unreadable import UNREADABLE
 
 if TYPE_CHECKING:
     from jobworker.gateway.revocation import Revocations
@@ -90,12 +90,12 @@ class PeerReader:
         """
         try:
             certificate = x509.load_pem_x509_certificate(next(iter(auth_context.get("x509_pem_cert", ())), b""))
-        except ValueError:
+        except UNREADABLE:
             return "", ""
         serial = f"{certificate.serial_number:x}"
         try:
             names = _value(certificate, x509.SubjectAlternativeName)
-        except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        except UNREADABLE:
             return "", serial
         return ", ".join(names.get_values_for_type(x509.UniformResourceIdentifier) if names else ()), serial
 
@@ -125,7 +125,7 @@ def read_peer(pem: bytes, role_oid: str, rules: CertificateRules) -> Peer:
             not_after=certificate.not_valid_after_utc.timestamp(),
             certificate=certificate,
         )
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise Unauthenticated("the certificate cannot be read") from None
 
 

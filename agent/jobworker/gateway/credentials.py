@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from jobworker.errors import PkiProblem, Unauthenticated
 from jobworker.gateway.certificate_rules import CertificateRules
 from jobworker.settings.schema import TlsSettings
+from jobworker.unreadable import UNREADABLE
 
 _MAX_PEM_BYTES = 1024 * 1024
 _DEV = "jobworker DEV CA "
@@ -114,7 +115,7 @@ def certificates(path: str, pem: bytes) -> list[x509.Certificate]:
         for each in found:
             # Read now, or it fails where nobody expects that.
             _ = each.extensions, each.public_key()
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise PkiProblem(path, "holds no certificate in PEM form, or one that cannot be read") from None
     return found
 

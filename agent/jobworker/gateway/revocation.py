@@ -22,6 +22,7 @@ from jobworker.errors import PkiProblem, Unauthenticated
 from jobworker.gateway import credentials
 from jobworker.identity import utc
 from jobworker.settings.schema import TlsSettings
+from jobworker.unreadable import UNREADABLE
 
 _MAX_LIST_BYTES = 64 * 1024 * 1024
 _BEGIN, _END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
@@ -208,7 +209,7 @@ def _lists(path: str) -> Iterator[x509.CertificateRevocationList]:
     for block in blocks:
         try:
             yield x509.load_pem_x509_crl(block)
-        except (ValueError, UnsupportedAlgorithm):
+        except UNREADABLE:
             raise PkiProblem(path, "holds a revocation list that cannot be read") from None
 
 
@@ -232,7 +233,7 @@ def _read_list(path: str, crl: x509.CertificateRevocationList) -> IssuerList:
         raise PkiProblem(path, f"holds a list of {who} from {utc(begins)}", "compare the clocks of both hosts")
     try:
         extensions = list(crl.extensions)
-    except (ValueError, x509.DuplicateExtension):
+    except UNREADABLE:
         raise PkiProblem(path, f"holds a list of {who} whose extensions cannot be read") from None
     for extension in extensions:
         if isinstance(extension.value, _PARTIAL) or (extension.critical and extension.oid not in _UNDERSTOOD):
