@@ -419,7 +419,7 @@ def test_no_mount_of_a_job_reaches_the_host_where_mounts_are_shared() -> None:
     """As service managers have them."""
     script = _ON_SHARED_MOUNTS.format(tests=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = ["unshare", "--mount", "--propagation", "shared", sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
 
 
