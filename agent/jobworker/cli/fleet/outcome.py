@@ -48,8 +48,8 @@ class Outcome:
         return {"host": self.host, "type": "result", **told}
 
 
-def of_error(host: str, error: JobWorkerError) -> Outcome:
-    """What an error says of a host."""
+def of_error(host: str, error: Exception) -> Outcome:
+    """What an error says of a host, also one that nobody has foreseen."""
     match error:
         # Of a beginning of an id it is known here, of a whole one the agent says so.
         case JobNotFound() | NothingMatches() | CallFailed(reason="JOB_NOT_FOUND"):

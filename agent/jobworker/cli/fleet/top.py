@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
-from queue import SimpleQueue
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import click
@@ -17,7 +19,6 @@ from jobworker.cli.fleet import asked
 from jobworker.cli.fleet.outcome import Outcome, Status, exit_code, hosts_text, of_error, summary
 from jobworker.cli.fleet.targets import Target, some
 from jobworker.cli.top_sample import Picture, Sampler
-from jobworker.errors import JobWorkerError
 
 if TYPE_CHECKING:
     from jobworker.client.endpoint import Endpoint
@@ -37,9 +38,10 @@ def invoke(ctx: click.Context) -> int:
     looks = FleetLooks(hosts, asked.forks(ctx), seconds)
     try:
         status = client_top.show(looks, interval, options["sort"], once=options["once"])
+        # Before looks that are under way fail for having no connection any more.
+        outcomes = looks.outcomes()
     finally:
         looks.close()
-    outcomes = looks.outcomes()
     if as_json():
         for outcome in outcomes:
             click.echo(client_json.line(outcome.plain()))
@@ -61,7 +63,7 @@ class Host:
     Attributes:
         picture: of the last look; `None` where there is none to be had.
         outcome: how that went.
-        looking: the look that is under way, or the last one.
+        looking: the look that is under way, or the last one; done with it.
         late: in the last round it did not answer in time; `picture` and `outcome` are of an earlier look.
     """
 
@@ -75,15 +77,31 @@ class Host:
         self._client: Client | None = None
         self._sampler: Sampler | None = None
 
-    def look(self) -> None:
-        """Look once; how that went is in `picture` and `outcome`."""
+    def look(self) -> Future[None]:
+        """Begin to look; how that went is in `picture` and `outcome` once it is done, whatever it came to."""
+        self.looking = done = Future[None]()
+        try:
+            # A daemon: one that is stuck must not keep this process from ending.
+            threading.Thread(target=self._look, args=(done,), daemon=True).start()
+        except RuntimeError as error:
+            # There are as many threads as there can be.
+            self._fail(error)
+            done.set_result(None)
+        return done
+
+    def _look(self, done: Future[None]) -> None:
         try:
             if self._sampler is None:
                 self._sampler = self._reached()
             self.picture = self._sampler.sample()
             self.outcome = Outcome(self.target.name, Status.OK)
-        except JobWorkerError as error:
-            self.picture, self.outcome = None, of_error(self.target.name, error)
+        except Exception as error:  # noqa: BLE001 - the top of a thread
+            self._fail(error)
+        finally:
+            done.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        self.picture, self.outcome = None, of_error(self.target.name, error)
 
     def _reached(self) -> Sampler:
         if self._client is None:
@@ -104,25 +122,16 @@ class FleetLooks:
 
         Args:
             hosts: to look at.
-            forks: so many at a time.
-            seconds: to wait for those that are late.
+            forks: so many at a time, those that are late not counted.
+            seconds: after which a look is late.
         """
         self._hosts = hosts
+        self._forks = forks
         self._seconds = seconds
-        self._due: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._closed = False
-        for _ in range(min(forks, len(hosts))):
-            # Daemons: one that is stuck must not keep this process from ending.
-            threading.Thread(target=self._work, daemon=True).start()
 
     def sample(self) -> Picture:
-        for host in self._hosts:
-            if host.looking is None or host.looking.done():
-                host.looking = Future()
-                self._due.put(partial(_look, host, host.looking))
-        _, late = wait([host.looking for host in self._hosts if host.looking], self._seconds)
-        for host in self._hosts:
-            host.late = host.looking in late
+        self._round()
         seen = [host.picture for host in self._hosts if not host.late and host.picture]
         missing = [host.target.name for host in self._hosts if host.late or not host.picture]
         return Picture(
@@ -138,23 +147,25 @@ class FleetLooks:
     def close(self) -> None:
         """End all connections, and with them the looks that are under way."""
         self._closed = True
-        self._due.put(None)
         for host in self._hosts:
             host.close()
 
-    def _work(self) -> None:
-        while (look := self._due.get()) and not self._closed:
-            look()
-        # For the next one.
-        self._due.put(None)
-
-
-def _look(host: Host, done: Future[None]) -> None:
-    try:
-        host.look()
-        done.set_result(None)
-    except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits
-        done.set_exception(error)
+    def _round(self) -> None:
+        """Look at each host that is not being looked at still, until all have answered or are late."""
+        free = [host for host in self._hosts if host.looking is None or host.looking.done()]
+        # Who was late may be so again, and then the others are through already.
+        due = deque(sorted(free, key=attrgetter("late")))
+        under_way = dict[Future[None], float]()
+        while True:
+            while due and len(under_way) < self._forks and not self._closed:
+                under_way[due.popleft().look()] = time.monotonic() + self._seconds
+            if not under_way:
+                break
+            wait(under_way, max(0.0, min(under_way.values()) - time.monotonic()), FIRST_COMPLETED)
+            now = time.monotonic()
+            under_way = {look: late for look, late in under_way.items() if late > now and not look.done()}
+        for host in self._hosts:
+            host.late = host.looking is None or not host.looking.done()
 
 
 def _late(name: str) -> Outcome:
