@@ -100,7 +100,7 @@ def hosts(tmp_path: Path) -> Path:
     return tmp_path / "hosts.yml"
 
 
-def by_library(path: Path) -> subprocess.CompletedProcess[str]:
+def by_library(path: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """What the library makes of it, in the Python that has it; with what that Python needs of us and no more."""
     script = (
         "import json, sys\n"
@@ -109,7 +109,8 @@ def by_library(path: Path) -> subprocess.CompletedProcess[str]:
     )
     return subprocess.run(
         [BIN / "python", "-c", script, path],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "agent")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "agent"), **environ},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
@@ -137,6 +138,53 @@ def test_the_library_fills_in_templates(hosts: Path) -> None:
     told: dict[str, Any] = json.loads(done.stdout)
     assert "pki_passphrase" not in done.stdout
     check(of_list(str(hosts), told), "10.0.0.9")
+
+
+@pytest.fixture
+def password(hosts: Path) -> Path:
+    """The file with the password of variables that are encrypted as a whole."""
+    (password := hosts.parent / "password").write_text("a vault's")
+    (variables := hosts.parent / "group_vars" / "all" / "vault.yml").parent.mkdir(parents=True)
+    variables.write_text("wan: 10.7.7")
+    hosts.write_text(HOSTS.replace("{{ lan }}", "{{ wan }}"))
+    subprocess.run(
+        [BIN / "ansible-vault", "encrypt", "--vault-password-file", password, variables],
+        capture_output=True,
+        check=True,
+    )
+    return password
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ANSIBLE_VAULT_PASSWORD_FILE", "{}"),
+        ("ANSIBLE_VAULT_IDENTITY_LIST", "gone@/nonexistent,site@{}"),
+        # Nobody is there to be asked.
+        ("ANSIBLE_VAULT_IDENTITY_LIST", "mine@prompt,site@{}"),
+    ],
+)
+def test_the_library_opens_what_is_encrypted(hosts: Path, password: Path, name: str, value: str) -> None:
+    done = by_library(hosts, **{name: value.format(password)})
+    assert done.returncode == 0, done.stderr
+    check(of_list(str(hosts), json.loads(done.stdout)), "10.7.7.9")
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({}, "A vault password must be specified"),
+        ({"ANSIBLE_VAULT_IDENTITY_LIST": "mine@prompt"}, "A vault password must be specified"),
+        ({"ANSIBLE_VAULT_PASSWORD_FILE": "/nonexistent"}, "/nonexistent was not found"),
+        ({"ANSIBLE_VAULT_PASSWORD_FILE": "/nonexistent", "LC_ALL": "C"}, "the locale encoding to be UTF-8"),
+    ],
+)
+@pytest.mark.usefixtures("password")
+def test_what_stays_encrypted_is_told(hosts: Path, environ: dict[str, str], told: str) -> None:
+    done = by_library(hosts, **environ)
+    assert done.returncode == 1
+    assert f"--inventory: {hosts} is not understood: " in done.stderr
+    assert told in done.stderr
 
 
 def by_ansible(path: Path) -> dict[str, list[str]]:
