@@ -23,12 +23,12 @@ ENDED, RUNNING = job_pb2.JOB_STATE_ENDED, job_pb2.JOB_STATE_RUNNING
 class Host:
     """An agent with one job, which ends by itself unless it `waits` to be stopped."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, job_id: str) -> None:
         self.agent = scripted.ScriptedAgent()
         self.output: list[tuple[Any, bytes]] = []
         self.stale: list[pb.StaleFile] = []
-        self.end = job_pb2.Job(id=IDS[name], state=ENDED, end_reason=job_pb2.END_REASON_EXITED, exit_code=0)
-        self.job = job_pb2.Job(id=IDS[name], state=RUNNING, command="sleep", args=["9"])
+        self.end = job_pb2.Job(id=job_id, state=ENDED, end_reason=job_pb2.END_REASON_EXITED, exit_code=0)
+        self.job = job_pb2.Job(id=job_id, state=RUNNING, command="sleep", args=["9"])
         self.asked_for, self.following, self.finished, self.watched = (threading.Event() for _ in range(4))
         self.before_output: list[threading.Event] = []
         self.finished.set()
@@ -95,7 +95,7 @@ class Web(Hosts):
     """The hosts web1 and web2."""
 
     def __init__(self, directory: Path) -> None:
-        self.each = {name: Host(name) for name in IDS}
+        self.each = {name: Host(job_id) for name, job_id in IDS.items()}
         super().__init__(directory, {name: host.agent.endpoint().addr for name, host in self.each.items()})
 
 

@@ -1,7 +1,8 @@
-"""worker-client on hosts with whole agents, and on some that are not well."""
+"""worker-client on hosts with whole agents, on some that are not well, and on a hundred."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import signal
@@ -17,6 +18,7 @@ from support import certs, processes, scripted
 from support.agent import DEADLINE, Agent, running_agent
 from support.inventory import Hosts, told
 from support.ports import closed_address
+from support.scripted_hosts import OUT, Host
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,35 @@ def test_each_host_costs_its_own_line(sick: Hosts) -> None:
         "worker-client: 6 hosts: 2 ok, 4 unreachable",
     ):
         assert sum(each.startswith(line) for each in done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.fixture
+def hundred(tmp_path: Path) -> Iterator[Hosts]:
+    """One host that hangs, one that refuses, and 98 with agents of their own, whose jobs say hello."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        closed_address() as closed,
+        contextlib.ExitStack() as agents,
+    ):
+        addresses = {"hangs": f"127.0.0.1:{silent.getsockname()[1]}", "refuses": closed}
+        for number in range(98):
+            host = Host("k7f3-9m2q-x4tz-b1cd")
+            agents.callback(host.agent.close)
+            host.output = [(OUT, b"hello\n")]
+            addresses[f"web{number:02}"] = host.agent.endpoint().addr
+        yield Hosts(tmp_path, addresses)
+
+
+def test_two_of_a_hundred_hosts_cost_their_own_lines(hundred: Hosts) -> None:
+    done = hundred.cli("--group", "web", "--forks", "20", "run", "--", "echo", "hello")
+    assert done.returncode == 3, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"web{number:02}: hello" for number in range(98)]
+    *said, counts, unreachable = done.stderr.splitlines()
+    assert counts == "worker-client: 100 hosts: 98 ok, 2 unreachable"
+    assert sorted(unreachable.removeprefix("worker-client:   unreachable: ").split()) == ["hangs", "refuses"]
+    hangs, refuses = sorted(said)
+    assert hangs.startswith("worker-client: hangs: 127.0.0.1:")
+    assert refuses.startswith("worker-client: refuses: nobody listens at 127.0.0.1:")
 
 
 def test_output_comes_as_lines_with_their_sources(hosts: Hosts) -> None:
