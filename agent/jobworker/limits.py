@@ -73,6 +73,17 @@ class Limits:
             if (value := getattr(self, kind.field)) is not None:
                 yield kind.name, value
 
+    def parts(self) -> Iterator[Limits]:
+        """Those that were asked for, one by one; memory and the swap beyond it are one."""
+        for name, value in self.given():
+            field: dict[str, Any] = {BY_NAME[name].field: value}
+            if name == "memory":
+                yield Limits(**field, swap_bytes=self.swap_bytes)
+            elif name in IO:
+                yield Limits(**field, io_device=self.io_device)
+            elif name != "swap":
+                yield Limits(**field)
+
     def over(self, base: Limits) -> Limits:
         """These, and of the others those that are not here. Swap stays with the memory that it is beyond."""
         fields: dict[str, Any] = {BY_NAME[name].field: value for name, value in base.given()}

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,8 +54,8 @@ def change_memory(path: Path, size: int) -> None:
     path.write_text(str(size))
 
 
-def memory_of(link: Link, job: JobRecord) -> LimitStatus:
-    return {limit.name: limit for limit in link.inspect(job.job_id).limits}["memory"]
+def status_of(link: Link, job: JobRecord, name: str) -> LimitStatus:
+    return {limit.name: limit for limit in link.inspect(job.job_id).limits}[name]
 
 
 def warnings(side: RootSide) -> list[list[str]]:
@@ -117,21 +118,33 @@ def test_what_was_changed_while_nobody_looked_is_set_again(link: Link, side: Roo
     until(lambda: again.inspect(other.job_id).limits_restored, 1)
 
 
-def test_what_cannot_be_set_again_is_told(link: Link, side: RootSide) -> None:
-    go, free = gate(side, "go"), gate(side, "free")
+def grown(link: Link, side: RootSide, free: str, **limits: Any) -> JobRecord:
+    """A job that has more memory than it was limited to, since somebody has raised that limit, until `free`.
+
+    Without cgroup v1 the test is skipped.
+    """
+    go = gate(side, "go")
     script = f"read x < {go}; python3 -c 'b = bytearray(200 << 20); open(\"{free}\").read()'; sleep 1000"
-    # The one that can be set again is written first, of which the kernel tells too.
-    job = link.start("/bin/sh", "-c", script, limits=Limits(memory_bytes=64 << 20, cpu_millis=900))
+    job = link.start("/bin/sh", "-c", script, limits=Limits(memory_bytes=64 << 20, **limits))
     memory = limit_file(job, "memory")
     if memory.name == "memory.max":
         pytest.skip("cgroup v2 takes any limit, and ends the job for it")
     with away(side):
         change_memory(memory, 1 << 30)
         open_gate(side, "go")
-        usage = memory.parent / "memory.usage_in_bytes"
-        until(lambda: int(usage.read_text()) > 200 << 20, True)
-    until(lambda: memory_of(link, job).enforcement, Enforcement.BEST_EFFORT)
-    told = memory_of(link, job)
+        until(lambda: memory_used(job) > 200 << 20, True)
+    until(lambda: status_of(link, job, "memory").enforcement, Enforcement.BEST_EFFORT)
+    return job
+
+
+def memory_used(job: JobRecord) -> int:
+    return int((limit_file(job, "memory").parent / "memory.usage_in_bytes").read_text())
+
+
+def test_what_cannot_be_set_again_is_told(link: Link, side: RootSide) -> None:
+    # The one that can be set again is written first, of which the kernel tells too.
+    job = grown(link, side, gate(side, "free"), cpu_millis=900)
+    told = status_of(link, job, "memory")
     assert told.value == "1G"
     assert "changed by others, and not to be set again" in told.detail
     assert link.inspect(job.job_id).limits_restored == 0
@@ -141,11 +154,26 @@ def test_what_cannot_be_set_again_is_told(link: Link, side: RootSide) -> None:
     assert warnings(side) == [["memory"], ["cpu"]]
     # Once it can be, it is as it was; the next change is what leads to that.
     open_gate(side, "free")
-    until(lambda: int(usage.read_text()) < 60 << 20, True)
+    until(lambda: memory_used(job) < 60 << 20, True)
     with away(side):
-        memory.write_text(str(1 << 29))
+        limit_file(job, "memory").write_text(str(1 << 29))
     until(lambda: link.inspect(job.job_id).limits_restored, 1)
-    assert memory_of(link, job) == {limit.name: limit for limit in job.limits}["memory"]
+    assert status_of(link, job, "memory") == {limit.name: limit for limit in job.limits}["memory"]
+    link.stop(job.job_id, force=True)
+
+
+def test_one_that_cannot_be_set_again_keeps_no_other_from_it(link: Link, side: RootSide) -> None:
+    job = grown(link, side, gate(side, "free"), pids=20, cpu_weight=300)
+    with away(side):
+        limit_file(job, "pids").write_text("max")
+        limit_file(job, "cpu_weight").write_text("100")
+    until(lambda: warnings(side)[1:], [["cpu_weight", "memory", "pids"]])
+    assert limit_file(job, "pids").read_text() == "20\n"
+    told = {limit.name: limit for limit in link.inspect(job.job_id).limits}
+    assert "memory.limit_in_bytes" in told["memory"].detail
+    given = {limit.name: limit for limit in job.limits}
+    assert [told[name] for name in ("pids", "cpu_weight")] == [given[name] for name in ("pids", "cpu_weight")]
+    assert link.inspect(job.job_id).limits_restored == 1
     link.stop(job.job_id, force=True)
 
 

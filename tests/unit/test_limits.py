@@ -151,6 +151,18 @@ def test_limits_over_others() -> None:
     assert (swap.memory_bytes, swap.swap_bytes) == (1 << 30, 1)
 
 
+def test_limits_one_by_one() -> None:
+    limits = Limits(
+        cpu_millis=500, memory_bytes=1 << 30, swap_bytes=0, io_read_ops=5, io_write_bps=1024, io_device="8:0"
+    )
+    assert list(limits.parts()) == [
+        Limits(cpu_millis=500),
+        Limits(memory_bytes=1 << 30, swap_bytes=0),
+        Limits(io_write_bps=1024, io_device="8:0"),
+        Limits(io_read_ops=5, io_device="8:0"),
+    ]
+
+
 def test_what_exceeds() -> None:
     assert BY_NAME["memory"].exceeds(2, 1)
     assert not BY_NAME["memory"].exceeds(1, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+from collections.abc import Callable
 from dataclasses import replace
 
 from jobworker.kernel.inotify import Inotify
@@ -19,6 +20,8 @@ from jobworker.supervisor.loop import Loop
 # Jobs that are looked at in one callback.
 _AT_ONCE = 16
 _CHANGED = "changed by others"
+# What is said of a limit that was written, and reads otherwise.
+ANOTHER_VALUE = "the kernel makes another value of it"
 # The kernel's own to write, which tells of that too: of a job at its memory limit a hundred times a second.
 _EVENTS = (".events", ".events.local")
 
@@ -97,7 +100,7 @@ class LimitGuard:
             changed = different(job.group.limits(job.limits.io_device), job.limits)
             if not changed:
                 return
-            problem = _restore(job)
+            problems = change_each(job.group.apply, job.limits)
             # Else what cannot be set again would be tried again for ever, for others of its limits can be.
             self._heed(job)
             actual = job.group.limits(job.limits.io_device)
@@ -105,18 +108,25 @@ class LimitGuard:
             # Its cgroup is being removed.
             return
         off = different(actual, job.limits)
-        self._log.warning("limits changed by others", job=job.record.job_id, limits=changed, not_restored=problem)
-        statuses = tuple(_told(status, job.limits, actual, off, problem) for status in job.record.limits)
-        job.limits_changed(statuses, restored=not off)
+        self._log.warning("limits changed by others", job=job.record.job_id, limits=changed, not_restored=problems)
+        job.limits_changed(
+            tuple(
+                _told(status, job.limits, actual, off, problems.get(status.name, ANOTHER_VALUE))
+                for status in job.record.limits
+            ),
+            restored=any(name not in off for name in changed),
+        )
 
 
-def _restore(job: Job) -> str:
-    """Set the limits again; why that failed, or nothing."""
-    try:
-        job.group.apply(job.limits)
-    except OSError as error:
-        return f"{error.strerror} ({error.filename})"
-    return ""
+def change_each(change: Callable[[Limits], None], limits: Limits) -> dict[str, str]:
+    """Change limits one by one, whatever becomes of the others; why some could not be, by name."""
+    problems: dict[str, str] = {}
+    for part in limits.parts():
+        try:
+            change(part)
+        except OSError as error:
+            problems |= {name: f"{error.strerror} ({error.filename})" for name, _ in part.given()}
+    return problems
 
 
 def different(actual: Limits, given: Limits) -> list[str]:

@@ -370,7 +370,7 @@ class Job:
         self._change()
 
     def limits_changed(self, limits: tuple[LimitStatus, ...], *, restored: bool) -> None:
-        """Somebody else has changed limits; these are what the kernel has now, all of them `restored` or not."""
+        """Somebody else has changed limits; these are what the kernel has now, with some `restored`, or none."""
         if restored:
             self._around.tally.limits_restored()
         self._change(limits=limits, limits_restored=self.record.limits_restored + restored)

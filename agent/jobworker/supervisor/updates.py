@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from jobworker.errors import HostFault, InvalidField, LimitRefused, LimitUnsuppo
 from jobworker.jobs import JobRecord, JobSpec
 from jobworker.limits import BY_NAME, IO, KINDS, Limits, LimitStatus
 from jobworker.supervisor.audit import Audit
-from jobworker.supervisor.guard import different
+from jobworker.supervisor.guard import ANOTHER_VALUE, change_each, different
 from jobworker.supervisor.job import Job
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.permits import Permits
@@ -109,11 +108,14 @@ class Updates:
             LimitRefused: by the kernel; all is as it was.
         """
         name, problem = "", ""
+        # Swap that was asked for alone is written with the memory that the job has.
+        names = [name for name, _ in asked.given()]
         try:
-            for name, part in _parts(asked, changes):  # noqa: B007 - the one that fails is told
+            for part in changes.parts():
+                name = next(name for name, _ in part.given() if name in names)
                 job.group.apply(part)
             if off := different(job.group.limits(changes.io_device), changes):
-                name, problem = off[0], "the kernel makes another value of it"
+                name, problem = off[0], ANOTHER_VALUE
         except OSError as error:
             refusal = errno.errorcode.get(error.errno or 0, "?")
             problem = f"the kernel refuses it: {refusal} ({os.path.basename(error.filename or '')})"
@@ -127,12 +129,12 @@ class Updates:
         fields = [BY_NAME[name].field for name, _ in changes.given()]
         values = {field: getattr(before, field) for field in fields}
         new = {field: getattr(changes, field) for field in fields if values[field] is None}
-        try:
-            job.group.apply(Limits(**values, io_device=_device(values, changes)))
-            job.group.lift(Limits(**new, io_device=_device(new, changes)))
-        except OSError as error:
+        device = changes.io_device
+        problems = change_each(job.group.apply, Limits(**values, io_device=device))
+        problems |= change_each(job.group.lift, Limits(**new, io_device=device))
+        if problems:
             # The guard sees what a job was given before, and says what it can't set again.
-            self._log.error("limits not put back", job=job.record.job_id, error=str(error))
+            self._log.error("limits not put back", job=job.record.job_id, problems=problems)
 
 
 def _moved(name: str, limits: Limits, held: Limits) -> str:
@@ -167,28 +169,6 @@ def _written(limits: Limits, held: Limits, *, swap: bool) -> Limits:
         raise InvalidField("limits.swap", "is nothing without limits.memory, and the job has none", "memory 64M")
     whole = (beyond or 0) // _PAGE * _PAGE
     return replace(limits, memory_bytes=memory // _PAGE * _PAGE, swap_bytes=whole if swap else None)
-
-
-def _parts(asked: Limits, changes: Limits) -> Iterator[tuple[str, Limits]]:
-    """The changes one by one, each with the name of the limit that was asked for."""
-    for kind in KINDS:
-        value = getattr(changes, kind.field)
-        if value is None or kind.name == "swap":
-            continue
-        part: dict[str, Any] = {kind.field: value}
-        name = kind.name
-        if name == "memory":
-            part["swap_bytes"] = changes.swap_bytes
-            name = "memory" if asked.memory_bytes is not None else "swap"
-        elif name in IO:
-            part["io_device"] = changes.io_device
-        yield name, Limits(**part)
-
-
-def _device(values: dict[str, Any], changes: Limits) -> str | None:
-    """The disk, if one of these limits is for it."""
-    has_io = any(values.get(BY_NAME[name].field) is not None for name in IO)
-    return changes.io_device if has_io else None
 
 
 def _statuses(before: tuple[LimitStatus, ...], changed: tuple[LimitStatus, ...]) -> tuple[LimitStatus, ...]:
