@@ -191,6 +191,12 @@ class LimitStatus:
     detail: str = ""
 
 
+def with_changed(statuses: tuple[LimitStatus, ...], changed: tuple[LimitStatus, ...]) -> tuple[LimitStatus, ...]:
+    """Statuses with others in the place of some, or beside them, in the order of their kinds."""
+    by_name = {status.name: status for status in (*statuses, *changed)}
+    return tuple(by_name[kind.name] for kind in KINDS if kind.name in by_name)
+
+
 @dataclass(frozen=True, slots=True)
 class LimitProfile:
     """Limits that are asked for by a name."""

@@ -15,6 +15,7 @@ _FILES = {
     "cpu_weight": {"cpu.weight", "cpu.shares"},
     "pids": {"pids.max"},
     "cpuset": {"cpuset.cpus"},
+    "io_write": {"io.max", "blkio.throttle.write_bps_device"},
 }
 _UNLIMITED = {"max", "-1", "max 100000"}
 

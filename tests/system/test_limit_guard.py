@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from jobworker.errors import CapExceeded, InvalidField
 from jobworker.jobs import JobRecord
+from jobworker.kernel import disk
 from jobworker.limits import Enforcement, Limits, LimitStatus
 from support.gates import gate, open_gate
 from support.limit_files import limit_file
@@ -175,6 +178,49 @@ def test_one_that_cannot_be_set_again_keeps_no_other_from_it(link: Link, side: R
     assert [told[name] for name in ("pids", "cpu_weight")] == [given[name] for name in ("pids", "cpu_weight")]
     assert link.inspect(job.job_id).limits_restored == 1
     link.stop(job.job_id, force=True)
+
+
+@contextlib.contextmanager
+def unchangeable(path: Path, text: str) -> Iterator[None]:
+    """The kernel's file has this content, and refuses any other."""
+    with tempfile.NamedTemporaryFile("w") as other:
+        other.write(text)
+        other.flush()
+        subprocess.run(["mount", "--bind", other.name, path], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+            yield
+        finally:
+            subprocess.run(["umount", path], check=True)
+
+
+def test_what_is_set_again_is_told_as_it_was_at_the_start(link: Link, side: RootSide) -> None:
+    """Of a limit that does not hold for everything the reason too, over the death of the supervisor."""
+    place = "/var/lib"
+    try:
+        number = disk.of_path(place).number
+    except disk.NoDisk as error:
+        pytest.skip(str(error))
+    job = link.start("/bin/sleep", "1000", workdir=place, limits=Limits(pids=20, io_write_bps=1 << 20))
+    before, path = status_of(link, job, "io_write"), limit_file(job, "io_write")
+    of_one = path.name.startswith("blkio")
+    text = f"{number} 4096\n" if of_one else f"{number} rbps=max wbps=4096 riops=max wiops=max\n"
+    with unchangeable(path, text):
+        limit_file(job, "pids").write_text("20")
+        until(lambda: "changed by others" in status_of(link, job, "io_write").detail, True)
+        again = side.kill_supervisor(link)
+        until(lambda: "changed by others" in status_of(again, job, "io_write").detail, True)
+        told = status_of(again, job, "io_write")
+        assert (told.value, told.enforcement) == ("4K/s", Enforcement.BEST_EFFORT)
+    path.write_text(f"{number} 8192" if of_one else f"{number} wbps=8192")
+    until(lambda: status_of(again, job, "io_write"), before)
+    # That others set it again themselves is seen with the next change.
+    with unchangeable(path, text):
+        limit_file(job, "pids").write_text("20")
+        until(lambda: status_of(again, job, "io_write") != before, True)
+    limit_file(job, "pids").write_text("20")
+    until(lambda: status_of(again, job, "io_write"), before)
+    again.stop(job.job_id, force=True)
 
 
 def test_a_job_that_has_ended_is_guarded_no_more(link: Link, side: RootSide) -> None:

@@ -37,7 +37,7 @@ def job_of(group: Group, loop: Loop) -> Job:
     """As much of a job as is guarded; the loop ends when its limits have been set again."""
     record = SimpleNamespace(job_id=ID, limits=())
     told = {"limits_changed": lambda _, restored: loop.stop()}  # noqa: ARG005 - as it is called
-    return cast("Job", SimpleNamespace(record=record, group=group, limits=Limits(pids=20), **told))
+    return cast("Job", SimpleNamespace(record=record, group=group, limits=Limits(pids=20), granted=(), **told))
 
 
 @pytest.mark.usefixtures("one_life")

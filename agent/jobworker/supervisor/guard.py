@@ -19,7 +19,6 @@ from jobworker.supervisor.loop import Loop
 
 # Jobs that are looked at in one callback.
 _AT_ONCE = 16
-_CHANGED = "changed by others"
 # What is said of a limit that was written, and reads otherwise.
 ANOTHER_VALUE = "the kernel makes another value of it"
 # The kernel's own to write, which tells of that too: of a job at its memory limit a hundred times a second.
@@ -99,6 +98,9 @@ class LimitGuard:
         try:
             changed = different(job.group.limits(job.limits.io_device), job.limits)
             if not changed:
+                if job.record.limits != job.granted:
+                    # Whoever has changed them has set them again.
+                    job.limits_changed(job.granted, restored=False)
                 return
             problems = change_each(job.group.apply, job.limits)
             # Else what cannot be set again would be tried again for ever, for others of its limits can be.
@@ -109,13 +111,11 @@ class LimitGuard:
             return
         off = different(actual, job.limits)
         self._log.warning("limits changed by others", job=job.record.job_id, limits=changed, not_restored=problems)
-        job.limits_changed(
-            tuple(
-                _told(status, job.limits, actual, off, problems.get(status.name, ANOTHER_VALUE))
-                for status in job.record.limits
-            ),
-            restored=any(name not in off for name in changed),
+        statuses = (
+            _off(status, actual, problems.get(status.name, ANOTHER_VALUE)) if status.name in off else status
+            for status in job.granted
         )
+        job.limits_changed(tuple(statuses), restored=any(name not in off for name in changed))
 
 
 def change_each(change: Callable[[Limits], None], limits: Limits) -> dict[str, str]:
@@ -143,15 +143,10 @@ def given(asked: Limits, actual: Limits) -> Limits:
     return Limits(io_device=asked.io_device, **{field: getattr(actual, field) for field in fields})
 
 
-def _told(status: LimitStatus, given: Limits, actual: Limits, off: list[str], problem: str) -> LimitStatus:
+def _off(status: LimitStatus, actual: Limits, problem: str) -> LimitStatus:
+    """A limit that others have changed, as it is until it can be set again."""
     kind = BY_NAME[status.name]
-    if status.name in off:
-        found = getattr(actual, kind.field)
-        value = "" if found is None else kind.show(found)
-        detail = f"{_CHANGED}, and not to be set again: {problem}"
-        return replace(status, value=value, enforcement=Enforcement.BEST_EFFORT, detail=detail)
-    if status.detail.startswith(_CHANGED):
-        # It could not be set again before.
-        value = kind.show(getattr(given, kind.field))
-        return replace(status, value=value, enforcement=Enforcement.ENFORCED, detail="")
-    return status
+    found = getattr(actual, kind.field)
+    value = "" if found is None else kind.show(found)
+    detail = f"changed by others, and not to be set again: {problem}"
+    return replace(status, value=value, enforcement=Enforcement.BEST_EFFORT, detail=detail)

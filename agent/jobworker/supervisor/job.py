@@ -18,7 +18,7 @@ from typing import Any
 from jobworker.errors import JobWorkerError, MainProcessEnded, StdinEnded
 from jobworker.jobs import EndReason, Idempotency, JobRecord, Source, State, Usage
 from jobworker.kernel import spawn
-from jobworker.limits import Limits, LimitStatus
+from jobworker.limits import Limits, LimitStatus, with_changed
 from jobworker.supervisor.keeper_link import End
 from jobworker.supervisor.loop import Timer
 from jobworker.supervisor.main_process import MainProcess
@@ -46,6 +46,7 @@ class Job:
         record: what is known, as of the last change. Usage and log size are brought up to date by `inspect`.
         group: its processes.
         limits: that the group was given.
+        granted: what was told of them then; the record tells what others have made of them since.
         output: what it has written.
         is_held: its end is not on record, and so its processes, pipes and group are not let go of.
     """
@@ -56,6 +57,7 @@ class Job:
         self._around = around
         self.group = handles.group
         self.limits = handles.limits
+        self.granted = record.limits
         self.output = handles.output
         self._main = MainProcess(around.loop, handles.pidfd, self._main_has_ended, foreign=handles.foreign)
         self._pump = Pump(
@@ -346,25 +348,26 @@ class Job:
         usage = self._usage()
         return replace(self.record, usage=usage, log_bytes=size, lost_bytes=lost, detail=detail, stdin_bytes=taken)
 
-    def update_limits(self, limits: Limits, statuses: tuple[LimitStatus, ...], write: Callable[[], None]) -> None:
+    def update_limits(self, limits: Limits, changed: tuple[LimitStatus, ...], write: Callable[[], None]) -> None:
         """Give the job new limits. On record first: a supervisor that dies over it leaves what the next one sets.
 
         Args:
             limits: that the group will have been given, all of them.
-            statuses: of them.
+            changed: what is to be told of those that change.
             write: has the kernel take them, or raises a JobWorkerError and has it as before.
 
         Raises:
             OSError: the record can't be written.
             JobWorkerError: what `write` raises. In both cases nothing has changed.
         """
-        before = self.limits, self.record
-        self.limits, self.record = limits, replace(self.record, limits=statuses)
+        before = self.limits, self.granted, self.record
+        self.limits, self.granted = limits, with_changed(self.granted, changed)
+        self.record = replace(self.record, limits=with_changed(self.record.limits, changed))
         try:
             self._store_record()
             write()
         except (OSError, JobWorkerError):
-            self.limits, self.record = before
+            self.limits, self.granted, self.record = before
             self._save()
             raise
         self._change()
@@ -390,7 +393,11 @@ class Job:
     def _store_record(self) -> None:
         stop, started, held_to = self._stopping, self._started, self.limits
         reason, kill_at, unsent = (stop.reason, stop.kill_at, stop.unsent) if stop else (None, None, None)
-        self._around.store.save(self.record, started, reason, self._idempotency, held_to, kill_at, unsent)
+        record = self.record
+        if record.state is not State.ENDED:
+            # What others have made of it is found again by whoever takes the job over.
+            record = replace(record, limits=self.granted)
+        self._around.store.save(record, started, reason, self._idempotency, held_to, kill_at, unsent)
         self._on_record = True
 
     def _save(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jobworker.errors import HostFault, InvalidField, LimitRefused, LimitUnsupported
 from jobworker.jobs import JobRecord, JobSpec
-from jobworker.limits import BY_NAME, IO, KINDS, Limits, LimitStatus
+from jobworker.limits import BY_NAME, IO, Limits
 from jobworker.supervisor.audit import Audit
 from jobworker.supervisor.guard import ANOTHER_VALUE, change_each, different
 from jobworker.supervisor.job import Job
@@ -61,7 +61,7 @@ class Updates:
                 raise LimitUnsupported(name, reason)
         changes = _written(plan.settable, job.limits, swap=not self._rules.lacks("swap"))
         self._check_memory(job, changes, force=request.force)
-        statuses = _statuses(record.limits, self._rules.status(plan, changes))
+        statuses = self._rules.status(plan, changes)
         try:
             before = group.limits(changes.io_device)
             job.update_limits(
@@ -69,7 +69,7 @@ class Updates:
             )
         except OSError as error:
             raise HostFault.of("changing the job's limits", error) from error
-        self._audit.updated(request, record.limits, statuses)
+        self._audit.updated(request, record.limits, job.record.limits)
         return job.inspect()
 
     def _spec(self, record: JobRecord, limits: Limits) -> JobSpec:
@@ -169,8 +169,3 @@ def _written(limits: Limits, held: Limits, *, swap: bool) -> Limits:
         raise InvalidField("limits.swap", "is nothing without limits.memory, and the job has none", "memory 64M")
     whole = (beyond or 0) // _PAGE * _PAGE
     return replace(limits, memory_bytes=memory // _PAGE * _PAGE, swap_bytes=whole if swap else None)
-
-
-def _statuses(before: tuple[LimitStatus, ...], changed: tuple[LimitStatus, ...]) -> tuple[LimitStatus, ...]:
-    by_name = {status.name: status for status in (*before, *changed)}
-    return tuple(by_name[kind.name] for kind in KINDS if kind.name in by_name)
