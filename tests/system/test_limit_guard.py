@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from jobworker import units
 from jobworker.errors import CapExceeded, InvalidField
 from jobworker.jobs import JobRecord
 from jobworker.kernel import disk
@@ -221,6 +222,22 @@ def test_what_is_set_again_is_told_as_it_was_at_the_start(link: Link, side: Root
     limit_file(job, "pids").write_text("20")
     until(lambda: status_of(again, job, "io_write"), before)
     again.stop(job.job_id, force=True)
+
+
+def test_cpus_that_the_jobs_cgroup_has_not_are_not_told(link: Link) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    job = link.start("/bin/sleep", "1000", limits=Limits(pids=20, cpuset=units.format_cpu_list(cpus)))
+    before, base = status_of(link, job, "cpuset"), limit_file(job, "cpuset").parent.parent / "cpuset.cpus"
+    try:
+        base.write_text(str(cpus[0]))
+    except OSError as error:
+        pytest.skip(f"cgroup v1 does not take from a cgroup what those in it have: {error}")
+    limit_file(job, "pids").write_text("30")
+    until(lambda: status_of(link, job, "cpuset").value, str(cpus[0]))
+    base.write_text(units.format_cpu_list(cpus))
+    limit_file(job, "pids").write_text("30")
+    until(lambda: status_of(link, job, "cpuset"), before)
+    link.stop(job.job_id, force=True)
 
 
 def test_a_job_that_has_ended_is_guarded_no_more(link: Link, side: RootSide) -> None:

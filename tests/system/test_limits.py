@@ -19,8 +19,9 @@ from jobworker.limits import BY_NAME, Enforcement, Limits
 from jobworker.wire import messages
 from support.disks import partition, swap
 from support.leftovers import cgroups
+from support.limit_files import limit_file
 from support.link import CALLER, Link
-from support.root_side import RootSide, root_side
+from support.root_side import RootSide, fresh_root_side, root_side
 
 pytestmark = pytest.mark.root
 
@@ -218,8 +219,38 @@ def test_a_base_that_somebody_removed_is_made_again(link: Link) -> None:
 
 
 def test_a_cpu_that_is_not_there(link: Link) -> None:
-    with pytest.raises(InvalidField, match=rf"limits\.cpuset: 8000 is not among the agent's CPUs; .* {_CPUS[0]}"):
+    with pytest.raises(
+        InvalidField, match=rf"limits\.cpuset: 8000 is not among this host's CPUs for jobs; .* {_CPUS[0]}"
+    ):
         link.start("/bin/true", limits=Limits(cpuset=f"{_CPUS[0]},8000"))
+
+
+def test_the_cpus_of_the_jobs_cgroup_are_all_that_there_are() -> None:
+    """Whichever the agent itself may run on, and also if an administrator changes them."""
+    with fresh_root_side() as own:
+        link = own.link(subscribe=True)
+        if "cpuset" in unsupported(link) or len(_CPUS) == 1:
+            pytest.skip("there is no choice of CPUs here")
+        first, last = str(_CPUS[0]), str(_CPUS[-1])
+        job = link.start("/bin/sleep", "1000", limits=Limits(cpuset=first))
+        base = limit_file(job, "cpuset").parent.parent
+        (base / "cpuset.cpus").write_text(first)
+        assert maximum(link, "cpuset") == first
+        wrong = rf"limits\.cpuset: {last} is not among this host's CPUs for jobs; .* {first}"
+        with pytest.raises(InvalidField, match=wrong):
+            link.start("/bin/true", limits=Limits(cpuset=last))
+        with pytest.raises(InvalidField, match=wrong):
+            link.ask(messages.UpdateJob(CALLER, job.job_id, Limits(cpuset=last), force=False))
+        (base / "cpuset.cpus").write_text(units.format_cpu_list(_CPUS))
+        changed = link.ask(messages.UpdateJob(CALLER, job.job_id, Limits(cpuset=last), force=False)).record
+        assert {status.name: status.value for status in changed.limits}["cpuset"] == last
+        assert os.sched_getaffinity(job.pid) == {_CPUS[-1]}
+        link.stop(job.job_id, force=True)
+
+
+def maximum(link: Link, name: str) -> str:
+    limits = link.ask(messages.Hello(messages.PROTOCOL, subscribe=False)).host.limits
+    return {each.name: str(each.maximum) for each in limits}[name]
 
 
 def test_a_directory_that_is_on_no_disk(link: Link) -> None:

@@ -178,7 +178,7 @@ def test_what_no_start_could_have(own_side: RootSide) -> None:
     refused(link, job, InvalidField, r"limits\.pids: 40000 is more than this host allows", pids=40_000)
     refused(link, job, InvalidField, r"limits\.cpu: .* is more than this host", cpu_millis=9_000_000, pids=5)
     refused(link, job, InvalidField, r"limits\.swap: is nothing without limits\.memory, and the", swap_bytes=_MIB)
-    refused(link, job, InvalidField, r"limits\.cpuset: 8000 is not among the agent's CPUs", cpuset="8000")
+    refused(link, job, InvalidField, r"limits\.cpuset: 8000 is not among this host's CPUs for jobs", cpuset="8000")
     # There is room for so much memory of all jobs together.
     other = link.start("/bin/sleep", "1000", limits=Limits(memory_bytes=200 * _MIB))
     refused(link, job, CapExceeded, "jobs are limited to together", memory_bytes=101 * _MIB, cpu_millis=500)

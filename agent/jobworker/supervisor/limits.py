@@ -17,6 +17,7 @@ can't be enforced is done without, and said. Swap comes from where the memory co
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -79,6 +80,7 @@ class LimitRules:
         self._disk_of = disk_of
         self._defaults = Limits(pids=settings.default_pids, memory_bytes=settings.default_memory_bytes or None)
         self._support = {each.limit: each for each in hierarchy.support}
+        self._hierarchy = hierarchy
         self._cpus = frozenset(os.sched_getaffinity(0))
         self._maxima = {
             "cpu": settings.max_cpu_millis or (os.cpu_count() or 1) * 1000,
@@ -209,8 +211,8 @@ class LimitRules:
 
     def _excess(self, name: str, asked: int | str) -> str:
         if isinstance(asked, str):
-            if absent := units.cpus_of(asked, name) - self._cpus:
-                return f"{units.format_cpu_list(absent)} is not among the agent's CPUs"
+            if absent := units.cpus_of(asked, name) - self._cpus_there():
+                return f"{units.format_cpu_list(absent)} is not among this host's CPUs for jobs"
             return f"{asked} is not among the CPUs that jobs may have"
         cap = getattr(self._profiles().caps, BY_NAME[name].field)
         whose = "the caps of the agent's limits file allow" if self._most(name) == cap else "this host allows"
@@ -221,10 +223,19 @@ class LimitRules:
         kind = BY_NAME[name]
         host, cap = self._maxima.get(name), getattr(self._profiles().caps, kind.field)
         if kind.bounds is None:
-            allowed = self._cpus & units.cpus_of(cap, name) if cap else self._cpus
+            there = self._cpus_there()
+            allowed = there & units.cpus_of(cap, name) if cap else there
             # Caps that are for other hosts leave all that there are.
-            return units.format_cpu_list(allowed or self._cpus)
+            return units.format_cpu_list(allowed or there)
         return min((each for each in (host, cap) if each is not None), default=None)
+
+    def _cpus_there(self) -> frozenset[int]:
+        """The CPUs that jobs can be given: an administrator may give their cgroup others at any time."""
+        # Where the kernel does not tell now, what it told last will do: it has the last word in any case.
+        with contextlib.suppress(OSError):
+            if told := self._hierarchy.cpus():
+                self._cpus = units.cpus_of(told, "cpuset")
+        return self._cpus
 
     def status(self, plan: Plan, actual: Limits) -> tuple[LimitStatus, ...]:
         """For the job's record: each limit as asked for and as the kernel has it."""

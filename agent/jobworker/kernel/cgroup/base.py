@@ -6,11 +6,13 @@ is `kernel.subtree`, which does what can be done without any cgroup. `detect` ch
 
 from __future__ import annotations
 
+import os
 import signal
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from jobworker import units
 from jobworker.jobs import Usage
 from jobworker.limits import IO, Enforcement, Limits
 
@@ -160,6 +162,14 @@ class Hierarchy(ABC):
     mode: str
     parent: str
     support: tuple[Support, ...]
+
+    def cpus(self) -> str:
+        """The CPUs that a job can be given now, as cpuset(7) lists them.
+
+        Raises:
+            OSError: the kernel does not tell.
+        """
+        return units.format_cpu_list(os.sched_getaffinity(0))
 
     @abstractmethod
     def create(self, name: str, limits: Limits) -> Group:

@@ -161,7 +161,18 @@ class Base:
         try:
             return self.dir.make_child(name)
         except FileNotFoundError:
-            # It was empty. With cgroup v1 systemd removes such cgroups of a controller that no unit has need of.
-            gone, self.dir = self.dir, self._make()
-            gone.close()
+            self._make_again()
             return self.dir.make_child(name)
+
+    def read(self, name: str) -> str:
+        """A file's text without its last line break."""
+        try:
+            return self.dir.read(name).strip()
+        except FileNotFoundError:
+            self._make_again()
+            return self.dir.read(name).strip()
+
+    def _make_again(self) -> None:
+        # It was empty. With cgroup v1 systemd removes such cgroups of a controller that no unit has need of.
+        gone, self.dir = self.dir, self._make()
+        gone.close()

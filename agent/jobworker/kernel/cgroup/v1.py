@@ -42,6 +42,8 @@ _IO_FILES = {
     "io_write_ops": "blkio.throttle.write_iops_device",
 }
 _LATE_WRITES = "cgroup v1 holds back direct and synchronous writes, not those that the kernel makes later"
+# Those of cpuset.cpus that the group has.
+_CPUS = "cpuset.effective_cpus"
 # What memory.limit_in_bytes reads as without a limit: the largest page count.
 _UNLIMITED = 2**62
 
@@ -122,7 +124,7 @@ class V1Group(Group):
             memory_bytes=None if int(memory) >= _UNLIMITED else int(memory),
             pids=None if pids == "max" else int(pids),
             cpu_weight=round(int(shares) * USUAL_WEIGHT / _SHARES) if shares else None,
-            cpuset=self._read("cpuset", "cpuset.cpus", "") or None,
+            cpuset=self._read("cpuset", _CPUS, "") or None,
             swap_bytes=int(both) - int(memory) if both and int(both) < _UNLIMITED else None,
             **self._io_limits(disk),
         )
@@ -226,6 +228,9 @@ class V1Hierarchy(Hierarchy):
         if name in ("io_write", "io_write_ops"):
             return Support(name, Enforcement.BEST_EFFORT, _LATE_WRITES)
         return Support(name)
+
+    def cpus(self) -> str:
+        return self._bases["cpuset"].read(_CPUS) if "cpuset" in self._bases else super().cpus()
 
     def create(self, name: str, limits: Limits) -> V1Group:
         try:

@@ -24,6 +24,8 @@ from jobworker.kernel.cgroup.base import (
 from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.limits import USUAL_WEIGHT, Limits
 
+# What the parent grants of cpuset.cpus; all that it has, where none are asked for or it has none of those.
+_CPUS = "cpuset.cpus.effective"
 _CONTROLLERS = tuple(dict.fromkeys(CONTROLLERS.values()))
 # Limits by the key that io.max has them under.
 _IO_KEYS = {"rbps": "io_read_bps", "wbps": "io_write_bps", "riops": "io_read_ops", "wiops": "io_write_ops"}
@@ -94,7 +96,7 @@ class V2Group(Group):
             memory_bytes=None if memory == "max" else int(memory),
             pids=None if pids == "max" else int(pids),
             cpu_weight=int(read("cpu.weight", "0")) or None,
-            cpuset=read("cpuset.cpus", "") or None,
+            cpuset=(read("cpuset.cpus", "") and read(_CPUS, "")) or None,
             swap_bytes=None if swap == "max" else int(swap),
             **self._io_limits(disk),
         )
@@ -169,6 +171,9 @@ class V2Hierarchy(Hierarchy):
         if name == "swap" and not self._base.dir.has("memory.swap.max"):
             return unsupported(name, "the kernel does not account for swap")
         return Support(name)
+
+    def cpus(self) -> str:
+        return self._base.read(_CPUS) if "cpuset" in self._available else super().cpus()
 
     def create(self, name: str, limits: Limits) -> V2Group:
         try:
