@@ -92,5 +92,10 @@ def failing(call: Call, error: str) -> tuple[str, ...]:
     return _inject(call, f"error={error}")
 
 
+def failing_to_open(path: str, number: int, error: str) -> tuple[str, ...]:
+    """The n-th opening of what is called by this path is not done, and has this error."""
+    return ("-o", "/dev/null", "-P", path, *_inject(Call("openat", number), f"error={error}")[2:])
+
+
 def _inject(call: Call, what: str) -> tuple[str, ...]:
     return ("-o", "/dev/null", "-e", f"trace={call.name}", "-e", f"inject={call.name}:{what}:when={call.number}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobworker import units
-from jobworker.errors import InvalidField, LimitUnsupported
+from jobworker.errors import HostFault, InvalidField, LimitUnsupported
 from jobworker.jobs import EndReason, JobRecord
 from jobworker.kernel import disk
 from jobworker.limits import BY_NAME, Enforcement, Limits
@@ -22,6 +22,7 @@ from support.leftovers import cgroups
 from support.limit_files import limit_file
 from support.link import CALLER, Link
 from support.root_side import RootSide, fresh_root_side, root_side
+from support.strace import attached, failing_to_open, needs_strace
 
 pytestmark = pytest.mark.root
 
@@ -78,6 +79,24 @@ def test_each_limit_is_set_and_read_back(link: Link) -> None:
         else:
             assert status.value == status.requested, status
     assert cgroups(job.job_id) == []
+
+
+@needs_strace
+def test_limits_that_cannot_be_read_back_are_not_told_as_enforced(link: Link, side: RootSide) -> None:
+    limits = Limits(pids=20)
+    # The file is opened to be written first, then to be read.
+    with (
+        attached(side.supervisor_pid(), *failing_to_open("pids.max", 2, "EMFILE")),
+        pytest.raises(HostFault, match=r"reading back the job's limits.*EMFILE"),
+    ):
+        link.start("/bin/sleep", "1000", limits=limits)
+    # Once more when the command was executed; and then what was read before is what there is.
+    with attached(side.supervisor_pid(), *failing_to_open("pids.max", 3, "EMFILE")):
+        job = link.start("/bin/sleep", "1000", limits=limits)
+    assert [(each.name, each.value, each.enforcement) for each in job.limits] == [
+        ("pids", "20", Enforcement.ENFORCED)
+    ]
+    link.stop(job.job_id, force=True)
 
 
 def test_what_was_not_asked_for_is_not_told(link: Link) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from jobworker.kernel import disk
 from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.kernel.cgroup.v1 import V1Hierarchy
 from jobworker.kernel.cgroup.v2 import V2Hierarchy
+from jobworker.limits import BY_NAME, NO_PROFILES, Enforcement, Limits
+from jobworker.settings.schema import JobSettings
+from jobworker.supervisor.limits import LimitRules
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 V1 = {"cpu", "cpuset", "memory", "pids", "blkio"}
@@ -65,3 +70,100 @@ def test_cpus_that_nobody_asked_for_are_no_limit(tmp_path: Path) -> None:
     group = hierarchy.adopt(ID)
     assert group.limits(None).cpuset is None
     group.close()
+
+
+# Kernels that were built without a part.
+
+
+def whole(path: Path, mode: str) -> Path:
+    """All files that a kernel has, of the jobs' place and of one job's, whose pids.max is returned."""
+    files = {
+        "v1": {
+            "cpu": {"cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000", "cpu.shares": "1024"},
+            "cpuset": {"cpuset.effective_cpus": "0-1", "cpuset.cpus": "0-1"},
+            "memory": {"memory.limit_in_bytes": "8192", "memory.memsw.limit_in_bytes": "8192"},
+            "pids": {"pids.max": "20"},
+            "blkio": {f"blkio.throttle.{name}_device": "8:0 4096" for name in RATES},
+        },
+        "v2": {
+            "": {
+                "cpu.max": "50000 100000",
+                "cpu.weight": "100",
+                "cpuset.cpus": "0-1",
+                "cpuset.cpus.effective": "0-1",
+                "memory.max": "8192",
+                "memory.swap.max": "0",
+                "pids.max": "20",
+                "io.max": "8:0 rbps=4096 wbps=4096 riops=4096 wiops=4096",
+            }
+        },
+    }[mode]
+    for controller, texts in files.items():
+        written(path / controller, texts)
+        written(path / controller / ID, texts)
+    written(path / "holder" / ID, {})
+    return path / ("pids" if mode == "v1" else "") / ID / "pids.max"
+
+
+RATES = ("read_bps", "write_bps", "read_iops", "write_iops")
+MADE: dict[str, Callable[[Path], Hierarchy]] = {"v1": v1, "v2": v2}
+OF_IO = {"io_read", "io_write", "io_read_ops", "io_write_ops"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "absent", "limits"),
+    [
+        ("v1", "cpu/cpu.cfs_quota_us", {"cpu"}),
+        ("v1", "memory/memory.memsw.limit_in_bytes", {"swap"}),
+        ("v1", "blkio/blkio.throttle.read_bps_device", {"io_read"}),
+        ("v2", "cpu.max", {"cpu"}),
+        ("v2", "memory.swap.max", {"swap"}),
+        ("v2", "io.max", OF_IO),
+    ],
+)
+def test_what_a_kernel_was_built_without(tmp_path: Path, mode: str, absent: str, limits: set[str]) -> None:
+    whole(tmp_path, mode)
+    assert lacking(MADE[mode](tmp_path)) == {}
+    file = tmp_path / absent
+    for path in (file, file.parent / ID / file.name):
+        path.unlink()
+    hierarchy = MADE[mode](tmp_path)
+    reason = "does not account for swap" if limits == {"swap"} else f"was built without {file.name}"
+    assert lacking(hierarchy) == dict.fromkeys(limits, f"the kernel {reason}")
+    # The others are read all the same.
+    group = hierarchy.adopt(ID)
+    found = {name for name, _ in group.limits("8:0").given()}
+    assert found == BY_NAME.keys() - limits
+    group.usage()
+    group.close()
+
+
+def lacking(hierarchy: Hierarchy) -> dict[str, str]:
+    return {each.limit: each.detail for each in hierarchy.support if each.enforcement is Enforcement.UNSUPPORTED}
+
+
+@pytest.mark.parametrize("mode", ["v1", "v2"])
+def test_a_group_that_is_gone_has_no_limits(tmp_path: Path, mode: str) -> None:
+    pids = whole(tmp_path, mode)
+    group = MADE[mode](tmp_path).adopt(ID)
+    for path in pids.parent.iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError):
+        group.limits(None)
+    group.close()
+
+
+@pytest.mark.parametrize("mode", ["v1", "v2"])
+def test_what_the_kernel_makes_of_it_is_told(tmp_path: Path, mode: str) -> None:
+    whole(tmp_path, mode)
+    rules = LimitRules(JobSettings(), MADE[mode](tmp_path), lambda: NO_PROFILES, disk.of_path)
+    plan = rules.plan_change(Limits(cpu_millis=500, memory_bytes=(1 << 20) + 1, pids=20, cpuset="1"), "")
+    assert plan.settable.memory_bytes == 1 << 20
+    actual = Limits(cpu_millis=500, memory_bytes=1 << 20, pids=30, cpuset="0")
+    told = {each.name: (each.value, each.enforcement) for each in rules.status(plan, actual)}
+    assert told == {
+        "cpu": ("50%", Enforcement.ENFORCED),
+        "memory": ("1M", Enforcement.ENFORCED),
+        "pids": ("30", Enforcement.BEST_EFFORT),
+        "cpuset": ("0", Enforcement.BEST_EFFORT),
+    }

@@ -14,13 +14,12 @@ from dataclasses import replace
 from jobworker.kernel.inotify import Inotify
 from jobworker.limits import BY_NAME, KINDS, Enforcement, Limits, LimitStatus
 from jobworker.supervisor.job import Job
+from jobworker.supervisor.limits import ANOTHER_VALUE
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 
 # Jobs that are looked at in one callback.
 _AT_ONCE = 16
-# What is said of a limit that was written, and reads otherwise.
-ANOTHER_VALUE = "the kernel makes another value of it"
 # The kernel's own to write, which tells of that too: of a job at its memory limit a hundred times a second.
 _EVENTS = (".events", ".events.local")
 

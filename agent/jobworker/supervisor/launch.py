@@ -150,8 +150,9 @@ class Launch:
         try:
             actual = self._handles.group.limits(self._order.limits.io_device)
         except OSError:
-            # Somebody has removed the group of a job that has ended already.
-            actual = self._order.limits
+            # Somebody has removed the group of a job that has ended already, or the host is short of something:
+            # what was read before the command was executed will do.
+            actual = self._handles.limits
         record = replace(
             self._order.record,
             pid=self._command_pid(report),

@@ -17,6 +17,7 @@ from jobworker.jobs import JobSpec
 from jobworker.kernel import spawn
 from jobworker.kernel.cgroup.base import Group, Hierarchy
 from jobworker.kernel.subtree import SubtreeGroup
+from jobworker.limits import Limits
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor import stdin
 from jobworker.supervisor.guard import given
@@ -64,13 +65,15 @@ class Launcher:
                 operation = "creating the job's cgroup"
                 group = self._hierarchy.create(job_id, order.limits)
                 last.callback(self._around.let_go, group)
+                operation = "reading back the job's limits"
+                limits = group.limits(order.limits.io_device)
                 operation = "creating the job's log"
                 logs, segment_bytes = self._around.store.open_logs(job_id), order.record.segment_bytes
                 log = OutputLog(logs, job_id, segment_bytes, keep=self._around.keep_log)
                 undo.callback(log.close)
                 log.open()
                 operation = "cloning the job's process"
-                handles, pid, report = self._clone(order, group, log, undo, last)
+                handles, pid, report = self._clone(order, group, limits, log, undo, last)
             except OSError as error:
                 raise HostFault.of(operation, error) from error
 
@@ -93,7 +96,7 @@ class Launcher:
             # A disk that has failed meanwhile, say: what is left is swept at the next start.
             self._around.log.error("a start not undone in full", error=str(error))
 
-    def _promise(self, order: Order, group: Group) -> None:
+    def _promise(self, order: Order, actual: Limits) -> None:
         """Have on record that the command may be executed, so that no repeated start executes it again.
 
         Where none can be told from another start, have the room for a record: a job that somebody has been told of
@@ -101,9 +104,7 @@ class Launcher:
 
         Raises:
             HostFault: the disk does not take it.
-            OSError: the group can't be read.
         """
-        actual = group.limits(order.limits.io_device) if order.idempotency.key else order.limits
         pending, held_to = replace(order.record, limits=order.report(actual)), given(order.limits, actual)
         try:
             if order.idempotency.key:
@@ -132,6 +133,7 @@ class Launcher:
         self,
         order: Order,
         group: Group,
+        limits: Limits,
         log: OutputLog,
         undo: contextlib.ExitStack,
         last: contextlib.ExitStack,
@@ -155,7 +157,7 @@ class Launcher:
             # Else nobody has the other one's write end, and it is at its end at once.
             errors = stdout_w if order.spec.merge_stderr else stderr_w
             pipes = spawn.Pipes(reading, stdout_w, errors, report_w)
-            self._promise(order, group)
+            self._promise(order, limits)
             # For EPOLLHUP alone, which always comes: what is said before that matters only if it is late. Before
             # there is a process, since one that could not be watched might have executed the command all the same.
             self._around.loop.watch(report, 0, _nobody_hears_yet)
@@ -165,7 +167,8 @@ class Launcher:
             last.callback(os.close, pidfd)
             if isinstance(group, SubtreeGroup):
                 group.init_is(pid, pidfd)
-        return Handles(group, log, pidfd, stdout, stderr, order.limits, stdin=ends), pid, report
+        handles = Handles(group, log, pidfd, stdout, stderr, given(order.limits, limits), stdin=ends)
+        return handles, pid, report
 
     def _stdin(
         self, order: Order, undo: contextlib.ExitStack, childs: contextlib.ExitStack

@@ -43,6 +43,10 @@ from jobworker.limits import (
 from jobworker.settings.schema import JobSettings
 from jobworker.wire.host import LimitSupport
 
+# What is said of a limit that was written, and reads otherwise.
+ANOTHER_VALUE = "the kernel makes another value of it"
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -50,7 +54,7 @@ class Plan:
 
     Attributes:
         asked: by the client, with the defaults filled in.
-        settable: those of them that can be set here.
+        settable: those of them that can be set here; sizes are whole pages, as the kernel keeps them.
         disk: that the IO limits are for.
         refused: why others can't be set, by name: defaults, and what was asked for where best effort will do.
     """
@@ -249,8 +253,11 @@ class LimitRules:
             return LimitStatus(name, kind.show(asked), "", Enforcement.UNSUPPORTED, reason)
         support = self._support[name]
         where = f"on {plan.disk.name}" if plan.disk and name in IO else ""
-        detail = "; ".join(filter(None, (where, support.detail)))
-        return LimitStatus(name, kind.show(asked), kind.show(value), support.enforcement, detail)
+        # The kernel has the last word, and more than was asked for is not what is to be enforced.
+        beyond = ANOTHER_VALUE if kind.exceeds(value, asked) else ""
+        enforcement = Enforcement.BEST_EFFORT if beyond else support.enforcement
+        detail = "; ".join(filter(None, (where, support.detail, beyond)))
+        return LimitStatus(name, kind.show(asked), kind.show(value), enforcement, detail)
 
     def support(self) -> tuple[LimitSupport, ...]:
         """For those who ask what can be limited here."""
@@ -272,8 +279,13 @@ class LimitRules:
 
 
 def _plan(asked: Limits, found: Disk | None, refused: dict[str, str]) -> Plan:
-    settable = replace(asked, **{BY_NAME[name].field: None for name in refused})
-    return Plan(asked, replace(settable, io_device=found.number if found else None), found, refused)
+    values: dict[str, Any] = {
+        field: size // _PAGE * _PAGE
+        for field, size in (("memory_bytes", asked.memory_bytes), ("swap_bytes", asked.swap_bytes))
+        if size is not None
+    }
+    values |= {BY_NAME[name].field: None for name in refused}
+    return Plan(asked, replace(asked, **values, io_device=found.number if found else None), found, refused)
 
 
 def host_memory() -> int:

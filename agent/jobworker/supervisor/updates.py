@@ -16,15 +16,14 @@ from jobworker.errors import HostFault, InvalidField, LimitRefused, LimitUnsuppo
 from jobworker.jobs import JobRecord, JobSpec
 from jobworker.limits import BY_NAME, IO, Limits
 from jobworker.supervisor.audit import Audit
-from jobworker.supervisor.guard import ANOTHER_VALUE, change_each, different
+from jobworker.supervisor.guard import change_each, different
 from jobworker.supervisor.job import Job
+from jobworker.supervisor.limits import ANOTHER_VALUE
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.starts import Starts
 from jobworker.supervisor.store import Store
 from jobworker.wire.messages import UpdateJob
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Updates:
@@ -151,7 +150,7 @@ def _merged(limits: Limits, changes: Limits) -> Limits:
 
 
 def _written(limits: Limits, held: Limits, *, swap: bool) -> Limits:
-    """What is to be written, as the kernel keeps it: memory and swap belong together, and are whole pages.
+    """What is to be written, as the kernel keeps it: memory and swap belong together.
 
     Args:
         limits: that were asked for.
@@ -167,5 +166,4 @@ def _written(limits: Limits, held: Limits, *, swap: bool) -> Limits:
     beyond = held.swap_bytes if limits.swap_bytes is None else limits.swap_bytes
     if memory is None:
         raise InvalidField("limits.swap", "is nothing without limits.memory, and the job has none", "memory 64M")
-    whole = (beyond or 0) // _PAGE * _PAGE
-    return replace(limits, memory_bytes=memory // _PAGE * _PAGE, swap_bytes=whole if swap else None)
+    return replace(limits, memory_bytes=memory, swap_bytes=(beyond or 0) if swap else None)

@@ -39,6 +39,12 @@ def unsupported(limit: str, reason: str) -> Support:
     return Support(limit, Enforcement.UNSUPPORTED, reason)
 
 
+def without_file(limit: str, name: str) -> Support:
+    """A controller may be there without a part of what it can do."""
+    reason = "does not account for swap" if limit == "swap" else f"was built without {name}"
+    return unsupported(limit, f"the kernel {reason}")
+
+
 # The controller of each kind of limit, of v1 as well as v2 where they have the same name.
 CONTROLLERS = MappingProxyType(
     {
@@ -97,7 +103,11 @@ class Group(ABC):
 
     @abstractmethod
     def limits(self, disk: str | None) -> Limits:
-        """The limits as the kernel has them; those of IO for this disk, `MAJOR:MINOR`."""
+        """The limits as the kernel has them; those of IO for this disk, `MAJOR:MINOR`.
+
+        Raises:
+            OSError: the kernel does not tell, or the group is gone.
+        """
 
     @abstractmethod
     def limit_fds(self) -> tuple[int, ...]:

@@ -114,8 +114,18 @@ class CgroupDir:
         return data.decode("ascii")
 
     def read_if_there(self, name: str, absent: str) -> str:
-        """The file without its last line break; `absent` where the kernel does not have it."""
-        return self.read(name).strip() if self.has(name) else absent
+        """The file without its last line break; `absent` where the kernel does not have it.
+
+        Raises:
+            OSError: it can't be read, or the cgroup itself is gone.
+        """
+        try:
+            return self.read(name).strip()
+        except FileNotFoundError:
+            # Which each cgroup has.
+            if not self.has("cgroup.procs"):
+                raise
+            return absent
 
     def write(self, name: str, value: str) -> None:
         """Write a value; the kernel's refusal comes as an OSError that names the file."""
@@ -128,8 +138,8 @@ class CgroupDir:
             os.close(fd)
 
     def read_keyed(self, name: str) -> dict[str, int]:
-        """A "flat keyed" file (Documentation/admin-guide/cgroup-v2.rst), e.g. memory.events."""
-        pairs = (line.split() for line in self.read(name).splitlines())
+        """A "flat keyed" file (Documentation/admin-guide/cgroup-v2.rst), e.g. memory.events; empty if absent."""
+        pairs = (line.split() for line in self.read_if_there(name, "").splitlines())
         return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}  # noqa: PLR2004 - a pair
 
     def pids(self) -> list[int]:

@@ -21,10 +21,11 @@ from jobworker.kernel.cgroup.base import (
     Hierarchy,
     Support,
     unsupported,
+    without_file,
 )
 from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.kernel.cgroup.v2 import remove_chain
-from jobworker.limits import USUAL_WEIGHT, Enforcement, Limits
+from jobworker.limits import BY_NAME, IO, USUAL_WEIGHT, Enforcement, Limits
 
 _ACCOUNTING = "cpuacct"
 # Nothing is limited here. Without a group of its own a job would have what devices the agent's unit is left with.
@@ -40,6 +41,16 @@ _IO_FILES = {
     "io_write_bps": "blkio.throttle.write_bps_device",
     "io_read_ops": "blkio.throttle.read_iops_device",
     "io_write_ops": "blkio.throttle.write_iops_device",
+}
+# Which the kernel has if it has that kind of limit.
+_FILES = {
+    "cpu": "cpu.cfs_quota_us",
+    "cpu_weight": "cpu.shares",
+    "cpuset": "cpuset.cpus",
+    "memory": "memory.limit_in_bytes",
+    "swap": "memory.memsw.limit_in_bytes",
+    "pids": "pids.max",
+    **{name: _IO_FILES[BY_NAME[name].field] for name in IO},
 }
 _LATE_WRITES = "cgroup v1 holds back direct and synchronous writes, not those that the kernel makes later"
 # Those of cpuset.cpus that the group has.
@@ -134,7 +145,7 @@ class V1Group(Group):
             return {}
         rates: dict[str, Any] = {"io_device": disk}
         for field, name in _IO_FILES.items():
-            for line in self._dirs["blkio"].read(name).splitlines():
+            for line in self._read("blkio", name, "").splitlines():
                 number, rate = line.split()
                 if number == disk:
                     rates[field] = int(rate)
@@ -145,12 +156,11 @@ class V1Group(Group):
 
     def _read(self, controller: str, name: str, absent: str) -> str:
         directory = self._dirs.get(controller)
-        return directory.read(name).strip() if directory else absent
+        return directory.read_if_there(name, absent) if directory else absent
 
     def _read_swap(self) -> str:
         # Absent where the kernel does not account for swap.
-        has = "memory" in self._dirs and self._dirs["memory"].has("memory.memsw.limit_in_bytes")
-        return self._read("memory", "memory.memsw.limit_in_bytes", "") if has else ""
+        return self._read("memory", "memory.memsw.limit_in_bytes", "")
 
     def populated(self) -> bool:
         return tree.populated(self.events_fd)
@@ -223,8 +233,8 @@ class V1Hierarchy(Hierarchy):
         controller = _NAMES.get(controller, controller)
         if controller not in self._bases:
             return unsupported(name, f"the {controller} controller is not mounted or not writable")
-        if name == "swap" and not self._bases["memory"].dir.has("memory.memsw.limit_in_bytes"):
-            return unsupported(name, "the kernel does not account for swap")
+        if not self._bases[controller].dir.has(_FILES[name]):
+            return without_file(name, _FILES[name])
         if name in ("io_write", "io_write_ops"):
             return Support(name, Enforcement.BEST_EFFORT, _LATE_WRITES)
         return Support(name)

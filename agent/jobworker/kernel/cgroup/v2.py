@@ -20,13 +20,24 @@ from jobworker.kernel.cgroup.base import (
     Hierarchy,
     Support,
     unsupported,
+    without_file,
 )
 from jobworker.kernel.cgroup.files import Base, CgroupDir
-from jobworker.limits import USUAL_WEIGHT, Limits
+from jobworker.limits import IO, USUAL_WEIGHT, Limits
 
 # What the parent grants of cpuset.cpus; all that it has, where none are asked for or it has none of those.
 _CPUS = "cpuset.cpus.effective"
 _CONTROLLERS = tuple(dict.fromkeys(CONTROLLERS.values()))
+# Which the kernel has if it has that kind of limit.
+_FILES = {
+    "cpu": "cpu.max",
+    "cpu_weight": "cpu.weight",
+    "cpuset": "cpuset.cpus",
+    "memory": "memory.max",
+    "swap": "memory.swap.max",
+    "pids": "pids.max",
+    **dict.fromkeys(IO, "io.max"),
+}
 # Limits by the key that io.max has them under.
 _IO_KEYS = {"rbps": "io_read_bps", "wbps": "io_write_bps", "riops": "io_read_ops", "wiops": "io_write_ops"}
 
@@ -125,7 +136,7 @@ class V2Group(Group):
     def usage(self) -> Usage:
         cpu = self._dir.read_keyed("cpu.stat")
         # memory.peak came with Linux 5.19, and memory.* only with its controller.
-        events = self._dir.read_keyed("memory.events") if self._dir.has("memory.events") else {}
+        events = self._dir.read_keyed("memory.events")
         cpu_stalled, memory_stalled, io_stalled = tree.stalled(self._dir)
         return Usage(
             cpu_usec=cpu.get("usage_usec", 0),
@@ -168,8 +179,8 @@ class V2Hierarchy(Hierarchy):
     def _support(self, name: str, controller: str) -> Support:
         if controller not in self._available:
             return unsupported(name, f"the {controller} controller is not delegated to the agent")
-        if name == "swap" and not self._base.dir.has("memory.swap.max"):
-            return unsupported(name, "the kernel does not account for swap")
+        if not self._base.dir.has(_FILES[name]):
+            return without_file(name, _FILES[name])
         return Support(name)
 
     def cpus(self) -> str:
