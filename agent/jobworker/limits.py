@@ -170,7 +170,8 @@ KINDS = (
     Kind("io_write_ops", "io_write_ops", units.parse_number, str, _OPS_RANGE),
 )
 BY_NAME = MappingProxyType({kind.name: kind for kind in KINDS})
-IO = frozenset({"io_read", "io_write", "io_read_ops", "io_write_ops"})
+IO_WRITES = frozenset({"io_write", "io_write_ops"})
+IO = frozenset({"io_read", "io_read_ops"}) | IO_WRITES
 
 
 @dataclass(frozen=True, slots=True)

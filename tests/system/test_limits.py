@@ -114,7 +114,7 @@ def test_a_limit_on_the_disk_says_which_and_how_far_it_holds(link: Link, side: R
         Enforcement.ENFORCED,
         f"on {found.name}",
     )
-    late = link.welcome.host.cgroup_mode != "v2"
+    late = link.welcome.host.cgroup_mode != "v2" or found.late_writes
     assert statuses["io_write"].enforcement is (Enforcement.BEST_EFFORT if late else Enforcement.ENFORCED)
     assert statuses["io_write"].detail.startswith(f"on {found.name}")
 
@@ -332,6 +332,24 @@ def test_the_disk_below_an_overlay_is_that_of_its_upper_directory() -> None:
                 assert disk.of_path(path) == disk.of_path(base)
         finally:
             subprocess.run(["umount", f"{base}/merged"], check=True)
+
+
+@pytest.mark.parametrize(("journal", "late"), [("ordered", ""), ("journal", "with ext4 (data=journal) direct")])
+def test_whether_a_file_system_tells_whose_late_writes_are(tmp_path: Path, journal: str, late: str) -> None:
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(16 * _MIB)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    place = tmp_path / "place"
+    place.mkdir()
+    done = subprocess.run(["mount", "-o", f"loop,data={journal}", image, place], check=False)
+    if done.returncode:
+        pytest.skip("no image can be mounted here")
+    try:
+        assert (told := disk.of_path(str(place)).late_writes).startswith(late)
+        assert bool(told) == bool(late)
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 @pytest.mark.parametrize("path", ["/proc", "/sys", "/dev/shm"])  # noqa: S108

@@ -12,6 +12,7 @@ from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.kernel.cgroup.v1 import V1Hierarchy
 from jobworker.kernel.cgroup.v2 import V2Hierarchy
+from jobworker.kernel.disk import Disk
 from jobworker.limits import BY_NAME, NO_PROFILES, Enforcement, Limits
 from jobworker.settings.schema import JobSettings
 from jobworker.supervisor.limits import LimitRules
@@ -151,6 +152,28 @@ def test_a_group_that_is_gone_has_no_limits(tmp_path: Path, mode: str) -> None:
     with pytest.raises(FileNotFoundError):
         group.limits(None)
     group.close()
+
+
+@pytest.mark.parametrize(
+    ("controllers", "late_writes", "told"),
+    [
+        ("io memory", "", ""),
+        ("io memory", "with vfat no late ones", "with vfat no late ones"),
+        ("io", "", "without the memory controller"),
+        ("io", "with vfat no late ones", "without the memory controller"),
+    ],
+)
+def test_writes_that_the_kernel_makes_later(tmp_path: Path, controllers: str, late_writes: str, told: str) -> None:
+    whole(tmp_path, "v2")
+    found = Disk("8:0", "sda", late_writes)
+    rules = LimitRules(JobSettings(), v2(tmp_path, controllers), lambda: NO_PROFILES, lambda _: found)
+    limits = Limits(io_read_bps=4096, io_write_bps=4096, io_write_ops=4096)
+    statuses = {each.name: each for each in rules.status(rules.plan_change(limits, ""), limits)}
+    assert statuses["io_read"].enforcement is Enforcement.ENFORCED
+    for name in ("io_write", "io_write_ops"):
+        detail = statuses[name].detail
+        assert statuses[name].enforcement is (Enforcement.BEST_EFFORT if told else Enforcement.ENFORCED)
+        assert detail.startswith(f"on sda; {told}") if told else detail == "on sda"
 
 
 @pytest.mark.parametrize("mode", ["v1", "v2"])

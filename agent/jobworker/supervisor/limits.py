@@ -31,6 +31,7 @@ from jobworker.kernel.disk import Disk, NoDisk
 from jobworker.limits import (
     BY_NAME,
     IO,
+    IO_WRITES,
     KINDS,
     NO_LIMITS,
     USUAL_WEIGHT,
@@ -253,10 +254,11 @@ class LimitRules:
             return LimitStatus(name, kind.show(asked), "", Enforcement.UNSUPPORTED, reason)
         support = self._support[name]
         where = f"on {plan.disk.name}" if plan.disk and name in IO else ""
+        late = plan.disk.late_writes if plan.disk and name in IO_WRITES and not support.detail else ""
         # The kernel has the last word, and more than was asked for is not what is to be enforced.
         beyond = ANOTHER_VALUE if kind.exceeds(value, asked) else ""
-        enforcement = Enforcement.BEST_EFFORT if beyond else support.enforcement
-        detail = "; ".join(filter(None, (where, support.detail, beyond)))
+        enforcement = Enforcement.BEST_EFFORT if late or beyond else support.enforcement
+        detail = "; ".join(filter(None, (where, support.detail, late, beyond)))
         return LimitStatus(name, kind.show(asked), kind.show(value), enforcement, detail)
 
     def support(self) -> tuple[LimitSupport, ...]:

@@ -25,7 +25,8 @@ from jobworker.kernel.cgroup.base import (
 )
 from jobworker.kernel.cgroup.files import Base, CgroupDir
 from jobworker.kernel.cgroup.v2 import remove_chain
-from jobworker.limits import BY_NAME, IO, USUAL_WEIGHT, Enforcement, Limits
+from jobworker.kernel.disk import LATE_WRITES
+from jobworker.limits import BY_NAME, IO, IO_WRITES, USUAL_WEIGHT, Enforcement, Limits
 
 _ACCOUNTING = "cpuacct"
 # Nothing is limited here. Without a group of its own a job would have what devices the agent's unit is left with.
@@ -52,7 +53,6 @@ _FILES = {
     "pids": "pids.max",
     **{name: _IO_FILES[BY_NAME[name].field] for name in IO},
 }
-_LATE_WRITES = "cgroup v1 holds back direct and synchronous writes, not those that the kernel makes later"
 # Those of cpuset.cpus that the group has.
 _CPUS = "cpuset.effective_cpus"
 # What memory.limit_in_bytes reads as without a limit: the largest page count.
@@ -235,8 +235,8 @@ class V1Hierarchy(Hierarchy):
             return unsupported(name, f"the {controller} controller is not mounted or not writable")
         if not self._bases[controller].dir.has(_FILES[name]):
             return without_file(name, _FILES[name])
-        if name in ("io_write", "io_write_ops"):
-            return Support(name, Enforcement.BEST_EFFORT, _LATE_WRITES)
+        if name in IO_WRITES:
+            return Support(name, Enforcement.BEST_EFFORT, f"with cgroup v1 {LATE_WRITES}")
         return Support(name)
 
     def cpus(self) -> str:

@@ -23,7 +23,8 @@ from jobworker.kernel.cgroup.base import (
     without_file,
 )
 from jobworker.kernel.cgroup.files import Base, CgroupDir
-from jobworker.limits import IO, USUAL_WEIGHT, Limits
+from jobworker.kernel.disk import LATE_WRITES
+from jobworker.limits import IO, IO_WRITES, USUAL_WEIGHT, Enforcement, Limits
 
 # What the parent grants of cpuset.cpus; all that it has, where none are asked for or it has none of those.
 _CPUS = "cpuset.cpus.effective"
@@ -181,6 +182,9 @@ class V2Hierarchy(Hierarchy):
             return unsupported(name, f"the {controller} controller is not delegated to the agent")
         if not self._base.dir.has(_FILES[name]):
             return without_file(name, _FILES[name])
+        if name in IO_WRITES and "memory" not in self._available:
+            # By the memory that is written it is told whose the write is (cgroup-v2.rst, Writeback).
+            return Support(name, Enforcement.BEST_EFFORT, f"without the memory controller {LATE_WRITES}")
         return Support(name)
 
     def cpus(self) -> str:
