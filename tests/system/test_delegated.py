@@ -1,6 +1,7 @@
 """An agent in a cgroup that the service manager has delegated to it, as `systemd-run -p Delegate=yes` does.
 
-On a hybrid host in a mount namespace where its v2 hierarchy looks as if it had a controller.
+In a mount namespace where what is written to the root's cgroup.subtree_control shows, and where the v2 hierarchy
+of a hybrid host looks as if it had a controller.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ try:
             assert len({os.path.dirname(cgroups(job.job_id)[0]) for job in (first, second)}) == 1
             for job in (first, second):
                 assert link.stop(job.job_id).end_reason is EndReason.STOPPED
+    # What is above is the service manager's.
+    assert (top / "cgroup.subtree_control").read_text() == ""
 finally:
     (before / "cgroup.procs").write_text("0")
     (unit / "agent").rmdir()
@@ -59,7 +62,10 @@ def test_jobs_are_found_again(tmp_path: Path) -> None:
     if not found.v2:
         pytest.skip("this host has no cgroup v2")
     (tmp_path / "controllers").write_text("pids\n")
-    as_v2 = f"mount --bind {tmp_path}/controllers {found.v2}/cgroup.controllers && " if found.v1 else ""
+    (tmp_path / "handed_down").touch()
+    as_v2 = f"mount --bind {tmp_path}/handed_down {found.v2}/cgroup.subtree_control && "
+    if found.v1:
+        as_v2 += f"mount --bind {tmp_path}/controllers {found.v2}/cgroup.controllers && "
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'{as_v2}exec "$@"', "sh"]
     inside = subprocess.run(
         [*command, sys.executable, "-c", INSIDE],

@@ -110,7 +110,9 @@ def _v2(mount: str, instance: str, parent: str) -> V2Hierarchy:
     path = parent or _choose_parent(mount, own)
     if path == own and _is_delegated(mount + own):
         _leave_for_leaf(mount + own)
-    return V2Hierarchy(path, Base(partial(make_chain, top, f"{path}/{instance}")), top)
+    delegated = _delegated(mount, path)
+    below = f"{path.removeprefix(delegated)}/{instance}"
+    return V2Hierarchy(path, Base(partial(make_chain, top, delegated, below)), top)
 
 
 def _own_cgroup(mount: str) -> str:
@@ -130,6 +132,13 @@ def _choose_parent(mount: str, own: str) -> str:
         return "/jobworker"
     # An ordinary user owns what is beside its own cgroup, if its service manager runs with a delegation.
     return os.path.dirname(own)
+
+
+def _delegated(mount: str, path: str) -> str:
+    """The innermost cgroup at or above this one that the service manager has marked; empty if none is."""
+    while path and not _is_delegated(mount + path):
+        path = path.rpartition("/")[0]
+    return path
 
 
 def _is_delegated(path: str) -> bool:
@@ -156,7 +165,7 @@ def _v1(found: Mounts, instance: str, parent: str) -> V1Hierarchy:
     parent = parent or "/jobworker"
     path = f"{parent}/{instance}"
     holder_top = CgroupDir.open(found.v2) if found.v2 else _mount_own()
-    holder = Base(partial(make_chain, holder_top, path))
+    holder = Base(partial(holder_top.make_below, path))
     bases, tops = {}, []
     for controller, point in found.v1.items():
         top = CgroupDir.open(point)

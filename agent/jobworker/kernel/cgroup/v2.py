@@ -226,18 +226,24 @@ def remove_chain(top: CgroupDir, base: CgroupDir) -> None:
             path = os.path.dirname(path)
 
 
-def make_chain(top: CgroupDir, path: str) -> CgroupDir:
-    """Open `path` below `top`, making what is missing, and hand the controllers down all the way.
+def make_chain(top: CgroupDir, delegated: str, path: str) -> CgroupDir:
+    """Open a cgroup, making what is missing, and hand the controllers down to those below it.
 
     A controller that can't be handed down is left out; the hierarchy then reports it as unsupported.
+
+    Args:
+        top: the root of the hierarchy.
+        delegated: from it to the first cgroup that may be written to; what is above is the service manager's.
+        path: from that one.
     """
-    directory = top.make_below(path, lambda parent, _child: _enable(parent))
+    with contextlib.closing(top.make_below(delegated)) as first:
+        directory = first.make_below(path, lambda parent, _child: _enable(parent))
     _enable(directory)
     return directory
 
 
 def _enable(directory: CgroupDir) -> None:
     for name in _CONTROLLERS:
-        # A v2 mount beside v1 has no controllers to hand down, a delegated one may have some.
+        # A delegated one may have been given some of them.
         with contextlib.suppress(OSError):
             directory.write("cgroup.subtree_control", f"+{name}")
