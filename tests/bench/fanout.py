@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -80,29 +80,32 @@ def measure(scale: Scale) -> Outcome:
         f"A job writes a line of some 500 bytes each {bare_server.PERIOD:g} s; {scale.fanout} followers, on "
         f"connections of {STREAMS_EACH} streams, take it over mutual TLS on the same machine, by a client that "
         "reads frames and no more. Latencies are from before the job's write until the follower has the message. "
-        "Stalled followers have asked for the same and take nothing. The bare server makes the line itself, in "
-        "memory."
+        "Stalled followers have asked for the same and have a window of one byte: no more has come to them. The "
+        "bare server makes the line itself, in memory."
     )
     return Outcome((Table("One job, many followers", head, tuple(rows), (note,)),), tuple(figures))
 
 
 @contextlib.contextmanager
-def _client(server: Served, files: certs.Files, count: int, stalled: int) -> Iterator[Popen[str]]:
-    """A process that follows, each of whose followers has had a line."""
-    asked = (server.addr, server.method, files.ca, files.cert, files.key, server.request.hex())
-    with child("bench.fanout_client", *asked, str(count), str(stalled)) as client:
-        _ask(client)
-        yield client
+def client(
+    addr: str, method: str, files: certs.Files, requests: Sequence[bytes], *, count: int, stalled: int
+) -> Iterator[Popen[str]]:
+    """A process of followers, each of which has had a line, or has stalled."""
+    asked = (addr, method, files.ca, files.cert, files.key, str(count), str(stalled))
+    with child("bench.fanout_client", *asked, *(request.hex() for request in requests)) as process:
+        _ask(process)
+        yield process
 
 
 def _round(server: Served, files: certs.Files, scale: Scale, stalled: int) -> Reached:
-    with _client(server, files, scale.fanout, stalled) as client:
-        _tell(client)
-        _ask(client)
+    asked = (server.addr, server.method, files, (server.request,))
+    with client(*asked, count=scale.fanout, stalled=stalled) as followers:
+        _tell(followers)
+        _ask(followers)
         cpu, begin = cpu_seconds(server.pid), time.monotonic()
         time.sleep(scale.fanout_seconds)
-        _tell(client)
-        latencies = [int(number) / 1000 for number in _ask(client).split()]
+        _tell(followers)
+        latencies = [int(number) / 1000 for number in _ask(followers).split()]
         share = (cpu_seconds(server.pid) - cpu) / (time.monotonic() - begin) * 100
         return Reached(latencies, share, memory(server.pid).rss / 1024)
 
@@ -114,8 +117,15 @@ def _tell(client: Popen[str]) -> None:
 
 
 def _ask(client: Popen[str]) -> str:
+    """Its next line.
+
+    Raises:
+        RuntimeError: it has ended; why, is on standard error.
+    """
     assert client.stdout
-    return client.stdout.readline()
+    if not (line := client.stdout.readline()):
+        raise RuntimeError("the followers have ended")
+    return line
 
 
 def _row(name: str, reached: Reached) -> tuple[str, ...]:

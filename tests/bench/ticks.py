@@ -11,7 +11,7 @@ _TICK = re.compile(rb"@(\d+) ")
 
 
 def tick() -> bytes:
-    """A line with nanoseconds of the monotonic clock, long enough to fill the windows of who takes none."""
+    """A line with nanoseconds of the monotonic clock, of some 500 bytes."""
     return b"@%d %s\n" % (time.monotonic_ns(), b"." * 480)
 
 
