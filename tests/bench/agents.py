@@ -20,6 +20,8 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
 from support import certs, gateway
 from support.agent import DEADLINE, Agent
+from support.leftovers import processes_with
+from support.waiting import until
 
 if TYPE_CHECKING:
     # The types know it, the module does not.
@@ -60,6 +62,8 @@ def running(ended_jobs: int = 0, more: str = "") -> Iterator[Agent]:
             yield agent
         finally:
             agent.close()
+            # Nobody waits for what only flushes.
+            until(lambda: processes_with(directory), [])
 
 
 def files(agent: Agent) -> certs.Files:
