@@ -69,6 +69,11 @@ fuzz: setup ## Throw arbitrary input at decoders, validators and parsers, for lo
 faults-calls: setup ## Let each system call of a start, an exit and a stop go wrong in turn; as root, with strace
 	JOBWORKER_FAULTS=all $(BIN)/pytest tests/system/faults/test_calls.py --timeout 0
 
+.PHONY: load
+load: setup ## Run the tests of load at their full size, in a quarter of an hour: a GiB of output, 10,000 jobs; as root
+	JOBWORKER_LOAD_MIB=1024 JOBWORKER_JOBS=10000 JOBWORKER_RELOADS=1000 $(BIN)/pytest --timeout 0 \
+	  tests/load tests/system/test_limits_reload.py
+
 bench: setup ## Measure, with peers side by side; writes docs/benchmarks.md
 	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
 

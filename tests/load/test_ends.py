@@ -1,4 +1,7 @@
-"""Jobs that say one byte and end, one after the other: each byte and each end is there, and nothing adds up."""
+"""Jobs that say one byte and end, one after the other: each byte and each end is there, and nothing adds up.
+
+A thousand; `make load` has ten thousand.
+"""
 
 from __future__ import annotations
 
