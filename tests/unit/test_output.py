@@ -7,7 +7,7 @@ import mmap
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,8 @@ from jobworker.errors import OutputDropped
 from jobworker.jobs import JobRecord, Source, State
 from jobworker.kernel import beneath
 from jobworker.supervisor.index import gaps as lost_bytes
+from jobworker.supervisor.log_reading import open_segment
 from jobworker.supervisor.output import OutputLog
-from jobworker.supervisor.segments import open_segment
 from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
 from support import seccomp
 
@@ -87,6 +87,7 @@ def record_of(log: OutputLog) -> JobRecord:
         created_ns=0,
         segment_bytes=SEGMENT,
         log_bytes=log.size,
+        lost_bytes=log.lost,
     )
 
 
@@ -425,6 +426,77 @@ def test_another_segment_never_stands_for_one_that_was_removed(
         open_segment(directory, record_of(log), 1)
     os.close(directory)
     assert caught.value.reason == reason
+
+
+# Of a job that runs, the supervisor knows which segments there are; of one that has ended, what the files tell.
+RUNS_OR_HAS_ENDED = pytest.mark.parametrize("runs", [True, False], ids=["running", "ended"])
+
+
+def segment_of(path: Path, log: OutputLog, number: int, *, runs: bool) -> bytes:
+    """What is handed out as a segment's bytes."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        opened = open_segment(directory, record_of(log), number, log.holdings if runs else None)
+    finally:
+        os.close(directory)
+    data = os.pread(opened.log_fd, SEGMENT, 0)
+    os.close(opened.log_fd)
+    os.close(opened.index_fd)
+    return data
+
+
+def zero(path: Path) -> None:
+    size = path.stat().st_size
+    os.truncate(path, 0)
+    os.truncate(path, size)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+@RUNS_OR_HAS_ENDED
+@pytest.mark.parametrize("damage", [empty, zero])
+def test_an_index_that_tells_nothing_is_that_of_no_other_segment(
+    tmp_path: Path, damage: Callable[[Path], None], *, runs: bool
+) -> None:
+    log = OutputLog(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT, keep=4 * SEGMENT)
+    feed(log, b"".join(bytes([number]) * SEGMENT for number in range(6)) + b"open")
+    for kind in ("log", "idx"):
+        (tmp_path / f"job_{ID}.{kind}.4").unlink()
+    damage(tmp_path / f"job_{ID}.idx")
+    for gone in (0, 2, 4):
+        with pytest.raises(OutputDropped):
+            segment_of(tmp_path, log, gone, runs=runs)
+    assert segment_of(tmp_path, log, 5, runs=runs) == bytes([5]) * SEGMENT
+    assert segment_of(tmp_path, log, 6, runs=runs) == b"open"
+    log.close()
+
+
+@pytest.mark.parametrize("damage", [empty, zero])
+def test_the_open_segment_s_index_is_not_taken_for_one_that_was_removed(
+    tmp_path: Path, log: OutputLog, damage: Callable[[Path], None]
+) -> None:
+    feed(log, b"a" * SEGMENT + b"b" * SEGMENT + b"c")
+    (tmp_path / f"job_{ID}.idx.1").unlink()
+    damage(tmp_path / f"job_{ID}.idx")
+    with pytest.raises(OutputDropped, match="its index is gone"):
+        segment_of(tmp_path, log, 1, runs=True)
+
+
+@RUNS_OR_HAS_ENDED
+def test_a_disk_that_took_a_segment_s_first_bytes_and_not_its_index(
+    tmp_path: Path, log: OutputLog, *, runs: bool
+) -> None:
+    feed(log, b"a" * SEGMENT)
+    with no_room_beyond(RECORD.size // 2):
+        feed(log, b"b" * (2 * SEGMENT + 1))
+    assert (log.open_segment, (tmp_path / f"job_{ID}.log").read_bytes()) == (1, b"b" * (RECORD.size // 2))
+    for lost in (2, 3):
+        with pytest.raises(OutputDropped) as caught:
+            segment_of(tmp_path, log, lost, runs=runs)
+        assert caught.value.reason == NOT_WRITTEN
+    assert segment_of(tmp_path, log, 0, runs=runs) == b"a" * SEGMENT
 
 
 def test_reading_needs_no_path(tmp_path: Path, log: OutputLog) -> None:

@@ -207,6 +207,15 @@ def ends(fd: int) -> tuple[Record, Record] | None:
     return _read(fd, 0), _read(fd, count - 1)
 
 
+def segment_of(known: tuple[Record, Record] | None, segment_bytes: int) -> int | None:
+    """The number of the segment that an index is of, by its ends; None where they tell none.
+
+    A first record of zeros tells nothing: the index was emptied while it was written.
+    """
+    told = next((record for record in known or () if record.length), None)
+    return told.offset // segment_bytes if told else None
+
+
 def _read(fd: int, number: int) -> Record:
     return Record(*RECORD.unpack(os.pread(fd, RECORD.size, number * RECORD.size)))
 

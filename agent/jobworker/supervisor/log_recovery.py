@@ -50,12 +50,11 @@ def recover(directory_fd: int, name: str, segment_bytes: int, lost: int) -> LogS
     """
     state = _by_files(directory_fd, name, segment_bytes, lost)
     known = segments.live_ends(directory_fd, name)
-    if known is None or not known[1].length:
+    number = index.segment_of(known, segment_bytes)
+    if known is None or number is None or not known[1].length:
         # It died before it had noted anything in this segment, or somebody has emptied the index.
         return state
-    first, last = known
-    # A first record of zeros tells nothing: the index was emptied while it was written.
-    number = (first if first.length else last).offset // segment_bytes
+    last = known[1]
     if number < state.segment:
         # It died in a rotation, behind the log's own rename.
         segments.close(directory_fd, name, "idx", number)

@@ -20,7 +20,7 @@ from jobworker.jobs import Source
 from jobworker.kernel import beneath
 from jobworker.supervisor import log_recovery, segments
 from jobworker.supervisor.index import Index
-from jobworker.supervisor.segments import Closed
+from jobworker.supervisor.segments import Closed, Holdings
 from jobworker.wire.output_index import LOST
 
 # Fair between jobs: with more a round, a quiet job's bytes wait for the flood of another.
@@ -171,6 +171,11 @@ class OutputLog:
     def open_segment(self) -> int:
         """The number of the open segment."""
         return self._segment
+
+    @property
+    def holdings(self) -> Holdings:
+        """The segments that there are to be read."""
+        return Holdings(tuple(self._closed), self._segment)
 
     def _count_stored(self) -> int:
         return sum(files.stored for files in self._closed.values())

@@ -29,9 +29,9 @@ from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import DEFAULT_GRACE, Job
 from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.limit_profiles import Profiles
+from jobworker.supervisor.log_reading import Opened, open_segment
 from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.retention import Retention
-from jobworker.supervisor.segments import Opened, open_segment
 from jobworker.supervisor.space import Space
 from jobworker.supervisor.starts import Starts
 from jobworker.supervisor.stdin import JOB_ENDED
@@ -293,10 +293,10 @@ class Registry:
             JobNotFound: there is no such job.
             OutputDropped: there is no such segment.
         """
-        record = self.inspect(job_id)
+        record, job = self.inspect(job_id), self.running.get(job_id)
         directory = self._store.open_logs(job_id)
         try:
-            return open_segment(directory, record, segment)
+            return open_segment(directory, record, segment, job.output.holdings if job else None)
         finally:
             os.close(directory)
 

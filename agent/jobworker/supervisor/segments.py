@@ -8,20 +8,14 @@ job_ID.log.N.gz                 compressed; where the plain one is there as well
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from jobworker.errors import OutputDropped
-from jobworker.jobs import JobRecord
 from jobworker.kernel import beneath
 from jobworker.supervisor import index
 from jobworker.wire.compressed_segment import SUFFIX
-from jobworker.wire.output_index import DROPPED, NOT_WRITTEN
 
-_NO_INDEX = "its index is gone"
 KINDS = ("idx", "log")
 
 
@@ -37,12 +31,20 @@ class Closed:
         return (self.log or 0) + self.index
 
 
-class Opened(NamedTuple):
-    """A segment's descriptors, for the caller to close, and whether its file is compressed."""
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """The segments that a log has.
 
-    log_fd: int
-    index_fd: int
-    compressed: bool
+    Attributes:
+        closed: the numbers of the closed ones, the oldest first.
+        open: that of the open one; None where nothing tells.
+    """
+
+    closed: tuple[int, ...]
+    open: int | None
+
+    def has(self, segment: int) -> bool:
+        return segment == self.open or segment in self.closed
 
 
 def closed(directory_fd: int, name: str) -> dict[int, Closed]:
@@ -119,63 +121,3 @@ def drop(directory_fd: int, name: str, number: int) -> None:
     for file in (f"idx.{number}", f"log.{number}", f"log.{number}{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{name}.{file}", dir_fd=directory_fd)
-
-
-def open_segment(directory_fd: int, record: JobRecord, segment: int) -> Opened:
-    """Read-only descriptors of a segment of a job's log and of its index.
-
-    Raises:
-        OutputDropped: there is no such segment, or what is there is not a file of the agent's.
-    """
-    name = f"job_{record.job_id}"
-    fds: list[int] = []
-    try:
-        log, suffix = _open_log(directory_fd, name, segment)
-        fds.append(log)
-        # It is renamed after the log, and that may have been cut off; it is never that of another segment.
-        names = (f"{name}.idx.{segment}", f"{name}.idx") if suffix is not None else (f"{name}.idx",)
-        fds.append(_open_index(directory_fd, names))
-        _check_segment(fds[1], segment, record.segment_bytes)
-    except OSError as error:
-        for fd in fds:
-            os.close(fd)
-        reason = _why_missing(directory_fd, record, segment, error)
-        raise OutputDropped(record.job_id, segment * record.segment_bytes, reason) from None
-    return Opened(fds[0], fds[1], suffix == SUFFIX)
-
-
-def _open_log(directory_fd: int, name: str, segment: int) -> tuple[int, str | None]:
-    """The log of a segment, and what is behind its number; None if it is the open one."""
-    for suffix in ("", SUFFIX):
-        with contextlib.suppress(FileNotFoundError):
-            return beneath.open_regular(directory_fd, f"{name}.log.{segment}{suffix}", os.O_RDONLY), suffix
-    return beneath.open_regular(directory_fd, f"{name}.log", os.O_RDONLY), None
-
-
-def _open_index(directory_fd: int, names: tuple[str, ...]) -> int:
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            return beneath.open_regular(directory_fd, name, os.O_RDONLY)
-    raise OSError(errno.ENODATA, _NO_INDEX)
-
-
-def _check_segment(index_fd: int, segment: int, segment_bytes: int) -> None:
-    # The live files may be those of a later segment, if this one was lost as a whole and has none.
-    known = index.ends(index_fd)
-    # A first record that could not be written is zeros, and tells nothing.
-    if known and known[0].length and known[0].offset // segment_bytes != segment:
-        raise OSError(errno.ENOENT, "there is nothing of it")
-
-
-def _why_missing(directory_fd: int, record: JobRecord, segment: int, error: OSError) -> str:
-    if error.errno != errno.ENOENT:
-        return error.strerror or "unreadable"
-    name = f"job_{record.job_id}"
-    kept = [number for number, files in closed(directory_fd, name).items() if files.log is not None]
-    if segment in kept:
-        return _NO_INDEX
-    if not kept and not record.lost_bytes:
-        # The open segment's number, if the index tells.
-        known = live_ends(directory_fd, name)
-        kept = [known[0].offset // record.segment_bytes if known else 0]
-    return DROPPED if kept and segment < kept[0] else NOT_WRITTEN
