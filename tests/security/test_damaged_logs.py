@@ -174,9 +174,32 @@ def test_the_index_of_the_open_segment(stub: Stub, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_open_segment(stub: Stub, damage: str) -> None:
-    job = begun(stub)
+def test_the_open_segment(side: root_side.RootSide, stub: Stub, damage: str) -> None:
+    job, written = begun(stub), seq(1, AFTER)
     DAMAGES[damage](path_of(job, "log", ""))
     check(stub, job, seq(1, BEFORE))
     goes_on(stub, job)
-    check(stub, job, seq(1, AFTER))
+    check(stub, job, written)
+    assert served(read(stub, job), at_least=len(seq(1, BEFORE))) == seq(BEFORE + 1, AFTER)
+    (told,) = [json.loads(line) for line in side.log().splitlines() if "was cut off" in line and job.id in line]
+    assert told["lost_bytes"] == stub.Query(pb.QueryRequest(job_id=job.id)).job.lost_bytes > 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_who_follows_gets_what_is_written_after_the_open_segment_was_removed(stub: Stub, way: str) -> None:
+    job, before, gaps = begun(stub), len(seq(1, BEFORE)), []
+    for response in stub.Stream(pb.StreamRequest(job_id=job.id, follow=True, **WAYS[way])):
+        told = response.chunk.resume_offset or response.chunk.offset + len(response.chunk.data)
+        if told == before and path_of(job, "log", "").exists():
+            path_of(job, "log", "").unlink()
+            stub.Signal(pb.SignalRequest(job_id=job.id, signal="USR1"))
+        if response.WhichOneof("item") == "gap":
+            gaps.append(response.gap)
+    assert response.end.offset == len(seq(1, AFTER))
+    assert all(gap.offset + gap.length <= before for gap in gaps)
+
+
+def served(responses: list[pb.StreamResponse], *, at_least: int) -> bytes:
+    """All that is served from an offset on."""
+    chunks = [response.chunk for response in responses if response.WhichOneof("item") == "chunk"]
+    return b"".join(chunk.data[max(0, at_least - chunk.offset) :] for chunk in chunks)

@@ -525,6 +525,61 @@ def test_a_log_that_is_cut_has_a_gap_and_no_zeros(tmp_path: Path, log: OutputLog
     assert (log.size, log.lost, log.cut) == (211, 210, 210)
 
 
+def replace(path: Path) -> None:
+    beside = path.with_name("beside")
+    beside.write_bytes(b"z" * 100)
+    beside.rename(path)
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+def plant_fifo(path: Path) -> None:
+    path.unlink()
+    plant(path, "fifo")
+
+
+def plant_link(path: Path) -> None:
+    path.unlink()
+    plant(path, "symlink")
+
+
+def plant_directory(path: Path) -> None:
+    path.unlink()
+    plant(path, "directory")
+
+
+@pytest.mark.parametrize("before", [100, SEGMENT], ids=["", "and then closed"])
+@pytest.mark.parametrize("take", [Path.unlink, replace, move, plant_fifo, plant_link, plant_directory])
+def test_a_log_that_is_taken_away_has_a_gap_and_goes_on(
+    tmp_path: Path, log: OutputLog, take: Callable[[Path], None], before: int
+) -> None:
+    feed(log, b"a" * before)
+    take(tmp_path / f"job_{ID}.log")
+    feed(log, b"b" * 10)
+    feed(log, b"c" * 10, Source.STDERR)
+    closed = (".0",) if before == SEGMENT else ()
+    assert gaps(tmp_path, *closed) == [(0, before)]
+    assert (log.size, log.lost, log.cut, log.failing) == (before + 20, before, before, "")
+    assert segment_of(tmp_path, log, before // SEGMENT, runs=True)[before % SEGMENT :] == b"b" * 10 + b"c" * 10
+    assert not (tmp_path / "secret").exists() or (tmp_path / "secret").read_bytes() == b"do not touch"
+
+
+def test_a_directory_with_something_in_it_is_left_alone_until_the_next_segment(
+    tmp_path: Path, log: OutputLog
+) -> None:
+    feed(log, b"a" * 10)
+    (tmp_path / f"job_{ID}.log").unlink()
+    (tmp_path / f"job_{ID}.log" / "something").mkdir(parents=True)
+    feed(log, b"b" * (SEGMENT - 10))
+    assert (log.lost, log.failing) == (SEGMENT, "EISDIR")
+    feed(log, b"c")
+    assert (log.lost, log.failing) == (SEGMENT, "")
+    assert segment_of(tmp_path, log, 1, runs=True) == b"c"
+    assert (tmp_path / f"job_{ID}.log.0" / "something").is_dir()
+
+
 def test_a_log_that_is_cut_while_nobody_is_there_has_a_gap(tmp_path: Path, log: OutputLog) -> None:
     feed(log, b"a" * 100)
     os.truncate(tmp_path / f"job_{ID}.log", 40)

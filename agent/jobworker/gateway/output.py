@@ -130,7 +130,7 @@ class Output:
         number = part.offset // part.log.segment_bytes
         part = part.cut((number + 1) * part.log.segment_bytes)
         try:
-            return make(await self._segments.get(part.log.job_id, number), part)
+            return make(await self._segments.get(part.log.job_id, number, part.offset), part)
         except OutputDropped as error:
             return dropped(part, error.reason)
         except OSError as error:

@@ -48,6 +48,11 @@ class Segment:
             return self._compressed.read(offset - self.start, size)
         return os.pread(self._data, size, offset - self.start)
 
+    def was_replaced(self, offset: int) -> bool:
+        """True if somebody has removed the file before it came to have this absolute offset: another one may."""
+        status = os.fstat(self._data)
+        return not (self._compressed or status.st_nlink) and status.st_size <= offset - self.start
+
     def missing_until(self, offset: int, end: int) -> int:
         """Where output goes on behind an absolute offset at which there is none, or `end` if not before that."""
         if self._compressed:
@@ -68,8 +73,13 @@ class Segments:
         self._open: OrderedDict[Key, Segment] = OrderedDict()
         self._opening: dict[Key, asyncio.Task[Segment]] = {}
 
-    async def get(self, job_id: str, number: int) -> Segment:
+    async def get(self, job_id: str, number: int, offset: int | None = None) -> Segment:
         """A segment of a job's log.
+
+        Args:
+            job_id: whose log.
+            number: of the segment.
+            offset: an absolute one at which the supervisor has told of output.
 
         Raises:
             OutputDropped: it is not there any more.
@@ -77,7 +87,7 @@ class Segments:
         """
         key = (job_id, number)
         segment = self._open.get(key)
-        if segment is None:
+        if segment is None or (offset is not None and segment.was_replaced(offset)):
             return await asyncio.shield(self._opening.get(key) or self._begin(key))
         self._open.move_to_end(key)
         return segment

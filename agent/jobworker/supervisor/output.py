@@ -40,7 +40,7 @@ class OutputLog:
     Attributes:
         size: the absolute offset behind the last byte.
         lost: how many of the bytes before that are gaps.
-        cut: how many of those were written, and cut off by somebody else.
+        cut: how many of those were written, and cut off or taken away by somebody else.
         failing: why output can't be written at the moment, as an errno's name; empty when it can.
     """
 
@@ -54,6 +54,8 @@ class OutputLog:
         # An earlier life may have died before it dropped the segment that it had closed.
         self._spared = self._keep_closed is not None
         self._fd = -1
+        # Which file it is, as it was opened.
+        self._status: os.stat_result | None = None
         self.cut = 0
         self.failing = ""
         try:
@@ -79,6 +81,7 @@ class OutputLog:
         self._index.open()
         if self._fd < 0:
             self._fd = self._open_file("log")
+            self._status = os.fstat(self._fd)
 
     def _open_file(self, kind: str) -> int:
         return beneath.open_regular(self._directory, f"{self._name}.{kind}", os.O_RDWR | os.O_CREAT)
@@ -96,7 +99,7 @@ class OutputLog:
         count = min(limit, self._segment_bytes - at)
         try:
             self._prepare(self.size // self._segment_bytes)
-            self._look_for_a_cut()
+            self._look_for_damage()
             moved = os.splice(pipe, self._fd, count, offset_dst=at, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             raise
@@ -111,18 +114,26 @@ class OutputLog:
                 self._drop_spared()
         return moved > 0
 
-    def _look_for_a_cut(self) -> None:
-        """Have a gap where somebody has cut the open segment's file: the next write would make zeros of it.
+    def _look_for_damage(self) -> None:
+        """Have a gap for what somebody has cut off the open segment's file, or taken away with it.
+
+        The next write would make zeros of the one, and with the other go where nobody can read it.
 
         Raises:
-            OSError: the index does not take that; nothing may be written now.
+            OSError: the index does not take that, or there can be no file; nothing may be written now.
         """
-        found = os.fstat(self._fd).st_size
-        if found < self._written:
-            cut = self._index.lose(self._segment * self._segment_bytes + found, self.size)
+        found = segments.live_status(self._directory, self._name, "log")
+        is_ours = found and self._status and os.path.samestat(found, self._status)
+        left = found.st_size if found and is_ours else 0
+        if left < self._written:
+            cut = self._index.lose(self._segment * self._segment_bytes + left, self.size)
             self.lost += cut
             self.cut += cut
-            self._written = found
+            self._written = left
+        if not is_ours:
+            self._close_log()
+            segments.clear(self._directory, self._name, "log")
+            self.open()
 
     def _end_of_segment(self) -> int:
         return (self._segment + 1) * self._segment_bytes
@@ -130,6 +141,8 @@ class OutputLog:
     def _prepare(self, number: int) -> None:
         """Have this segment open, rotating if another one is; may fail at any step and be called again."""
         if number != self._segment:
+            if self._fd >= 0:
+                self._look_for_damage()
             self._close_segment()
             self._segment, self._written = number, 0
             self._spared = self._keep_closed is not None

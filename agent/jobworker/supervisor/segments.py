@@ -81,12 +81,18 @@ def _entries(directory_fd: int, name: str) -> Iterator[tuple[str, int, str, int]
                     yield kind, int(number), suffix, entry.stat(follow_symlinks=False).st_size
 
 
+def live_status(directory_fd: int, name: str, kind: str) -> os.stat_result | None:
+    """What stands where a file of the open segment is to be, whatever it is; None if there is nothing."""
+    try:
+        return os.stat(f"{name}.{kind}", dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
 def live_bytes(directory_fd: int, name: str, kind: str) -> int:
     """The bytes that a file of the open segment has; 0 if there is none."""
-    try:
-        return os.stat(f"{name}.{kind}", dir_fd=directory_fd, follow_symlinks=False).st_size
-    except FileNotFoundError:
-        return 0
+    status = live_status(directory_fd, name, kind)
+    return status.st_size if status else 0
 
 
 def live_ends(directory_fd: int, name: str) -> tuple[index.Record, index.Record] | None:
@@ -109,6 +115,20 @@ def close(directory_fd: int, name: str, kind: str, number: int) -> None:
     live = f"{name}.{kind}"
     with contextlib.suppress(FileNotFoundError):
         os.rename(live, f"{live}.{number}", src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+
+
+def clear(directory_fd: int, name: str, kind: str) -> None:
+    """Remove what somebody has put where a file of the open segment is to be, if he has.
+
+    Raises:
+        OSError: it can't be; a directory that is not empty is left alone.
+    """
+    live = f"{name}.{kind}"
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            os.unlink(live, dir_fd=directory_fd)
+        except IsADirectoryError:
+            os.rmdir(live, dir_fd=directory_fd)
 
 
 def drop(directory_fd: int, name: str, number: int) -> None:
