@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -93,6 +94,25 @@ def test_the_flood_loses_its_own_and_says_so(tmp_path: Path) -> None:
         assert caught.value.reason == DROPPED
         with link.answer(link.send(OpenLog(flood.job_id, flood.log_bytes // SEGMENT))).fds as newest:
             assert len(newest) == 2
+
+
+def test_a_segment_that_can_t_be_removed_is_told_of_and_the_share_is_kept(tmp_path: Path) -> None:
+    with agent(tmp_path) as side:
+        link = side.link(subscribe=True)
+        wait = "while [ ! -e go ]; do sleep 0.05; done"
+        script = f"yes | head -c 5000000; {wait}; yes | head -c 60000000; exec sleep 1000"
+        flood = link.start("/bin/sh", "-c", script)
+        side.wait_for(lambda: link.inspect(flood.job_id).log_bytes == 5_000_000)
+        directory = Path(side.state_dir, "jobs", flood.job_id)
+        segment = directory / "logs" / f"job_{flood.job_id}.log.1"
+        segment.unlink()
+        segment.mkdir()
+        with watched(side) as seen:
+            (directory / "work" / "go").touch()
+            side.wait_for(lambda: link.inspect(flood.job_id).log_bytes == 65_000_000)
+        assert max(seen) <= MOST
+        (told,) = [json.loads(line) for line in side.log().splitlines() if "can't be removed" in line]
+        assert (told["job"], told["segment"]) == (flood.job_id, 1)
 
 
 def test_ended_jobs_give_way_to_running_ones_down_to_half(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -260,6 +262,24 @@ def test_the_oldest_segments_go(tmp_path: Path) -> None:
     for fd in open_segment(directory, record_of(log), 5)[:2]:
         os.close(fd)
     os.close(directory)
+    log.close()
+
+
+def test_a_segment_that_can_t_be_removed_is_told_of_once_and_others_go(tmp_path: Path) -> None:
+    log, told = OutputLog(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT, keep=3 * SEGMENT), []
+    log.on_refused(lambda number, error: told.append((number, error.errno)))
+    feed(log, b"x" * 3 * SEGMENT)
+    (tmp_path / f"job_{ID}.log.1").unlink()
+    (tmp_path / f"job_{ID}.log.1").mkdir()
+    feed(log, b"x" * 5 * SEGMENT)
+    assert {path.suffix for path in tmp_path.glob("*.log.*")} == {".1", ".6"}
+    with pytest.raises(OutputDropped, match=re.escape(DROPPED)):
+        segment_of(tmp_path, log, 1, runs=True)
+    assert told == [(1, errno.EISDIR)]
+    (tmp_path / f"job_{ID}.log.1").rmdir()
+    feed(log, b"x" * SEGMENT)
+    assert {path.suffix for path in tmp_path.glob("*.log.*")} == {".6", ".7"}
+    assert log.closed_segments == 2
     log.close()
 
 

@@ -97,6 +97,26 @@ def test_neither_side_is_driven_out_of_its_half(logs: list[OutputLog]) -> None:
     assert space.is_crowded
 
 
+def test_what_can_t_be_removed_ends_nobody_s_bounds(tmp_path: Path, logs: list[OutputLog]) -> None:
+    """Neither that of the job that has it, nor where that has nothing else, that of the others."""
+    total = 12 * SEGMENT
+    space = Space(total, 0)
+    stuck, other = logs
+    for _ in range(4):
+        write(stuck, b"x" * SEGMENT)
+        space.grew(IDS[0], stuck)
+    for number in range(3):
+        segment = tmp_path / IDS[0] / f"job_{IDS[0]}.log.{number}"
+        segment.unlink()
+        segment.mkdir()
+    for log, job_id in ((stuck, IDS[0]), (other, IDS[1])):
+        for _ in range(20):
+            write(log, b"x" * SEGMENT)
+            space.grew(job_id, log)
+            assert on_disk(tmp_path) <= total
+    assert other.closed_segments > 1
+
+
 def test_what_is_being_removed_is_there_until_it_is_not(logs: list[OutputLog]) -> None:
     space = Space(16 * SEGMENT, 0)
     space.leaving = 12 * SEGMENT

@@ -59,6 +59,7 @@ class Job:
         self.limits = handles.limits
         self.granted = record.limits
         self.output = handles.output
+        self.output.on_refused(self._segment_stays)
         self._main = MainProcess(around.loop, handles.pidfd, self._main_has_ended, foreign=handles.foreign)
         self._pump = Pump(
             around.loop,
@@ -151,6 +152,10 @@ class Job:
         if self.output.failing:
             self._around.tally.output_lost()
         self._change(lost_bytes=self.output.lost)
+
+    def _segment_stays(self, number: int, error: OSError) -> None:
+        told = {"job": self.record.job_id, "segment": number, "error": str(error)}
+        self._around.log.error("a segment of output can't be removed; newer ones go in its place", **told)
 
     # What it reads.
 

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import select
+from collections.abc import Callable
 
 from jobworker.jobs import Source
 from jobworker.kernel import beneath
@@ -64,6 +65,10 @@ class OutputLog:
             os.close(directory_fd)
             raise
         self._closed, self._segment = found.closed, found.segment
+        # Closed ones that could not be removed: since the open one was begun, and ever, which is told of once.
+        self._aside: set[int] = set()
+        self._refused: set[int] = set()
+        self._on_refused: Callable[[int, OSError], None] = lambda _number, _error: None
         # How long the open segment's file is, by what was written to it.
         self._written = found.written
         self.size, self.lost = found.size, found.lost
@@ -146,6 +151,7 @@ class OutputLog:
             self._close_segment()
             self._segment, self._written = number, 0
             self._spared = self._keep_closed is not None
+            self._aside.clear()
             self._drop_what_is_too_much(but=1)
             self._index.begin_segment(number)
         self.open()
@@ -170,6 +176,10 @@ class OutputLog:
 
     # What is kept.
 
+    def on_refused(self, callback: Callable[[int, OSError], None]) -> None:
+        """Call back, once for each, with the number of a closed segment that can't be removed, and why."""
+        self._on_refused = callback
+
     @property
     def stored(self) -> int:
         """The bytes that the log may come to have on the disk before it begins another segment."""
@@ -177,8 +187,8 @@ class OutputLog:
 
     @property
     def closed_segments(self) -> int:
-        """How many closed segments there are."""
-        return len(self._closed)
+        """How many closed segments there are, without those that can't be removed now."""
+        return len(self._closed) - len(self._aside)
 
     @property
     def open_segment(self) -> int:
@@ -188,7 +198,8 @@ class OutputLog:
     @property
     def holdings(self) -> Holdings:
         """The segments that there are to be read."""
-        return Holdings(tuple(self._closed), self._segment)
+        # Of what was to be removed there may be some, but it is not whole.
+        return Holdings(tuple(number for number in self._closed if number not in self._refused), self._segment)
 
     def _count_stored(self) -> int:
         return sum(files.stored for files in self._closed.values())
@@ -203,7 +214,7 @@ class OutputLog:
         """Make room for the segment that is begun, but leave so many."""
         if self._keep_closed is not None:
             while sum(files.log or 0 for files in self._closed.values()) > self._keep_closed:
-                if len(self._closed) <= but or not self.drop_oldest():
+                if self.closed_segments <= but or not self.drop_oldest():
                     break
 
     def _drop_spared(self) -> None:
@@ -216,17 +227,26 @@ class OutputLog:
         self._drop_what_is_too_much()
 
     def drop_oldest(self) -> bool:
-        """Remove the oldest closed segment; False if there is none, or it can't be removed now."""
-        number = next(iter(self._closed), None)
-        if number is None:
-            return False
-        try:
-            segments.drop(self._directory, self._name, number)
-        except OSError:
-            return False
-        del self._closed[number]
-        self._stored = self._count_stored()
-        return True
+        """Remove the oldest closed segment that can be; False if there is none.
+
+        What can't be is tried again when the next segment is begun: a disk may be read-only for a while.
+        """
+        for number in [number for number in self._closed if number not in self._aside]:
+            try:
+                segments.drop(self._directory, self._name, number)
+            except OSError as error:
+                self._set_aside(number, error)
+            else:
+                del self._closed[number]
+                self._stored = self._count_stored()
+                return True
+        return False
+
+    def _set_aside(self, number: int, error: OSError) -> None:
+        self._aside.add(number)
+        if number not in self._refused:
+            self._refused.add(number)
+            self._on_refused(number, error)
 
     def _throw_away(self, pipe: int, count: int, error: OSError) -> bool:
         data = os.read(pipe, count)

@@ -86,6 +86,6 @@ class Space:
             if not having:
                 return
             most = max(having, key=lambda job: job.bytes)
-            if not most.output.drop_oldest():
-                return
+            # If none of its can be removed it has none any more, and it is another one's turn.
+            most.output.drop_oldest()
             self._count(most)
