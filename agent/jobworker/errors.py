@@ -313,11 +313,19 @@ class QuotaExceeded(JobWorkerError):
 
 @dataclass(eq=False)
 class OutputDropped(JobWorkerError):
-    """The output asked for is not there to be read."""
+    """The output asked for is not there to be read.
+
+    Attributes:
+        job_id: whose.
+        offset: of the first byte that is not.
+        reason: why.
+        goes_on: where there may be output again, as an absolute offset; 0 where that is not known.
+    """
 
     job_id: str
     offset: int
     reason: str
+    goes_on: int = 0
 
     def __str__(self) -> str:
         return f"output of job {self.job_id} at offset {self.offset} cannot be read: {self.reason}"

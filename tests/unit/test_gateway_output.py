@@ -21,7 +21,7 @@ from jobworker.gateway.follow import Feeds
 from jobworker.gateway.output import Extent, Fixed, Output
 from jobworker.gateway.seek import Log
 from jobworker.gateway.segments import Segment, Segments
-from jobworker.jobs import Source
+from jobworker.jobs import OutputFormat, Source
 from jobworker.wire.messages import (
     FollowLog,
     InspectJob,
@@ -53,7 +53,7 @@ class LogSupervisor(ScriptedSupervisor):
         super().__init__(directory)
         self.records = [record(1, segment_bytes=SEGMENT_BYTES)]
         self.gone: set[int] = set()
-        self.why_gone = DROPPED
+        self.why_gone, self.goes_on = DROPPED, 0
         # Whole hundreds of bytes that the agent could not write.
         self.lost: set[int] = set()
         self.handlers[OpenLog] = self._open
@@ -61,7 +61,7 @@ class LogSupervisor(ScriptedSupervisor):
     def _open(self, request: OpenLog) -> Answer:
         start = request.segment * SEGMENT_BYTES
         if request.segment in self.gone:
-            raise OutputDropped(ID, start, self.why_gone)
+            raise OutputDropped(ID, start, self.why_gone, self.goes_on)
         hundreds = range(start, start + SEGMENT_BYTES, 100)
         index = b"".join(RECORD.pack(at, 100, self.source_of(at), 0) for at in hundreds)
         log = memfd(b"")
@@ -86,20 +86,32 @@ def supervisor(tmp_path: Path) -> Iterator[LogSupervisor]:
     scripted.close()
 
 
-async def collect(output: Output, extent: Extent, offset: int = 0, source: Source | None = None) -> list[Any]:
+async def collect(
+    output: Output,
+    extent: Extent,
+    offset: int = 0,
+    source: Source | None = None,
+    form: OutputFormat = OutputFormat.BINARY,
+) -> list[Any]:
     """The messages of a whole stream, without those that are empty."""
-    log = Log(ID, SEGMENT_BYTES, source)
+    log = Log(ID, SEGMENT_BYTES, source, format=form)
     async with aclosing(output.pieces(log, offset, extent)) as pieces:
         messages = [pb.StreamResponse.FromString(piece.message) async for piece in pieces if piece.message]
     return [getattr(message, str(message.WhichOneof("item"))) for message in messages]
 
 
-def read(supervisor: LogSupervisor, end: int, offset: int = 0, source: Source | None = None) -> list[Any]:
+def read(
+    supervisor: LogSupervisor,
+    end: int,
+    offset: int = 0,
+    source: Source | None = None,
+    form: OutputFormat = OutputFormat.BINARY,
+) -> list[Any]:
     """The messages of a stream of what is there."""
     extent = Fixed(end, True, 100 * len(supervisor.lost))
 
     async def scenario(link: Any) -> list[Any]:
-        return await collect(Output(Segments(link, 8)), extent, offset, source)
+        return await collect(Output(Segments(link, 8)), extent, offset, source, form)
 
     return linked(supervisor.path, scenario)
 
@@ -155,6 +167,18 @@ def test_a_segment_that_is_gone_is_a_gap(supervisor: LogSupervisor) -> None:
         pb.OutputGap(offset=1000, length=1000, reason=DROPPED),
     ]
     assert data_of(read(supervisor, len(BYTES), 10)) == BYTES[2000:]
+
+
+@pytest.mark.parametrize("form", list(OutputFormat))
+@pytest.mark.parametrize(("goes_on", "length"), [(1500, 1500), (2000, 2000), (1 << 60, len(BYTES))])
+def test_what_is_not_there_is_asked_for_once(
+    supervisor: LogSupervisor, form: OutputFormat, goes_on: int, length: int
+) -> None:
+    supervisor.goes_on, supervisor.gone = goes_on, {0}
+    first, *rest = read(supervisor, len(BYTES), form=form)
+    assert (first.offset, first.length, first.reason) == (0, length, DROPPED)
+    assert not any(isinstance(message, pb.OutputGap) for message in rest)
+    assert supervisor.opened() == [0, *range(length // SEGMENT_BYTES, 3)][: 1 if length == len(BYTES) else None]
 
 
 def test_a_segment_that_is_shorter_than_told_is_a_gap(supervisor: LogSupervisor) -> None:

@@ -519,12 +519,41 @@ def test_a_disk_that_took_a_segment_s_first_bytes_and_not_its_index(
     assert segment_of(tmp_path, log, 0, runs=runs) == b"a" * SEGMENT
 
 
+@RUNS_OR_HAS_ENDED
+def test_what_is_not_there_is_told_of_up_to_where_output_goes_on(tmp_path: Path, *, runs: bool) -> None:
+    log = OutputLog(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT, keep=4 * SEGMENT)
+    feed(log, b"a" * 6 * SEGMENT)
+    with no_room_beyond(0):
+        feed(log, b"x" * 3 * SEGMENT)
+    feed(log, b"b")
+    # Segments 3 to 6 and 9 are there, of which 6 is a gap.
+    for segment, goes_on in ((0, 3), (2, 3), (7, 9), (8, 9)):
+        with pytest.raises(OutputDropped) as caught:
+            segment_of(tmp_path, log, segment, runs=runs)
+        assert (caught.value.offset, caught.value.goes_on) == (segment * SEGMENT, goes_on * SEGMENT)
+    (tmp_path / f"job_{ID}.log.4").unlink()
+    with pytest.raises(OutputDropped) as caught:
+        segment_of(tmp_path, log, 4, runs=runs)
+    assert caught.value.goes_on == 5 * SEGMENT
+    log.close()
+
+
+def test_what_a_running_job_knows_to_be_gone_is_not_looked_for(tmp_path: Path) -> None:
+    log = OutputLog(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT, keep=1)
+    feed(log, b"a" * 3 * SEGMENT)
+    no_directory = -1
+    with pytest.raises(OutputDropped) as caught:
+        open_segment(no_directory, record_of(log), 0, log.holdings)
+    assert (caught.value.reason, caught.value.goes_on) == (DROPPED, 2 * SEGMENT)
+    log.close()
+
+
 def test_reading_needs_no_path(tmp_path: Path, log: OutputLog) -> None:
     feed(log, b"a" * SEGMENT + b"b")
     directory = os.open(tmp_path, os.O_RDONLY)
     for segment, content in ((0, b"a" * SEGMENT), (1, b"b")):
-        data_fd, index_fd, compressed = open_segment(directory, record_of(log), segment)
-        assert not compressed
+        data_fd, index_fd, start, compressed = open_segment(directory, record_of(log), segment)
+        assert (start, compressed) == (segment * SEGMENT, 0)
         assert os.pread(data_fd, SEGMENT, 0) == content
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.write(data_fd, b"x")

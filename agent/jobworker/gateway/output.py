@@ -126,13 +126,14 @@ class Output:
         self._steps.forget(job_id)
 
     async def _read(self, part: Part, make: Callable[[Segment, Part], T], dropped: Callable[[Part, str], T]) -> T:
-        """What is made of a part, as far as it goes in its segment, or of the news that this is not there."""
+        """What is made of a part, as far as it is in one segment, or of the news that it is not there."""
         number = part.offset // part.log.segment_bytes
-        part = part.cut((number + 1) * part.log.segment_bytes)
+        within = part.cut((number + 1) * part.log.segment_bytes)
         try:
-            return make(await self._segments.get(part.log.job_id, number, part.offset), part)
+            return make(await self._segments.get(part.log.job_id, number, part.offset), within)
         except OutputDropped as error:
-            return dropped(part, error.reason)
+            # Of a job that has written much for long, most is not there any more.
+            return dropped(part.cut(max(within.end, error.goes_on)), error.reason)
         except OSError as error:
             raise _fault(error) from None
 

@@ -23,11 +23,17 @@ _NO_INDEX = "its index is gone"
 
 
 class Opened(NamedTuple):
-    """A segment's descriptors, for the caller to close, and whether its file is compressed."""
+    """A segment's descriptors, for the caller to close.
+
+    Attributes:
+        start: the absolute offset of its first byte.
+        length: of its output, if its file is compressed; 0 if not.
+    """
 
     log_fd: int
     index_fd: int
-    compressed: bool
+    start: int
+    length: int
 
 
 def open_segment(directory_fd: int, record: JobRecord, segment: int, holdings: Holdings | None = None) -> Opened:
@@ -47,9 +53,17 @@ def open_segment(directory_fd: int, record: JobRecord, segment: int, holdings: H
             raise FileNotFoundError(errno.ENOENT, "there is nothing of it")
         return _open(directory_fd, record, segment, holdings)
     except OSError as error:
-        holdings = holdings or _holdings(directory_fd, record)
-        reason = _why_missing(holdings, record, segment, error)
-        raise OutputDropped(record.job_id, segment * record.segment_bytes, reason) from None
+        known = holdings or _holdings(directory_fd, record)
+        start, end = (number * record.segment_bytes for number in (segment, segment + 1))
+        goes_on = end if known.has(segment) else _goes_on(known, record, segment)
+        reason = _why_missing(known, segment, error)
+        raise OutputDropped(record.job_id, start, reason, goes_on) from None
+
+
+def _goes_on(holdings: Holdings, record: JobRecord, segment: int) -> int:
+    """Where there may be output again behind a segment that a log has not."""
+    following = holdings.after(segment)
+    return holdings.size if following is None else following * record.segment_bytes
 
 
 def _open(directory_fd: int, record: JobRecord, segment: int, holdings: Holdings | None) -> Opened:
@@ -66,7 +80,8 @@ def _open(directory_fd: int, record: JobRecord, segment: int, holdings: Holdings
         if told != segment and (is_live or told is not None):
             raise OSError(errno.ENOENT if suffix is None else errno.ENODATA, _NO_INDEX)
         undo.pop_all()
-    return Opened(log_fd, index_fd, suffix == SUFFIX)
+    size = record.segment_bytes
+    return Opened(log_fd, index_fd, segment * size, size if suffix == SUFFIX else 0)
 
 
 def _open_log(directory_fd: int, name: str, segment: int) -> tuple[int, str | None]:
@@ -93,7 +108,9 @@ def _holdings(directory_fd: int, record: JobRecord) -> Holdings:
     name = f"job_{record.job_id}"
     closed = tuple(segments.closed(directory_fd, name))
     number = index.segment_of(segments.live_ends(directory_fd, name), record.segment_bytes)
-    return Holdings(closed, _open_number(closed, record) if number is None else number)
+    if number is None:
+        number = _open_number(closed, record)
+    return Holdings(closed, number, record.log_bytes, record.lost_bytes)
 
 
 def _open_number(closed: tuple[int, ...], record: JobRecord) -> int | None:
@@ -103,8 +120,8 @@ def _open_number(closed: tuple[int, ...], record: JobRecord) -> int | None:
     return last if is_sure else None
 
 
-def _why_missing(holdings: Holdings, record: JobRecord, segment: int, error: OSError) -> str:
+def _why_missing(holdings: Holdings, segment: int, error: OSError) -> str:
     if error.errno != errno.ENOENT:
         return error.strerror or "unreadable"
-    first = holdings.closed[0] if holdings.closed else None if record.lost_bytes else holdings.open
+    first = holdings.closed[0] if holdings.closed else None if holdings.lost else holdings.open
     return DROPPED if first is not None and segment < first else NOT_WRITTEN

@@ -197,9 +197,10 @@ class OutputLog:
 
     @property
     def holdings(self) -> Holdings:
-        """The segments that there are to be read."""
+        """What there is to be read."""
         # Of what was to be removed there may be some, but it is not whole.
-        return Holdings(tuple(number for number in self._closed if number not in self._refused), self._segment)
+        closed = tuple(number for number in self._closed if number not in self._refused)
+        return Holdings(closed, self._segment, self.size, self.lost)
 
     def _count_stored(self) -> int:
         return sum(files.stored for files in self._closed.values())

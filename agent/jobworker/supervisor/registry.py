@@ -293,7 +293,9 @@ class Registry:
             JobNotFound: there is no such job.
             OutputDropped: there is no such segment.
         """
-        record, job = self.inspect(job_id), self.running.get(job_id)
+        job = self.running.get(job_id)
+        # Not as of now: that reads what the kernel counts of a running job, and readers may ask a thousand times.
+        record = job.record if job else self._ended_record(job_id)
         directory = self._store.open_logs(job_id)
         try:
             return open_segment(directory, record, segment, job.output.holdings if job else None)

@@ -256,14 +256,11 @@ class Requests:
         reply(messages.JobReply(self._registry.inspect(check_job_id(request.job_id))), ())
 
     def open_log(self, _: Connection, request: messages.OpenLog, reply: Reply) -> None:
-        record = self._registry.inspect(check_job_id(request.job_id))
+        check_job_id(request.job_id)
         if request.segment < 0:
             raise InvalidField("segment", "is negative", "0")
-        opened = self._registry.open_log(request.job_id, request.segment)
-        start = request.segment * record.segment_bytes
-        length = record.segment_bytes if opened.compressed else 0
-        answer = messages.LogSegment(request.job_id, request.segment, start, length)
-        reply(answer, (opened.log_fd, opened.index_fd))
+        log_fd, index_fd, start, length = self._registry.open_log(request.job_id, request.segment)
+        reply(messages.LogSegment(request.job_id, request.segment, start, length), (log_fd, index_fd))
 
     def follow_log(self, connection: Connection, request: messages.FollowLog, reply: Reply) -> None:
         record = self._registry.inspect(check_job_id(request.job_id))

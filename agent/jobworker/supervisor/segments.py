@@ -33,18 +33,27 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """The segments that a log has.
+    """What a log has.
 
     Attributes:
-        closed: the numbers of the closed ones, the oldest first.
+        closed: the numbers of its closed segments, the oldest first.
         open: that of the open one; None where nothing tells.
+        size: the absolute offset behind its last byte.
+        lost: how many of the bytes before that are gaps.
     """
 
     closed: tuple[int, ...]
     open: int | None
+    size: int
+    lost: int
 
     def has(self, segment: int) -> bool:
         return segment == self.open or segment in self.closed
+
+    def after(self, segment: int) -> int | None:
+        """The next segment that it has; None if there is none."""
+        numbers = self.closed if self.open is None else (*self.closed, self.open)
+        return next((number for number in numbers if number > segment), None)
 
 
 def closed(directory_fd: int, name: str) -> dict[int, Closed]:

@@ -19,7 +19,7 @@ from jobworker.wire.measures import Life, Totals
 
 # Raised whenever a message changes; both sides refuse a peer of another version. `Control`, `Upgrade`, `Shutdown`,
 # `Running`, `Done` and `Failed` stay as they are: with them a version that was installed takes over from another.
-PROTOCOL = 10
+PROTOCOL = 11
 # The supervisor writes so many lines without letting a job's output wait.
 MAX_REPORTS = 64
 
@@ -154,7 +154,10 @@ class InspectJob:
 
 @dataclass(frozen=True, slots=True)
 class OpenLog:
-    """Answer: `LogSegment` with two read-only descriptors, the segment and its index."""
+    """Answer: `LogSegment` with two read-only descriptors, the segment and its index.
+
+    `OutputDropped` tells where output goes on, so that nobody has to ask for each segment that is not there.
+    """
 
     job_id: str
     segment: int
