@@ -14,6 +14,7 @@ import pytest
 from jobworker.api.v1 import job_pb2
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
+from jobworker.wire.output_index import DROPPED, NOT_WRITTEN, REMOVED
 from support import gateway, root_side
 
 Stub = JobWorkerServiceStub
@@ -131,14 +132,19 @@ def goes_on(stub: Stub, job: job_pb2.Job) -> None:
     assert known.log_bytes == len(seq(1, AFTER))
 
 
-@pytest.mark.parametrize("damage", ["a link", "halved"])
-def test_damage_is_told_in_the_log(running: gateway.Gateway, stub: Stub, damage: str) -> None:
+@pytest.mark.parametrize("suffix", [".0", ".1", ""], ids=["first", "second", "open"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_told_in_the_log(running: gateway.Gateway, stub: Stub, damage: str, suffix: str) -> None:
     job = begun(stub)
-    DAMAGES[damage](path_of(job, "log", ".1"))
+    DAMAGES[damage](path_of(job, "log", suffix))
     (gap,) = [response.gap for response in read(stub, job) if response.WhichOneof("item") == "gap"]
     (told,) = [json.loads(line) for line in running.log().splitlines() if "is damaged" in line and job.id in line]
     assert (told["offset"], told["length"], told["reason"]) == (gap.offset, gap.length, gap.reason)
+    assert gap.reason not in {DROPPED, NOT_WRITTEN}
+    assert (gap.reason == REMOVED) == (damage == "removed")
     goes_on(stub, job)
+    ended = [response.gap for response in read(stub, job) if response.WhichOneof("item") == "gap"]
+    assert suffix == "" or ended == [gap], "once the job has ended, the files tell the same"
 
 
 @pytest.mark.parametrize("kind", ["log", "idx"])

@@ -22,7 +22,7 @@ from jobworker.kernel import beneath
 from jobworker.supervisor.index import gaps as lost_bytes
 from jobworker.supervisor.log_reading import open_segment
 from jobworker.supervisor.output import OutputLog
-from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD
+from jobworker.wire.output_index import DROPPED, LOST, NOT_WRITTEN, RECORD, REMOVED
 from support import seccomp
 
 ID = "k7f3-9m2q-x4tz-b1cd"
@@ -435,7 +435,9 @@ def test_a_planted_file_is_never_read(tmp_path: Path, log: OutputLog, what: str)
     os.close(directory)
 
 
-@pytest.mark.parametrize(("removed", "reason"), [("log.1", NOT_WRITTEN), ("idx.1", "its index is gone")])
+@pytest.mark.parametrize(
+    ("removed", "reason"), [("log.0", REMOVED), ("log.1", REMOVED), ("idx.1", "its index is gone")]
+)
 def test_another_segment_never_stands_for_one_that_was_removed(
     tmp_path: Path, log: OutputLog, removed: str, reason: str
 ) -> None:
@@ -443,7 +445,7 @@ def test_another_segment_never_stands_for_one_that_was_removed(
     (tmp_path / f"job_{ID}.{removed}").unlink()
     directory = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(OutputDropped) as caught:
-        open_segment(directory, record_of(log), 1)
+        open_segment(directory, record_of(log), int(removed[-1]))
     os.close(directory)
     assert caught.value.reason == reason
 
@@ -546,6 +548,17 @@ def test_what_a_running_job_knows_to_be_gone_is_not_looked_for(tmp_path: Path) -
         open_segment(no_directory, record_of(log), 0, log.holdings)
     assert (caught.value.reason, caught.value.goes_on) == (DROPPED, 2 * SEGMENT)
     log.close()
+
+
+@RUNS_OR_HAS_ENDED
+def test_a_segment_that_was_removed_with_its_index_was_not_lost(
+    tmp_path: Path, log: OutputLog, *, runs: bool
+) -> None:
+    feed(log, b"a" * SEGMENT + b"b" * SEGMENT + b"c" * SEGMENT)
+    for kind in ("log", "idx"):
+        (tmp_path / f"job_{ID}.{kind}.1").unlink()
+    with pytest.raises(OutputDropped, match=REMOVED):
+        segment_of(tmp_path, log, 1, runs=runs)
 
 
 def test_reading_needs_no_path(tmp_path: Path, log: OutputLog) -> None:

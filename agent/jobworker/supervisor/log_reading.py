@@ -17,7 +17,7 @@ from jobworker.kernel import beneath
 from jobworker.supervisor import index, segments
 from jobworker.supervisor.segments import Holdings
 from jobworker.wire.compressed_segment import SUFFIX
-from jobworker.wire.output_index import DROPPED, NOT_WRITTEN
+from jobworker.wire.output_index import DROPPED, NOT_WRITTEN, REMOVED
 
 _NO_INDEX = "its index is gone"
 
@@ -123,5 +123,10 @@ def _open_number(closed: tuple[int, ...], record: JobRecord) -> int | None:
 def _why_missing(holdings: Holdings, segment: int, error: OSError) -> str:
     if error.errno != errno.ENOENT:
         return error.strerror or "unreadable"
+    if holdings.has(segment):
+        # What is dropped loses its index first.
+        return REMOVED
     first = holdings.closed[0] if holdings.closed else None if holdings.lost else holdings.open
-    return DROPPED if first is not None and segment < first else NOT_WRITTEN
+    if first is not None and segment < first:
+        return DROPPED
+    return NOT_WRITTEN if holdings.lost else REMOVED

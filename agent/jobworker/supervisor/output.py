@@ -83,10 +83,11 @@ class OutputLog:
         Raises:
             OSError: they can't be opened, or made.
         """
-        self._index.open()
+        # Before the index: one that has no log beside it is that of a segment which somebody has removed.
         if self._fd < 0:
             self._fd = self._open_file("log")
             self._status = os.fstat(self._fd)
+        self._index.open()
 
     def _open_file(self, kind: str) -> int:
         return beneath.open_regular(self._directory, f"{self._name}.{kind}", os.O_RDWR | os.O_CREAT)

@@ -13,4 +13,5 @@ LOST = 0
 
 # Why output is not there, for those who ask for it.
 NOT_WRITTEN = "it is not in the log: the disk did not take it, or somebody has cut the file off"
+REMOVED = "its file is gone: somebody has removed it"
 DROPPED = "it is older than what the agent keeps of a log (jobs.keep_log, jobs.keep_logs)"
