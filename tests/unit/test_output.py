@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -150,6 +151,35 @@ def test_an_earlier_life_s_log_is_continued(tmp_path: Path, log: OutputLog) -> N
     again.close()
     assert (tmp_path / f"job_{ID}.log").read_bytes() == b"aaabc"
     assert index(tmp_path)[-1] == (SEGMENT + 3, 2, 2)
+
+
+def test_times_do_not_go_back_when_the_clock_does(tmp_path: Path, log: OutputLog) -> None:
+    feed(log, b"a")
+    # As an earlier life has left it, whose clock was a day ahead.
+    tomorrow = time.time_ns() + 24 * 3600 * 10**9
+    (tmp_path / f"job_{ID}.idx").write_bytes(RECORD.pack(0, 1, Source.STDOUT, tomorrow))
+    again = open_log(tmp_path)
+    for source in (Source.STDERR, Source.STDOUT):
+        feed(again, b"b" * SEGMENT, source)
+    os.truncate(tmp_path / f"job_{ID}.log", 0)
+    feed(again, b"c", Source.STDERR)
+    again.close()
+    data = b"".join((tmp_path / f"job_{ID}.{kind}").read_bytes() for kind in ("idx.0", "idx.1", "idx"))
+    assert {time_ns for *_, time_ns in RECORD.iter_unpack(data)} == {tomorrow}
+    assert len(data) == 6 * RECORD.size
+
+
+@pytest.mark.parametrize("stray", [(5 * SEGMENT, 1), (0, 0)], ids=["another segment's", "nobody's"])
+def test_a_time_that_no_record_of_the_segment_has_holds_nothing_up(
+    tmp_path: Path, log: OutputLog, stray: tuple[int, int]
+) -> None:
+    feed(log, b"a")
+    with open(tmp_path / f"job_{ID}.idx", "ab") as file:
+        file.write(RECORD.pack(*stray, Source.STDOUT, 2**63))
+    again = open_log(tmp_path)
+    feed(again, b"b", Source.STDERR)
+    again.close()
+    assert [*RECORD.iter_unpack((tmp_path / f"job_{ID}.idx").read_bytes())][-1][3] < 2**63
 
 
 @pytest.mark.parametrize("renamed", [("idx",), ("idx", "log")])

@@ -42,7 +42,7 @@ class Record:
 
     def takes(self, length: int, source: int, now: int) -> bool:
         """True if more of the same belongs to this record: gaps grow for as long as they last."""
-        soon = source == LOST or 0 <= now - self.time_ns < _SAME_RECORD_NS
+        soon = source == LOST or now - self.time_ns < _SAME_RECORD_NS
         return source == self.source and soon and self.length + length < _MAX_RECORD_BYTES
 
 
@@ -67,6 +67,8 @@ class Index:
         self._found = found
         self._records: list[Record] = []
         self._behind = False
+        # The time of the last record that there ever was.
+        self._latest_ns = 0
 
     @property
     def behind(self) -> bool:
@@ -94,10 +96,21 @@ class Index:
         if self._settled < 0:
             # Half a record may be left of an earlier life; the next one takes its place.
             self._settled = os.fstat(self._fd).st_size // RECORD.size * RECORD.size
+            self._go_on_from(ends(self._fd))
+
+    def _go_on_from(self, known: tuple[Record, Record] | None) -> None:
+        # Somebody may have written to the file: what is not of this segment tells no time either.
+        if known and known[1].length and known[1].offset // self._segment_bytes == self._segment:
+            self._latest_ns = max(self._latest_ns, known[1].time_ns)
+
+    def _now(self) -> int:
+        """The time, but none before that of a record: times are found by halving, so they must not go back."""
+        self._latest_ns = max(self._latest_ns, time.time_ns())
+        return self._latest_ns
 
     def note(self, offset: int, length: int, source: int) -> None:
         """What lies from `offset` on came from this source, now. Never fails: it may be written later."""
-        now = time.time_ns()
+        now = self._now()
         last = self._records[-1] if self._records else None
         if last and offset % self._segment_bytes and last.takes(length, source, now):
             last.length += length
@@ -155,7 +168,7 @@ class Index:
                 lost += max(0, record.end - start)
             record.length = min(record.length, start - record.offset)
         self._settled = first * RECORD.size
-        self._records = [Record(start, end - start, LOST, time.time_ns())]
+        self._records = [Record(start, end - start, LOST, self._now())]
         data = b"".join(record.pack() for record in (*records, *self._records))
         if os.pwrite(self._fd, data, (first - len(records)) * RECORD.size) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -647,7 +647,9 @@ class StreamRequest(_message.Message):
     """
     timestamps: _builtins.bool
     """Tell of each chunk who wrote it and when, which makes for smaller chunks. With TEXT: begin each line with its time,
-    as in `2026-01-31T08:00:00.123Z `, and with as wide a `-` where that is not known. JSON has both in any case.
+    as in `2026-01-31T08:00:00.123Z `, and with as wide a `-` where that is not known. JSON has both in any case. Lines
+    are in the order of their ends, and so of their times; except that a line that was cut, or has no newline, has the
+    time of its own last byte, which the other descriptor's lines before it may have come after.
     """
     format: Global___OutputFormat.ValueType
     """How to tell it."""
@@ -656,9 +658,9 @@ class StreamRequest(_message.Message):
         """Begin with the output that the agent received at this time or later; without any, at the end of what is there
         now. Not together with `offset`.
 
-        Times are the host's wall clock, noted at the first byte of what one descriptor wrote within 10 ms. If that clock
-        was set back while the job ran, there may be several places at which output from before the time is followed
-        by output from after it: the stream begins, or ends, at one of them.
+        Times are the host's wall clock, noted at the first byte of what one descriptor wrote within 10 ms. They do not go
+        back in a log: if that clock was set back while the job ran, what came then has the last time from before that,
+        until the clock has come there again.
         """
 
     @_builtins.property
