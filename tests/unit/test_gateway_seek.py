@@ -182,6 +182,41 @@ def test_segments_that_are_gone(supervisor: Logs) -> None:
     assert located(supervisor, [(log, View(tail_lines=30))]) == [(200, 400)]
 
 
+# Of 25 segments: behind all, in a row that is long, some that are there between those that are not.
+GONE = [
+    {23, 24},
+    {10, *range(15, 25)},
+    set(range(5, 21)),
+    {*range(4, 14), *range(15, 24)},
+    {0, 2, 5, *range(8, 20)},
+]
+
+
+@pytest.mark.parametrize("gone", GONE)
+def test_what_was_not_written_hides_nothing_else(supervisor: Logs, gone: set[int]) -> None:
+    log = Written(gone=gone)
+    for number in range(250):
+        log.add(b"%03d\n" % number, Source.STDOUT, 1_000 + number)
+    times = range(995, 1_260, 3)
+    views = [View(since_ns=time) for time in times] + [View(until_ns=time) for time in times]
+    found = located(supervisor, [(log, view) for view in views])
+
+    def there(offsets: range) -> set[int]:
+        return {at for at in offsets if at // SEGMENT_BYTES not in gone}
+
+    for time, since, until in zip(times, found[: len(times)], found[len(times) :], strict=True):
+        at = min(max(0, 4 * (time - 1_000)), len(log.data))
+        assert there(range(*since)) == there(range(at, len(log.data)))
+        assert there(range(*until)) == there(range(at))
+
+
+def test_of_very_many_segments_that_are_gone_few_are_asked_for(supervisor: Logs) -> None:
+    log = Written(gone=set(range(3, 2_000)))
+    log.add(b"x" * SEGMENT_BYTES * 2_000, Source.STDOUT, 1)
+    located(supervisor, [(log, View(since_ns=1))])
+    assert supervisor.asked(OpenLog) < 250
+
+
 def test_a_clock_that_was_set_back_makes_no_endless_search(supervisor: Logs) -> None:
     chance = random.Random(3)
     asked = []

@@ -6,6 +6,8 @@ Found by halving the log and its indexes, or by reading back from the end: a lon
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobworker.errors import OutputDropped
@@ -18,7 +20,7 @@ MAX_TAIL_BYTES = 64 * 1024 * 1024
 # Between so many bytes, or runs of a source, others have their turn.
 _BLOCK_BYTES = 16 * 1024
 _RUNS = 256
-# Beyond so many segments in a row that are not there, the log is taken to begin.
+# Of more segments in a row that are gone, not each is asked for.
 _MISSING = 8
 
 
@@ -78,10 +80,11 @@ class _Seeker:
         low, high = 0, -(-self._log_bytes // self._log.segment_bytes)
         while low < high:
             middle = (low + high) // 2
-            if await self._begins_ns(middle, high) < time_ns:
-                low = middle + 1
+            number, begins_ns = await self._begins(middle, high)
+            if begins_ns < time_ns:
+                low = number + 1
             else:
-                high = middle
+                high = number
         # From here on segments begin at or after the time; what is sought may be in the one before.
         if not low:
             return 0
@@ -92,14 +95,24 @@ class _Seeker:
         found = before.index.since(time_ns)
         return min(low * self._log.segment_bytes if found is None else found, self._log_bytes)
 
-    async def _begins_ns(self, number: int, stop: int) -> int:
-        """When a segment begins, or the next one that is there."""
-        for candidate in range(number, min(stop, number + _MISSING)):
-            segment = await self._segment(candidate)
-            begins = segment.index.begins_ns() if segment else None
+    async def _begins(self, number: int, stop: int) -> tuple[int, float]:
+        """The first segment from a number on of which it is known when it begins, and when that is.
+
+        Where too many are gone, one further on. Where all are, the first, as if it came after all times: if
+        some that are there were passed over, output since a time begins too early, and not too late.
+        """
+        for candidate in _stepping(number, stop):
+            try:
+                segment = await self._segments.get(self._log.job_id, candidate)
+            except OutputDropped as error:
+                if error.reason == DROPPED:
+                    # All that is there came later.
+                    return candidate, 0
+                continue
+            begins = segment.index.begins_ns()
             if begins is not None:
-                return begins
-        return 0
+                return candidate, begins
+        return number, math.inf
 
     async def tail(self, lines: int, end: int) -> int:
         """The offset at which the last lines before an end begin."""
@@ -148,6 +161,17 @@ class _Seeker:
             return await self._segments.get(self._log.job_id, number)
         except OutputDropped:
             return None
+
+
+def _stepping(number: int, stop: int) -> Iterator[int]:
+    """Some of the numbers between two: the first ones, others twice as far each, and the last one."""
+    yield from range(number, min(stop, number + _MISSING))
+    step = _MISSING
+    while number + step < stop - 1:
+        yield number + step
+        step *= 2
+    if number + _MISSING < stop:
+        yield stop - 1
 
 
 def _nth_newline_from_end(data: bytes, n: int) -> int:
