@@ -158,6 +158,72 @@ def test_records_that_could_not_be_written_do_not_lead_astray(
     assert not {at for at, source in enumerate(wrote, START) if source == 1} & set(found)
 
 
+# Bytes that stdout and stderr wrote by turns; somebody has cut off the index while the second half was written.
+MANY = 50_000
+CUT_OFF = b"".join(
+    RECORD.pack(START + at, 1, 1 + at % 2, at) if at < 10 or at >= MANY // 2 else bytes(RECORD.size)
+    for at in range(MANY)
+)
+
+
+@pytest.mark.parametrize("left", [0, 10])
+def test_in_an_index_that_was_cut_off_what_is_there_is_found_with_few_reads(
+    left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Segment(START, a_file(b""), a_file(bytes(left * RECORD.size) + CUT_OFF[left * RECORD.size :]))
+    reads = []
+    real = os.pread
+
+    def counted(fd: int, size: int, offset: int) -> bytes:
+        reads.append(size)
+        return real(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    for look in (
+        lambda: made.index.run(START, START + MANY, 2),
+        lambda: made.index.run(START + MANY // 2 - 1, START + MANY, 2),
+        lambda: made.index.run(START + MANY - 10, START + MANY, 2),
+        lambda: made.index.since(MANY // 2 + 10),
+        made.index.begins_ns,
+    ):
+        reads.clear()
+        look()
+        assert len(reads) < 100
+        assert sum(reads) < 2 * MANY * RECORD.size
+
+
+def test_of_an_index_that_was_cut_off_all_that_is_there_counts() -> None:
+    made = Segment(START, a_file(b""), a_file(bytes(10 * RECORD.size) + CUT_OFF[10 * RECORD.size :]))
+    assert ranges(made, 2, START, START + MANY) == list(range(START + MANY // 2 + 1, START + MANY, 2))
+    assert made.index.begins_ns() == MANY // 2
+    found = [made.index.since(time) for time in (0, MANY - 10, MANY)]
+    assert found == [START + MANY // 2, START + MANY - 10, None]
+
+
+def test_records_behind_some_that_were_cut_off_begin_where_they_say() -> None:
+    made = Segment(START, a_file(b""), a_file(CUT_OFF))
+    # What no record tells of counts as that of the one before.
+    found = [1, 3, 5, 7, *range(9, MANY // 2), *range(MANY // 2 + 1, MANY, 2)]
+    assert ranges(made, 2, START, START + MANY) == [START + at for at in found]
+
+
+def test_an_index_may_be_cut_off_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = a_file(CUT_OFF[: 10 * RECORD.size])
+    made = Segment(START, a_file(b""), index)
+    real = os.fstat
+
+    def cut_off(fd: int) -> os.stat_result:
+        found = real(fd)
+        os.truncate(index, 0)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", cut_off)
+        assert made.index.run(START, START + 10, 2).stop == START + 10
+        os.pwrite(index, CUT_OFF[: 10 * RECORD.size], 0)
+        assert made.index.since(3) is None
+
+
 def test_half_a_record_at_the_end_is_none() -> None:
     index = RECORD.pack(START, 3, 1, 0) + RECORD.pack(START + 3, 1, 2, 0)[:-1]
     assert Segment(START, a_file(b""), a_file(index)).index.run(START, START + 9, 1)[:2] == (START, START + 9)

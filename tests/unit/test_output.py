@@ -408,6 +408,24 @@ def test_nothing_is_written_behind_a_gap_that_the_index_does_not_have(tmp_path: 
     assert index(tmp_path) == [(0, 4, 1), (4, 200, LOST), (204, 1, 1)]
 
 
+def test_an_index_that_is_cut_off_while_it_is_looked_at_takes_nothing(
+    tmp_path: Path, log: OutputLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(log, b"kept")
+    path, real = tmp_path / f"job_{ID}.idx", os.fstat
+
+    def cut_off(fd: int) -> os.stat_result:
+        found = real(fd)
+        os.truncate(path, 0)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", cut_off)
+        with pytest.raises(OSError, match="cut"):
+            log._index.lose(2, 4)
+    assert log._index.lose(2, 4) == 2
+
+
 def test_a_directory_that_can_t_be_changed_costs_output_and_nothing_else(tmp_path: Path, log: OutputLog) -> None:
     feed(log, b"a" * SEGMENT)
     blocked = tmp_path / f"job_{ID}.log.0"

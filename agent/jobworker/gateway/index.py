@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +12,9 @@ from jobworker.wire.output_index import LOST, RECORD
 
 # Small, for most of the time the first few tell what is wanted.
 _BLOCK = 128
+# Records that could not be written are gone over in steps of so many, and so many for one look.
+_WALK, _MAX_WALK = 1024, 256 * 1024
+_ZEROS = bytes(_WALK * RECORD.size)
 
 # A source beside those of the index, for bytes that it does not know.
 UNKNOWN = -1
@@ -75,48 +77,67 @@ class Index:
         self, offset: int, end: int, source: int | None, *, timed: bool = False
     ) -> tuple[Iterator[Span], int]:
         """The runs in one block of the index, and how far the block goes."""
-        block = self._block(self._last_before(offset + 1))
-        # A record that could not be written has left zeros.
-        records = [record for record in block if record.length]
+        before, after = self._around(lambda record: record.offset, offset + 1)
+        block = self._block(after, _BLOCK)
+        records = [record for record in (before, *block) if record and record.length]
         limit = end
         if len(block) == _BLOCK and records and records[-1].offset < end:
             # Behind a full block there are records that have not been looked at.
             limit = max(records[-1].offset, offset + 1)
         return _runs(_spans(records, offset, limit), source, timed=timed), limit
 
-    def _block(self, first: int) -> list[Record]:
-        """Records from a number on, up to a fixed count; half a record at the end is none."""
-        data = os.pread(self._fd, _BLOCK * RECORD.size, first * RECORD.size)
-        whole = len(data) // RECORD.size * RECORD.size
-        return list(map(Record._make, RECORD.iter_unpack(data[:whole])))
-
     def begins_ns(self) -> int | None:
-        """When the first byte came; None where the index is empty."""
-        return self._record(0).time_ns if self._count() else None
+        """When the first byte came of which that is known; None where the index is empty."""
+        first = self._first(lambda record: record.offset, 0)
+        return first.time_ns if first else None
 
     def since(self, time_ns: int) -> int | None:
         """The offset of the first record that is not before a time; None where there is none."""
-        number = bisect_left(range(self._count()), time_ns, key=lambda number: self._record(number).time_ns)
-        return self._record(number).offset if number < self._count() else None
+        first = self._first(lambda record: record.time_ns, time_ns)
+        return first.offset if first else None
 
-    def _last_before(self, offset: int) -> int:
-        """The number of the last record that begins before the offset; 0 where there is none."""
-        after = bisect_left(range(self._count()), offset, key=lambda number: self._record(number).offset)
-        return self._written(after - 1)[0] if after else 0
+    def _first(self, key: Callable[[Record], int], value: int) -> Record | None:
+        return next(iter(self._block(self._around(key, value)[1], 1)), None)
 
-    def _count(self) -> int:
-        return os.fstat(self._fd).st_size // RECORD.size
+    def _around(self, key: Callable[[Record], int], value: int) -> tuple[Record | None, int]:
+        """The last record that is before a value, if any, and the number of the first one that is not."""
+        low, high = 0, os.fstat(self._fd).st_size // RECORD.size
+        before, walk = None, _MAX_WALK
+        while low < high:
+            middle = (low + high) // 2
+            # What is before `low` is known to be before the value: all steps together walk over each record once.
+            number, record = self._last_written(max(low, middle - walk), middle)
+            walk -= middle - number
+            if record and key(record) >= value:
+                high = number
+            else:
+                before, low = record or before, middle + 1
+        return before, high
 
-    def _record(self, number: int) -> Record:
-        return self._written(number)[1]
+    def _last_written(self, first: int, last: int) -> tuple[int, Record | None]:
+        """The last one of some records that could be written, with its number; None where none could.
 
-    def _written(self, number: int) -> tuple[int, Record]:
-        """This record with its number, or where it could not be written, the last one before it."""
-        while True:
-            record = Record._make(RECORD.unpack(os.pread(self._fd, RECORD.size, number * RECORD.size)))
-            if record.length or not number:
-                return number, record
-            number -= 1
+        Others have left zeros: a few on a full disk, any number where somebody has cut off the open index.
+        """
+        stop, count = last + 1, 1
+        while stop > first:
+            begin = max(first, stop - count)
+            data = self._data(begin, stop - begin)
+            if not _ZEROS.startswith(data):
+                for at in range(len(data) - RECORD.size, -1, -RECORD.size):
+                    record = Record._make(RECORD.unpack_from(data, at))
+                    if record.length:
+                        return begin + at // RECORD.size, record
+            stop, count = begin, _WALK
+        return first, None
+
+    def _block(self, first: int, count: int) -> list[Record]:
+        return list(map(Record._make, RECORD.iter_unpack(self._data(first, count))))
+
+    def _data(self, first: int, count: int) -> bytes:
+        """So many records from a number on, or fewer: half a record at the end is none."""
+        data = os.pread(self._fd, count * RECORD.size, first * RECORD.size)
+        return data[: len(data) // RECORD.size * RECORD.size]
 
 
 def _runs(spans: Iterator[Span], source: int | None, *, timed: bool) -> Iterator[Span]:

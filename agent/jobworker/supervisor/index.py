@@ -213,7 +213,11 @@ class Index:
 
 
 def ends(fd: int) -> tuple[Record, Record] | None:
-    """The first and the last whole record of an index; None if it has none."""
+    """The first and the last whole record of an index; None if it has none.
+
+    Raises:
+        OSError: it can't be read.
+    """
     count = os.fstat(fd).st_size // RECORD.size
     if not count:
         return None
@@ -230,7 +234,10 @@ def segment_of(known: tuple[Record, Record] | None, segment_bytes: int) -> int |
 
 
 def _read(fd: int, number: int) -> Record:
-    return Record(*RECORD.unpack(os.pread(fd, RECORD.size, number * RECORD.size)))
+    data = os.pread(fd, RECORD.size, number * RECORD.size)
+    if len(data) < RECORD.size:
+        raise OSError(errno.ENODATA, "somebody has cut the index off")
+    return Record(*RECORD.unpack(data))
 
 
 def gaps(data: bytes) -> int:
