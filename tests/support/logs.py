@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
+
+import pytest
 
 from jobworker.gateway.segments import Segment
 from jobworker.jobs import Source
@@ -42,6 +45,20 @@ def files(writes: Sequence[Write], start: int = 0, stop: int = 1 << 40) -> tuple
 def segment(writes: Sequence[Write]) -> Segment:
     """One segment that holds all of them."""
     return Segment(0, *files(writes))
+
+
+@contextmanager
+def counted_reads() -> Iterator[list[int]]:
+    """How many bytes each `os.pread` was to read meanwhile."""
+    sizes, read = [], os.pread
+
+    def counted(fd: int, size: int, offset: int) -> bytes:
+        sizes.append(size)
+        return read(fd, size, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", counted)
+        yield sizes
 
 
 def written(writes: Sequence[Write], source: Source) -> bytes:

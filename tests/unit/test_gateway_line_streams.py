@@ -12,14 +12,17 @@ import pytest
 
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.errors import InvalidField, OutputDropped
+from jobworker.gateway import line_pieces
 from jobworker.gateway.follow import Feeds
+from jobworker.gateway.lines import CELL, Standing
 from jobworker.gateway.output import Extent, Fixed, Output
+from jobworker.gateway.pieces import Part
 from jobworker.gateway.seek import Log
 from jobworker.gateway.segments import Segments
 from jobworker.jobs import OutputFormat, Source
 from jobworker.wire.messages import FollowLog, LogGrew, LogSegment, OpenLog
 from jobworker.wire.output_index import DROPPED
-from support.logs import Write, files
+from support.logs import Write, counted_reads, files, segment
 from support.scripted_supervisor import Answer, ScriptedSupervisor, job_id, linked, record
 
 OUT, ERR = Source.STDOUT, Source.STDERR
@@ -137,6 +140,20 @@ def test_followers_who_started_apart_share_the_encoding(supervisor: LogSuperviso
     assert one[0] != other[0]
     assert [id(message) for message in one[1:-1]] == [id(message) for message in other[1:-1]]
     assert len(one) > 3
+
+
+@pytest.mark.parametrize("every", [2, 20, 129, CELL])
+def test_of_what_one_source_wrote_a_step_looks_at_a_bounded_part(every: int) -> None:
+    """In a cell of single bytes, of which each so many is the one's, and all else the other one's."""
+    writes = [Write(ERR if at % every == every - 1 else OUT, b"%d" % (at % 10)) for at in range(CELL)]
+    made, log = segment(writes), Log(ID, 1 << 40, ERR, format=OutputFormat.TEXT)
+    at, steps = Standing.at(0), []
+    while at.read < CELL:
+        with counted_reads() as reads:
+            at = line_pieces.step(made, Part(log, at.read, CELL, lossy=False), at).standing
+        steps.append(len(reads))
+    assert at.open[0][1].data == b"".join(write.data for write in writes if write.source == ERR)
+    assert max(steps) < 800
 
 
 Step = Callable[[Output, Feeds], Awaitable[Any]]

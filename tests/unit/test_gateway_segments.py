@@ -17,9 +17,11 @@ from jobworker.gateway.link import SupervisorLink
 from jobworker.gateway.segments import OF_ONE_JOB, Segment, Segments
 from jobworker.wire.messages import LogSegment, OpenLog
 from jobworker.wire.output_index import LOST, RECORD
+from support.logs import counted_reads
 from support.scripted_supervisor import SILENCE, Answer, ScriptedSupervisor, job_id, linked
 
 START = 5_000
+MANY = 50_000
 
 
 def a_file(data: bytes) -> int:
@@ -96,6 +98,17 @@ def test_all_runs_are_those_one_after_the_other() -> None:
     assert [at for run in runs for at in range(run.start, run.stop)] == ranges(made, 2, START + 1, START + 1999)
 
 
+def test_what_the_other_source_wrote_is_passed_over_with_few_reads() -> None:
+    made = segment(b"", [(1, 2 if number == MANY - 1 else 1) for number in range(MANY)])
+    with counted_reads() as reads:
+        runs = list(made.index.runs(START, START + MANY, 2))
+    assert runs[-1] == (START + MANY - 1, START + MANY, 2, MANY)
+    # Each part of the index says that there is nothing in it.
+    assert [run for run in runs if run.start < run.stop] == runs[-1:]
+    assert len(runs) > 10
+    assert len(reads) < 20 * len(runs) < 500
+
+
 def test_the_first_record_that_is_not_before_a_time() -> None:
     made = segment(b"", [(3, 1), (2, 2), (4, 1)])
     assert [made.index.since(time) for time in range(5)] == [START, START, START + 3, START + 5, None]
@@ -159,7 +172,6 @@ def test_records_that_could_not_be_written_do_not_lead_astray(
 
 
 # Bytes that stdout and stderr wrote by turns; somebody has cut off the index while the second half was written.
-MANY = 50_000
 CUT_OFF = b"".join(
     RECORD.pack(START + at, 1, 1 + at % 2, at) if at < 10 or at >= MANY // 2 else bytes(RECORD.size)
     for at in range(MANY)
@@ -168,17 +180,9 @@ CUT_OFF = b"".join(
 
 @pytest.mark.parametrize("left", [0, 10])
 def test_in_an_index_that_was_cut_off_what_is_there_is_found_with_few_reads(
-    left: int, monkeypatch: pytest.MonkeyPatch
+    left: int,
 ) -> None:
     made = Segment(START, a_file(b""), a_file(bytes(left * RECORD.size) + CUT_OFF[left * RECORD.size :]))
-    reads = []
-    real = os.pread
-
-    def counted(fd: int, size: int, offset: int) -> bytes:
-        reads.append(size)
-        return real(fd, size, offset)
-
-    monkeypatch.setattr(os, "pread", counted)
     for look in (
         lambda: made.index.run(START, START + MANY, 2),
         lambda: made.index.run(START + MANY // 2 - 1, START + MANY, 2),
@@ -186,8 +190,8 @@ def test_in_an_index_that_was_cut_off_what_is_there_is_found_with_few_reads(
         lambda: made.index.since(MANY // 2 + 10),
         made.index.begins_ns,
     ):
-        reads.clear()
-        look()
+        with counted_reads() as reads:
+            look()
         assert len(reads) < 100
         assert sum(reads) < 2 * MANY * RECORD.size
 

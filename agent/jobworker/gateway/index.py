@@ -5,13 +5,16 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby, pairwise
+from functools import cache
+from itertools import groupby, islice, pairwise
 from typing import Any, NamedTuple
 
-from jobworker.wire.output_index import LOST, RECORD
+from jobworker.wire.output_index import LOST, RECORD, SOURCE_AT
 
 # Small, for most of the time the first few tell what is wanted.
 _BLOCK = 128
+# Where one source is wanted, so many are taken that it wrote, and so many are passed over that the other one did.
+_OWN, _AHEAD = 32, 4096
 # Records that could not be written are gone over in steps of so many, and so many for one look.
 _WALK, _MAX_WALK = 1024, 256 * 1024
 _ZEROS = bytes(_WALK * RECORD.size)
@@ -68,23 +71,40 @@ class Index:
         return next(runs, Span(limit, limit, UNKNOWN, 0))
 
     def runs(self, offset: int, end: int, source: int | None, *, timed: bool = False) -> Iterator[Span]:
-        """All that `run` would find one after the other."""
+        """All that `run` would find one after the other: so an empty one for a part in which nothing was found."""
         while offset < end:
             runs, offset = self._look(offset, end, source, timed=timed)
+            yield next(runs, Span(offset, offset, UNKNOWN, 0))
             yield from runs
 
     def _look(
         self, offset: int, end: int, source: int | None, *, timed: bool = False
     ) -> tuple[Iterator[Span], int]:
-        """The runs in one block of the index, and how far the block goes."""
+        """The runs in a part of the index, and how far that goes."""
         before, after = self._around(lambda record: record.offset, offset + 1)
-        block = self._block(after, _BLOCK)
-        records = [record for record in (before, *block) if record and record.length]
+        following, is_last = self._telling(after, source)
+        records = [record for record in (before, *following) if record and record.length]
         limit = end
-        if len(block) == _BLOCK and records and records[-1].offset < end:
-            # Behind a full block there are records that have not been looked at.
+        if not is_last and records and records[-1].offset < end:
             limit = max(records[-1].offset, offset + 1)
         return _runs(_spans(records, offset, limit), source, timed=timed), limit
+
+    def _telling(self, first: int, source: int | None) -> tuple[list[Record], bool]:
+        """What is known of a source from a record on, and whether there is no record behind that.
+
+        Of records of the other one that are next to each other the first is enough: it tells where what is before
+        it ends. So they can be passed over without a look at each.
+        """
+        if source is None:
+            block = self._block(first, _BLOCK)
+            return block, len(block) < _BLOCK
+        data = self._data(first, _AHEAD)
+        sources = data[SOURCE_AT :: RECORD.size]
+        found = list(islice(_places(sources.translate(_marks(source))), _OWN))
+        last = found[-1] if len(found) == _OWN else len(sources) - 1
+        telling = sorted({0, last, *found, *(number + 1 for number in found)})
+        records = [RECORD.unpack_from(data, at * RECORD.size) for at in telling if 0 <= at <= last]
+        return list(map(Record._make, records)), last == len(sources) - 1 and len(sources) < _AHEAD
 
     def begins_ns(self) -> int | None:
         """When the first byte came of which that is known; None where the index is empty."""
@@ -138,6 +158,19 @@ class Index:
         """So many records from a number on, or fewer: half a record at the end is none."""
         data = os.pread(self._fd, count * RECORD.size, first * RECORD.size)
         return data[: len(data) // RECORD.size * RECORD.size]
+
+
+@cache
+def _marks(source: int) -> bytes:
+    """For `bytes.translate`: 1 in place of this source, and of what was lost."""
+    return bytes(one in {LOST, source} for one in range(256))
+
+
+def _places(marks: bytes) -> Iterator[int]:
+    at = marks.find(1)
+    while at >= 0:
+        yield at
+        at = marks.find(1, at + 1)
 
 
 def _runs(spans: Iterator[Span], source: int | None, *, timed: bool) -> Iterator[Span]:

@@ -45,6 +45,9 @@ def step(segment: Segment, part: Part, before: Standing) -> Step:
     for count, run in enumerate(segment.index.runs(start, end, source, timed=True)):
         if not room or count == _MAX_RUNS:
             break
+        if run.start == run.stop:
+            lines.reach(run.stop)
+            continue
         written = data[run.start - start : run.stop - start]
         if run.source == LOST or not written:
             # All that is missing, which may go over many cells.
