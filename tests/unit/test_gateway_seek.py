@@ -210,6 +210,15 @@ def test_what_was_not_written_hides_nothing_else(supervisor: Logs, gone: set[int
         assert there(range(*until)) == there(range(at))
 
 
+def test_a_segment_that_is_gone_is_asked_for_once(supervisor: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seek, "_BLOCK_BYTES", 4)
+    log = Written(gone={1, 2})
+    log.add(b"one\n", Source.STDOUT, 1)
+    log.add(b"x" * (SEGMENT_BYTES * 4 - 4), Source.STDOUT, 1)
+    assert located(supervisor, [(log, View(tail_lines=2))]) == [(0, len(log.data))]
+    assert supervisor.asked(OpenLog) == 4
+
+
 def test_of_very_many_segments_that_are_gone_few_are_asked_for(supervisor: Logs) -> None:
     log = Written(gone=set(range(3, 2_000)))
     log.add(b"x" * SEGMENT_BYTES * 2_000, Source.STDOUT, 1)

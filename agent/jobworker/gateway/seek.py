@@ -119,8 +119,9 @@ class _Seeker:
         floor, stop, at_end = max(0, end - MAX_TAIL_BYTES), end, True
         while lines and stop > floor:
             number = (stop - 1) // self._log.segment_bytes
-            start = max(floor, stop - _BLOCK_BYTES, number * self._log.segment_bytes)
-            for offset, data in await self._written(number, start, stop):
+            segment = await self._segment(number)
+            start = max(floor, number * self._log.segment_bytes, stop - _BLOCK_BYTES if segment else 0)
+            for offset, data in await self._written(segment, start, stop) if segment else ():
                 # The newline at the very end ends the last line; each other one is in front of a line.
                 length = len(data) - (at_end and data.endswith(b"\n"))
                 at_end = at_end and not data
@@ -132,11 +133,8 @@ class _Seeker:
             await asyncio.sleep(0)
         return stop
 
-    async def _written(self, number: int, start: int, stop: int) -> list[tuple[int, bytes]]:
+    async def _written(self, segment: Segment, start: int, stop: int) -> list[tuple[int, bytes]]:
         """What the source wrote between two offsets of a segment, the last piece first."""
-        segment = await self._segment(number)
-        if segment is None:
-            return []
         data = segment.read(start, stop - start)
         if self._log.source is None:
             # Ranges that were lost read as zeros, which are no newlines, or as nothing.
