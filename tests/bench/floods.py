@@ -16,6 +16,7 @@ from support import certs, gateway
 from support.agent import Agent
 from support.call_flood import call_flood
 from support.flood import Flood, flood
+from support.stream_flood import stream_flood
 
 # On each of so many connections; one has no more than 256 at a time.
 _CALLS, _CONNECTIONS = 225, 4
@@ -24,6 +25,9 @@ _SECONDS = 30.0
 _SILENT, _HANDSHAKES = 2_000, 4
 _REACH_MS = 250
 _MIB = 1024
+# That catch up on a log, on each of so many connections.
+_STREAMS, _STREAM_CONNECTIONS = 50, 4
+_JOB = ("sh", "-c", f"head -c {256 * 1024 * _MIB} /dev/zero; exec sleep 1000000")
 
 Begin = Callable[[str, certs.Files, str], contextlib.AbstractContextManager[Flood | None]]
 _FLOODS: dict[str, Begin] = {
@@ -34,6 +38,9 @@ _FLOODS: dict[str, Begin] = {
     f"{_CONNECTIONS * _CALLS} calls at a time": lambda address, files, job_id: call_flood(
         address, files, job_id, calls=_CALLS, connections=_CONNECTIONS
     ),
+    f"{_STREAM_CONNECTIONS * _STREAMS} streams that catch up": lambda address, files, job_id: stream_flood(
+        address, files, job_id, streams=_STREAMS, connections=_STREAM_CONNECTIONS
+    ),
 }
 
 
@@ -42,13 +49,14 @@ def measure(scale: Scale) -> Outcome:
     rows, figures = [], []
     for name, begin in _FLOODS.items():
         with agents.running() as agent, agents.stub(agent) as service:
-            (job,) = agents.start_jobs(service, agents.QUIET, 1)
+            (job,) = agents.start_jobs(service, _JOB, 1)
             row, worst = _beside(agent, begin, job.id, scale)
         rows.append((name, *row))
         figures.append(below(f"Query p99 beside {name}", worst, _REACH_MS, " ms"))
     note = (
         f"At most {scale.calls} Queries of another principal, one at a time, on a connection it had before, for a "
-        "job that runs. The flood is a process on the same machine, and takes CPU of it for itself."
+        "job that runs and has written 256 MiB. The flood is a process on the same machine, and takes CPU of it "
+        "for itself."
     )
     head = ("beside", "p50 ms", "p99 ms", "most ms", "answered to the flood", "gateway at most, MiB")
     return Outcome((Table("Floods", head, tuple(rows), (note,)),), tuple(figures))

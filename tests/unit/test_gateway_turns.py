@@ -17,8 +17,8 @@ DEADLINE = 60
 class Crowd:
     """Calls that are worked on until they are told to end."""
 
-    def __init__(self) -> None:
-        self.turns = Turns()
+    def __init__(self, *, of_pieces: bool = False) -> None:
+        self.turns = Turns(of_pieces=of_pieces)
         self.begun: list[str] = []
         self._news = asyncio.Event()
         self._going: dict[str, asyncio.Event] = {}
@@ -66,9 +66,9 @@ class Crowd:
             await asyncio.sleep(0)
 
 
-def play(scene: Callable[[Crowd], Awaitable[None]]) -> None:
+def play(scene: Callable[[Crowd], Awaitable[None]], *, of_pieces: bool = False) -> None:
     async def played() -> None:
-        crowd = Crowd()
+        crowd = Crowd(of_pieces=of_pieces)
         async with asyncio.timeout(DEADLINE):
             await scene(crowd)
         assert not crowd.turns._lines
@@ -80,6 +80,7 @@ def play(scene: Callable[[Crowd], Awaitable[None]]) -> None:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns that do not end by themselves while a test is looked at."""
     monkeypatch.setattr(turns, "_TURN_SECONDS", 2 * DEADLINE)
+    monkeypatch.setattr(turns, "_PIECE_SECONDS", 2 * DEADLINE)
     monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 2 * DEADLINE)
 
 
@@ -174,3 +175,24 @@ def test_calls_that_come_go_before_one_that_waits() -> None:
         await crowd.end("2", "3")
 
     play(scene)
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_next_piece_is_not_kept_waiting_for_what_may_come() -> None:
+    async def scene(crowd: Crowd) -> None:
+        await crowd.come(ANN, "1", "2", "3")
+        crowd._going["1"].set()
+        await crowd.come_soon(BOB, "bob")
+        assert set(crowd.begun) == {"1", "2", "3", "bob"}
+        await crowd.end("1", "2", "3", "bob")
+
+    play(scene, of_pieces=True)
+
+
+def test_pieces_that_wait_for_their_readers_hold_up_no_others() -> None:
+    async def scene(crowd: Crowd) -> None:
+        await crowd.come(ANN, "1", "2", "3")
+        await crowd.wait_begun(3)
+        await crowd.end("1", "2", "3")
+
+    play(scene, of_pieces=True)

@@ -31,6 +31,9 @@ class Extent(Protocol):
     """How far a job's log goes."""
 
     @property
+    def log_bytes(self) -> int: ...
+
+    @property
     def output_ended(self) -> bool: ...
 
     @property

@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 
 from jobworker import __version__, jobs
 from jobworker.api.v1 import job_worker_service_pb2 as pb
@@ -30,6 +30,7 @@ from jobworker.gateway.spans import launching
 from jobworker.gateway.stdin import StdinWriters
 from jobworker.gateway.streams import HOLD
 from jobworker.gateway.trust import Trust
+from jobworker.gateway.turns import Turns
 from jobworker.gateway.watch import Watch
 from jobworker.jobs import EndReason, State
 from jobworker.wire.messages import (
@@ -71,6 +72,7 @@ class JobWorker(api.JobWorkerServiceServicer):
         self._permits = permits
         self._trust = trust
         self._files = files
+        self._turns = Turns(of_pieces=True)
 
     async def Start(self, request: pb.StartRequest, _context: Context) -> pb.StartResponse:
         message = incoming.start(CALLER.get(), request)
@@ -221,9 +223,14 @@ class JobWorker(api.JobWorkerServiceServicer):
                     async for piece in pieces:
                         # Before the write: a piece that is under way when the stream is ended still arrives.
                         offset = piece.stop
-                        await (context.write(piece.message) if piece.message else asyncio.sleep(0))
+                        async with self._turn(behind=offset < extent.log_bytes):
+                            await (context.write(piece.message) if piece.message else asyncio.sleep(0))
         finally:
             _add_trailer(context, RESUME_OFFSET, str(offset))
+
+    def _turn(self, *, behind: bool) -> AbstractAsyncContextManager[None]:
+        """Of a stream, for its next piece: what has just been written goes to all who follow at once."""
+        return self._turns.turn(PRINCIPAL.get().uri) if behind else nullcontext()
 
     @asynccontextmanager
     async def _extent(

@@ -1,9 +1,12 @@
-"""In which order calls are worked on: those of each principal in a line of their own.
+"""In which order calls and pieces of streams are worked on: those of each principal in a line of their own.
 
 grpc hands calls over one after the other in the order in which they came, and takes some rounds of the event loop
 for each: the more is being worked on, the longer. So a crowd of calls would wait inside grpc, where nobody is told
 apart, and everybody else behind it. Here few of each principal are worked on at a time, and before the next one
 is, grpc hands over what it has: the crowd waits here, and a call of another principal passes it by.
+
+A stream that catches up has its next piece ready as soon as grpc has taken the last one. Hundreds of them would be
+a crowd in each round of the event loop, and in grpc's own thread; so few pieces of each principal are with grpc.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from dataclasses import dataclass, field
 _AT_WORK = 2
 # Whatever takes longer waits for somebody else, the supervisor as a rule, and holds up nobody meanwhile.
 _TURN_SECONDS = 0.02
+# A piece that grpc has not taken by then waits for its reader.
+_PIECE_SECONDS = 0.005
 # Rounds of the event loop in which grpc hands over a call, if it has one; and for how long such calls go before.
 _ROUNDS, _PATIENCE_SECONDS = 8, 0.02
 
@@ -32,9 +37,14 @@ class _Line:
 
 
 class Turns:
-    """The lines of all principals that have calls under way. Quotas bound how many wait in one."""
+    """The lines of all principals that have calls, or pieces, under way. Quotas bound how many wait in one.
 
-    def __init__(self) -> None:
+    Args:
+        of_pieces: these do not come by way of grpc, which is not waited for then.
+    """
+
+    def __init__(self, *, of_pieces: bool = False) -> None:
+        self._seconds, self._rounds = (_PIECE_SECONDS, 0) if of_pieces else (_TURN_SECONDS, _ROUNDS)
         self._lines: dict[str, _Line] = {}
         self._come = 0
 
@@ -45,7 +55,7 @@ class Turns:
         line = self._lines.setdefault(principal, _Line(principal))
         await self._wait(line)
         loop = asyncio.get_running_loop()
-        ending = loop.call_later(_TURN_SECONDS, self._next, line)
+        ending = loop.call_later(self._seconds, self._next, line)
         try:
             yield
         finally:
@@ -71,7 +81,7 @@ class Turns:
     def _next(self, line: _Line) -> None:
         """Hand a turn that is over to who has waited longest."""
         if line.waiting:
-            self._hand_on(line, asyncio.get_running_loop().time() + _PATIENCE_SECONDS, self._come, _ROUNDS)
+            self._hand_on(line, asyncio.get_running_loop().time() + _PATIENCE_SECONDS, self._come, self._rounds)
         else:
             self._end(line)
 
@@ -79,7 +89,7 @@ class Turns:
         """Do it once no call has come for so many rounds, or at a time of the loop's clock."""
         loop = asyncio.get_running_loop()
         if rounds and loop.time() < until:
-            rounds = rounds - 1 if come == self._come else _ROUNDS
+            rounds = rounds - 1 if come == self._come else self._rounds
             loop.call_soon(self._hand_on, line, until, self._come, rounds)
             return
         while line.waiting:
