@@ -19,7 +19,10 @@ from support.waiting import wait_for_end
 
 _SMALL = 2 * MIB
 _REACH = 2.0
-_WRITE = "seq 1 1000000000 | head -c {}"
+# And a line of the other output in the end.
+_LAST = "the end\n"
+_WRITE = "seq 1 1000000000 | head -c {}; echo the end >&2"
+_ALONE = "stderr alone, whose one line is the last"
 
 Samples = dict[tuple[str, int], list[float]]
 
@@ -42,7 +45,7 @@ def measure(scale: Scale) -> Outcome:
 
 
 def _job_with_log(service: JobWorkerServiceStub, size: int) -> job_pb2.Job:
-    job = service.Start(agents.start_request(("sh", "-c", _WRITE.format(size)))).job
+    job = service.Start(agents.start_request(("sh", "-c", _WRITE.format(size - len(_LAST))))).job
     wait_for_end(job.pid)
     job = agents.wait_ended(service, job.id)
     if job.log_bytes != size:
@@ -54,8 +57,14 @@ def _views(service: JobWorkerServiceStub, job: job_pb2.Job) -> Iterator[tuple[st
     half = pb.StreamRequest(job_id=job.id, offset=job.log_bytes // 2)
     yield "the last 10 lines", pb.StreamRequest(job_id=job.id, tail_lines=10)
     # By when that was written: a small log may be whole long before half of its job's time is over.
-    yield "from when half of it was there", pb.StreamRequest(job_id=job.id, since=_written_at(service, half))
+    half_written = _written_at(service, half)
+    yield "from when half of it was there", pb.StreamRequest(job_id=job.id, since=half_written)
+    yield (
+        "until half of it was there, the last 10 lines",
+        pb.StreamRequest(job_id=job.id, until=half_written, tail_lines=10),
+    )
     yield "from half of its bytes on", half
+    yield _ALONE, pb.StreamRequest(job_id=job.id, source=pb.OUTPUT_SOURCE_STDERR)
 
 
 def _written_at(service: JobWorkerServiceStub, request: pb.StreamRequest) -> Timestamp:
@@ -87,10 +96,14 @@ def _outcome(samples: Samples, sizes: tuple[int, int]) -> Outcome:
         few, many = samples[name, small], samples[name, large]
         ratio = median(many) / median(few)
         rows.append((name, f"{median(few):.2f}", f"{p99(few):.2f}", f"{median(many):.2f}", f"{p99(many):.2f}"))
+        if name == _ALONE:
+            # The index of each segment is looked at.
+            continue
         figures.append(below(f"{name}, {large // MIB} MiB / {small // MIB} MiB", ratio, _REACH))
     kinds = [f"{size // MIB} MiB, {quantile} ms" for size in sizes for quantile in ("p50", "p99")]
     note = (
         f"{len(next(iter(samples.values())))} streams each, interleaved, one at a time, over mutual TLS: from the "
-        "call until the first output is there. Each log is of a job that has ended, in lines of up to ten bytes."
+        "call until the first output is there. Each log is of a job that has ended, in lines of up to ten bytes. "
+        "One output alone is looked for in the index of each segment of 5 MiB."
     )
     return Outcome((Table("Looking into a log", ("", *kinds), tuple(rows), (note,)),), tuple(figures))
