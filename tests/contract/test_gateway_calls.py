@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +416,32 @@ def test_a_gateway_that_stops_says_where_to_go_on(side: root_side.RootSide, stub
         assert gateway.reason(caught.value) == "AGENT_UNAVAILABLE"
         assert dict(call.trailing_metadata())["jobworker-resume-offset"] == "6"
     assert query(stub, job).state == job_pb2.JOB_STATE_RUNNING
+    stub.Stop(pb.StopRequest(job_id=job.id, force=True))
+
+
+def test_it_says_so_to_streams_that_catch_up_as_well(side: root_side.RootSide, stub: Stub, tmp_path: Path) -> None:
+    """Most of them wait for their next piece's turn, which they are not told to go on behind."""
+    job = start(stub, "sh", "-c", "head -c 64M /dev/zero; exec sleep 1000")
+    streams = 40
+    received, begun = [0] * streams, threading.Semaphore(0)
+    with gateway.gateway(tmp_path, gateway.behind(side.settings)) as other, other.stub() as connected:
+        calls = [connected.Stream(pb.StreamRequest(job_id=job.id, follow=True)) for _ in range(streams)]
+
+        def take(number: int) -> None:
+            with suppress(grpc.RpcError):
+                for message in calls[number]:
+                    received[number] += len(message.chunk.data)
+                    begun.release()
+
+        with ThreadPoolExecutor(streams) as pool:
+            taking = [pool.submit(take, number) for number in range(streams)]
+            for _ in range(4 * streams):
+                assert begun.acquire(timeout=gateway.DEADLINE)
+            other.process.send_signal(signal.SIGTERM)
+        assert [each.result() for each in taking] == [None] * streams
+        assert {call.code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
+        told = [dict(call.trailing_metadata())["jobworker-resume-offset"] for call in calls]
+        assert told == [str(size) for size in received]
     stub.Stop(pb.StopRequest(job_id=job.id, force=True))
 
 

@@ -221,9 +221,9 @@ class JobWorker(api.JobWorkerServiceServicer):
                     await context.write(beginning(log, offset))
                 async with aclosing(self._output.pieces(log, offset, extent)) as pieces:
                     async for piece in pieces:
-                        # Before the write: a piece that is under way when the stream is ended still arrives.
-                        offset = piece.stop
-                        async with self._turn(behind=offset < extent.log_bytes):
+                        async with self._turn(behind=piece.stop < extent.log_bytes):
+                            # Before the write: a piece that is under way when the stream is ended still arrives.
+                            offset = piece.stop
                             await (context.write(piece.message) if piece.message else asyncio.sleep(0))
         finally:
             _add_trailer(context, RESUME_OFFSET, str(offset))
