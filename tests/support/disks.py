@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from support.root_side import RootSide, root_side
+from support.waiting import until
 
 
 @contextmanager
@@ -64,7 +65,8 @@ def partition(directory: Path) -> Iterator[tuple[Path, str]]:
         device = _try("losetup", "--find", "--show", "--partscan", image)
         undo.callback(_do, "losetup", "--detach", device)
         _try("addpart", device, "1", str(_FIRST), str(_SECTORS - _FIRST))
-        undo.callback(_do, "delpart", device, "1")
+        # What has ended of a job's may have it mounted a moment longer.
+        undo.callback(until, lambda: subprocess.run(["delpart", device, "1"], check=False).returncode, 0)
         _try("mkfs.ext4", "-q", f"{device}p1")
         _try("mount", f"{device}p1", place)
         undo.callback(_do, "umount", place)
