@@ -150,12 +150,11 @@ class Fleet:
             "monitoring_rules": os.path.join(self.prometheus, "rules"),
             "monitoring_port": METRICS_PORT,
         }
+        # Their machine is one of the hosts.
+        operators = {"client_wheelhouse": variables["agent_wheelhouse"]}
         inventory = {
             "jobworker": {"hosts": hosts, "vars": variables},
-            # A machine of operators.
-            "jobworker_clients": {
-                "hosts": {next(reversed(hosts)): {"client_wheelhouse": variables["agent_wheelhouse"]}}
-            },
+            "jobworker_clients": {"hosts": dict.fromkeys(list(hosts)[-1:], operators)},
             "jobworker_monitoring": {"hosts": {"controller": monitor}},
         }
         with open(self.inventory, "w") as file:
