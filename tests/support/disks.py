@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def partition(directory: Path) -> Iterator[tuple[Path, str]]:
         device = _try("losetup", "--find", "--show", "--partscan", image)
         undo.callback(_do, "losetup", "--detach", device)
         _try("addpart", device, "1", str(_FIRST), str(_SECTORS - _FIRST))
-        # What has ended of a job's may have it mounted a moment longer.
-        undo.callback(until, lambda: subprocess.run(["delpart", device, "1"], check=False).returncode, 0)
+        # What has ended of a job's may have it mounted a moment longer; and udev may have removed it already.
+        undo.callback(until, partial(_without_partition, device), True)
         _try("mkfs.ext4", "-q", f"{device}p1")
         _try("mount", f"{device}p1", place)
         undo.callback(_do, "umount", place)
@@ -86,6 +87,11 @@ def swap(directory: Path, size: int) -> Iterator[None]:
         yield
     finally:
         _do("swapoff", file)
+
+
+def _without_partition(device: str) -> bool:
+    subprocess.run(["delpart", device, "1"], check=False, capture_output=True)
+    return not os.path.exists(f"/sys/class/block/{os.path.basename(device)}p1")
 
 
 def _made(file: Path) -> Path:
