@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobworker.errors import OutputDropped
@@ -20,8 +19,8 @@ MAX_TAIL_BYTES = 64 * 1024 * 1024
 # Between so many bytes, or runs of a source, others have their turn.
 _BLOCK_BYTES = 16 * 1024
 _RUNS = 256
-# Of more segments in a row that are gone, not each is asked for.
-_MISSING = 8
+# Beyond so many places in a row at which nothing tells when a segment begins, none is looked for.
+_MISSING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +97,25 @@ class _Seeker:
     async def _begins(self, number: int, stop: int) -> tuple[int, float]:
         """The first segment from a number on of which it is known when it begins, and when that is.
 
-        Where too many are gone, one further on. Where all are, the first, as if it came after all times: if
+        Where there is none, or somebody has made away with too many, the first, as if it came after all times: if
         some that are there were passed over, output since a time begins too early, and not too late.
         """
-        for candidate in _stepping(number, stop):
+        candidate = number
+        for _ in range(_MISSING):
+            if candidate >= stop:
+                break
             try:
                 segment = await self._segments.get(self._log.job_id, candidate)
             except OutputDropped as error:
                 if error.reason == DROPPED:
                     # All that is there came later.
                     return candidate, 0
+                candidate = max(candidate + 1, error.goes_on // self._log.segment_bytes)
                 continue
             begins = segment.index.begins_ns()
             if begins is not None:
                 return candidate, begins
+            candidate += 1
         return number, math.inf
 
     async def tail(self, lines: int, end: int) -> int:
@@ -159,17 +163,6 @@ class _Seeker:
             return await self._segments.get(self._log.job_id, number)
         except OutputDropped:
             return None
-
-
-def _stepping(number: int, stop: int) -> Iterator[int]:
-    """Some of the numbers between two: the first ones, others twice as far each, and the last one."""
-    yield from range(number, min(stop, number + _MISSING))
-    step = _MISSING
-    while number + step < stop - 1:
-        yield number + step
-        step *= 2
-    if number + _MISSING < stop:
-        yield stop - 1
 
 
 def _nth_newline_from_end(data: bytes, n: int) -> int:
