@@ -19,9 +19,10 @@ from support.waiting import wait_for_end
 
 _SMALL = 2 * MIB
 _REACH = 2.0
-# And a line of the other output in the end.
+# In two halves, between which the index's clock goes on: a small one is written in less than that tells apart. And a
+# line of the other output in the end.
 _LAST = "the end\n"
-_WRITE = "seq 1 1000000000 | head -c {}; echo the end >&2"
+_WRITE = "seq 1 1000000000 | head -c {}; sleep 0.1; seq 1 1000000000 | head -c {}; echo the end >&2"
 _ALONE = "stderr alone, whose one line is the last"
 
 Samples = dict[tuple[str, int], list[float]]
@@ -45,7 +46,8 @@ def measure(scale: Scale) -> Outcome:
 
 
 def _job_with_log(service: JobWorkerServiceStub, size: int) -> job_pb2.Job:
-    job = service.Start(agents.start_request(("sh", "-c", _WRITE.format(size - len(_LAST))))).job
+    script = _WRITE.format(size // 2, size - size // 2 - len(_LAST))
+    job = service.Start(agents.start_request(("sh", "-c", script))).job
     wait_for_end(job.pid)
     job = agents.wait_ended(service, job.id)
     if job.log_bytes != size:
@@ -56,7 +58,6 @@ def _job_with_log(service: JobWorkerServiceStub, size: int) -> job_pb2.Job:
 def _views(service: JobWorkerServiceStub, job: job_pb2.Job) -> Iterator[tuple[str, pb.StreamRequest]]:
     half = pb.StreamRequest(job_id=job.id, offset=job.log_bytes // 2)
     yield "the last 10 lines", pb.StreamRequest(job_id=job.id, tail_lines=10)
-    # By when that was written: a small log may be whole long before half of its job's time is over.
     half_written = _written_at(service, half)
     yield "from when half of it was there", pb.StreamRequest(job_id=job.id, since=half_written)
     yield (
