@@ -1,14 +1,14 @@
-"""`python -m bench.bare_server CA CERT KEY`: grpc.aio with mutual TLS that streams from memory, and nothing else.
+"""`python -m bench.bare_server HELD CA CERT KEY`: grpc.aio with mutual TLS that streams from memory, and nothing else.
 
-Says its port on standard output and serves until standard input ends. `Stream` is asked for a number of messages;
-`Ticks` sends every follower the same line each PERIOD, until it leaves.
+Says its port on standard output and serves until standard input ends. `Held` is asked for a number of messages, of
+which so many are in memory, one behind the other; `Same` sends the first of them again and again, which never leaves
+the CPU's cache. `Ticks` sends every follower the same line each PERIOD, until it leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -18,16 +18,31 @@ from bench.ticks import tick
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.gateway.output import CHUNK_BYTES
 
-SERVICE, METHOD, TICKS = "bench.Bare", "Stream", "Ticks"
+_SERVICE = "bench.Bare"
+HELD, SAME, TICKS = "Held", "Same", "Ticks"
 # Seconds.
 PERIOD = 0.2
 
 
-async def _stream(request: bytes, context: aio.ServicerContext[Any, Any]) -> None:
-    chunk = pb.OutputChunk(data=bytes(CHUNK_BYTES))
-    message = pb.StreamResponse(chunk=chunk).SerializeToString()
-    for _ in range(int(request)):
-        await context.write(message)
+def method(name: str) -> str:
+    """As a request names it."""
+    return f"/{_SERVICE}/{name}"
+
+
+class Memory:
+    """Streams of so many messages, made beforehand."""
+
+    def __init__(self, count: int) -> None:
+        chunk = pb.StreamResponse(chunk=pb.OutputChunk(data=bytes(CHUNK_BYTES)))
+        self._messages = [chunk.SerializeToString() for _ in range(count)]
+
+    async def held(self, request: bytes, context: aio.ServicerContext[Any, Any]) -> None:
+        for message in self._messages[: int(request)]:
+            await context.write(message)
+
+    async def same(self, request: bytes, context: aio.ServicerContext[Any, Any]) -> None:
+        for _ in range(int(request)):
+            await context.write(self._messages[0])
 
 
 class Ticker:
@@ -49,16 +64,16 @@ class Ticker:
             await context.write(self._message)
 
 
-async def main(paths: Sequence[str]) -> None:
+async def main(held: str, *paths: str) -> None:
     ca, cert, key = map(_read, paths)
     server = aio.server(options=(("grpc.so_reuseport", 0),))
     # grpc's stubs know handlers that are not coroutines only.
-    ticker = Ticker()
-    methods: dict[str, Any] = {METHOD: _stream, TICKS: ticker.stream}
+    memory, ticker = Memory(int(held)), Ticker()
+    methods: dict[str, Any] = {HELD: memory.held, SAME: memory.same, TICKS: ticker.stream}
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         name: grpc.unary_stream_rpc_method_handler(method) for name, method in methods.items()
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
     credentials = grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
     port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
@@ -76,4 +91,4 @@ def _read(path: str) -> bytes:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1:]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -21,7 +21,7 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from support import certs
 
 _REACH_MS = 50
-_TICKS = f"/{bare_server.SERVICE}/{bare_server.TICKS}"
+_TICKS = bare_server.method(bare_server.TICKS)
 
 
 @dataclass(frozen=True, slots=True)
