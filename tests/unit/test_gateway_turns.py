@@ -124,6 +124,19 @@ def test_a_call_that_takes_long_holds_up_nobody() -> None:
     play(scene)
 
 
+def test_calls_that_have_taken_long_hold_up_nobody_who_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "_TURN_SECONDS", 0)
+
+    async def scene(crowd: Crowd) -> None:
+        await crowd.come(ANN, "1", "2")
+        await crowd.come(ANN, "3", "4", "5", "6")
+        await crowd.wait_begun(6)
+        assert crowd.begun == ["1", "2", "3", "4", "5", "6"]
+        await crowd.end("1", "2", "3", "4", "5", "6")
+
+    play(scene)
+
+
 @pytest.mark.usefixtures("patient")
 def test_who_goes_away_leaves_the_line() -> None:
     async def scene(crowd: Crowd) -> None:

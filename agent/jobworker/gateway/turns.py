@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 
 # One thread does all the work: a second call fills the gaps of the first, and more make none of them quicker.
 _AT_WORK = 2
@@ -29,11 +28,20 @@ _ROUNDS, _PATIENCE_SECONDS = 8, 0.02
 
 @dataclass(slots=True)
 class _Line:
-    """Of one principal's calls, how many have their turn, and which wait for it."""
+    """The calls, or pieces, of one principal.
+
+    Attributes:
+        at_work: how many have their turn, or are about to.
+        under_way: the turns that are not over, the oldest first.
+        waiting: who has none.
+        timer: for the end of the oldest turn, where somebody waits.
+    """
 
     principal: str
     at_work: int = 0
+    under_way: deque[Turn] = field(default_factory=deque)
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    timer: asyncio.TimerHandle | None = None
 
 
 class Turns:
@@ -48,35 +56,60 @@ class Turns:
         self._lines: dict[str, _Line] = {}
         self._come = 0
 
-    @asynccontextmanager
-    async def turn(self, principal: str) -> AsyncIterator[None]:
+    def turn(self, principal: str) -> Turn:
         """Wait for a turn, which is over with the work; or when that takes long, and goes on without."""
-        self._come += 1
-        line = self._lines.setdefault(principal, _Line(principal))
-        await self._wait(line)
-        loop = asyncio.get_running_loop()
-        ending = loop.call_later(self._seconds, self._next, line)
-        try:
-            yield
-        finally:
-            # Else it is over already, or about to be.
-            if ending.when() > loop.time():
-                ending.cancel()
-                self._next(line)
+        return Turn(self, principal)
 
-    async def _wait(self, line: _Line) -> None:
+    async def begin(self, turn: Turn) -> None:
+        self._come += 1
+        line = self._line(turn.principal)
         if line.at_work < _AT_WORK:
             line.at_work += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line.waiting.append(turn)
+        else:
+            await self._wait(line)
+        turn.line, turn.until = line, asyncio.get_running_loop().time() + self._seconds
+        line.under_way.append(turn)
+        self._watch(line)
+
+    def _line(self, principal: str) -> _Line:
+        line = self._lines.get(principal)
+        if line:
+            self._end_overdue(line)
+        return self._lines.get(principal) or self._lines.setdefault(principal, _Line(principal))
+
+    async def _wait(self, line: _Line) -> None:
+        come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        line.waiting.append(come)
+        self._watch(line)
         try:
-            await turn
+            await come
         except asyncio.CancelledError:
-            if not turn.cancelled():
+            if not come.cancelled():
                 # It had come just then.
                 self._next(line)
             raise
+
+    def end(self, turn: Turn) -> None:
+        line = turn.line
+        if line and turn in line.under_way:
+            line.under_way.remove(turn)
+            self._next(line)
+
+    def _watch(self, line: _Line) -> None:
+        """Have a turn end in time that holds somebody up; most are over before anybody waits, with no timer."""
+        if line.waiting and line.under_way and not line.timer:
+            line.timer = asyncio.get_running_loop().call_at(line.under_way[0].until, self._at_end, line)
+
+    def _at_end(self, line: _Line) -> None:
+        line.timer = None
+        self._end_overdue(line)
+        self._watch(line)
+
+    def _end_overdue(self, line: _Line) -> None:
+        now = asyncio.get_running_loop().time()
+        while line.under_way and line.under_way[0].until <= now:
+            line.under_way.popleft()
+            self._next(line)
 
     def _next(self, line: _Line) -> None:
         """Hand a turn that is over to who has waited longest."""
@@ -104,3 +137,22 @@ class Turns:
         line.at_work -= 1
         if not line.at_work:
             del self._lines[line.principal]
+
+
+class Turn:
+    """One, as a context manager."""
+
+    __slots__ = ("_turns", "line", "principal", "until")
+
+    def __init__(self, turns: Turns, principal: str) -> None:
+        self._turns, self.principal = turns, principal
+        self.line: _Line | None = None
+        self.until = 0.0
+
+    async def __aenter__(self) -> None:
+        await self._turns.begin(self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._turns.end(self)
