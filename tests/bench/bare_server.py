@@ -1,8 +1,8 @@
-"""`python -m bench.bare_server HELD CA CERT KEY`: grpc.aio with mutual TLS that streams from memory, and nothing else.
+"""`python -m bench.bare_server BYTES CA CERT KEY`: grpc.aio with mutual TLS that streams from memory, and no more.
 
-Says its port on standard output and serves until standard input ends. `Held` is asked for a number of messages, of
-which so many are in memory, one behind the other; `Same` sends the first of them again and again, which never leaves
-the CPU's cache. `Ticks` sends every follower the same line each PERIOD, until it leaves.
+Says its port on standard output and serves until standard input ends. `Stream` is asked for the size of a message
+and for how much of them, both in bytes; so many BYTES of each size are in memory, made beforehand. `Ticks` sends
+every follower the same line each PERIOD, until it leaves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.gateway.output import CHUNK_BYTES
 
 _SERVICE = "bench.Bare"
-HELD, SAME, TICKS = "Held", "Same", "Ticks"
+STREAM, TICKS = "Stream", "Ticks"
+# As the agent sends them, and smaller ones, as are more usual.
+SIZES = (CHUNK_BYTES, 64 * 1024)
 # Seconds.
 PERIOD = 0.2
 
@@ -30,19 +32,19 @@ def method(name: str) -> str:
 
 
 class Memory:
-    """Streams of so many messages, made beforehand."""
+    """So many bytes, as messages of each size."""
 
-    def __init__(self, count: int) -> None:
-        chunk = pb.StreamResponse(chunk=pb.OutputChunk(data=bytes(CHUNK_BYTES)))
-        self._messages = [chunk.SerializeToString() for _ in range(count)]
+    def __init__(self, held: int) -> None:
+        self._messages = {size: [_message(bytes(size)) for _ in range(held // size)] for size in SIZES}
 
-    async def held(self, request: bytes, context: aio.ServicerContext[Any, Any]) -> None:
-        for message in self._messages[: int(request)]:
+    async def stream(self, request: bytes, context: aio.ServicerContext[Any, Any]) -> None:
+        size, asked = map(int, request.split())
+        for message in self._messages[size][: asked // size]:
             await context.write(message)
 
-    async def same(self, request: bytes, context: aio.ServicerContext[Any, Any]) -> None:
-        for _ in range(int(request)):
-            await context.write(self._messages[0])
+
+def _message(data: bytes) -> bytes:
+    return pb.StreamResponse(chunk=pb.OutputChunk(data=data)).SerializeToString()
 
 
 class Ticker:
@@ -55,7 +57,7 @@ class Ticker:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(PERIOD)
-            self._message = pb.StreamResponse(chunk=pb.OutputChunk(data=tick())).SerializeToString()
+            self._message = _message(tick())
             self._news.set()
             self._news.clear()
 
@@ -69,7 +71,7 @@ async def main(held: str, *paths: str) -> None:
     server = aio.server(options=(("grpc.so_reuseport", 0),))
     # grpc's stubs know handlers that are not coroutines only.
     memory, ticker = Memory(int(held)), Ticker()
-    methods: dict[str, Any] = {HELD: memory.held, SAME: memory.same, TICKS: ticker.stream}
+    methods: dict[str, Any] = {STREAM: memory.stream, TICKS: ticker.stream}
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         name: grpc.unary_stream_rpc_method_handler(method) for name, method in methods.items()
     }

@@ -19,8 +19,8 @@ from support.waiting import wait_for_end
 
 _SMALL = 2 * MIB
 _REACH = 2.0
-# In two halves, between which the index's clock goes on: a small one is written in less than that tells apart. And a
-# line of the other output in the end.
+# In two halves, between which the index's clock goes on: a small log is written in less than that tells apart.
+# And a line of the other output in the end.
 _LAST = "the end\n"
 _WRITE = "seq 1 1000000000 | head -c {}; sleep 0.1; seq 1 1000000000 | head -c {}; echo the end >&2"
 _ALONE = "stderr alone, whose one line is the last"

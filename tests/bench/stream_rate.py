@@ -1,4 +1,4 @@
-"""Output streams over mutual TLS, beside a bare server that streams from memory: as many bytes, or one message."""
+"""Output streams over mutual TLS, beside a bare server that streams as many bytes from memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench import agents, bare_server
 from bench.followers import Follower, Served, child, followers, take
 from bench.processes import parts
 from bench.report import Outcome, Table, above
-from bench.scale import Scale
+from bench.scale import KIB, Scale
 from bench.stats import median
 from jobworker.api.v1 import job_worker_service_pb2 as pb
 from jobworker.api.v1.job_worker_service_pb2_grpc import JobWorkerServiceStub
@@ -25,6 +25,9 @@ _REACH = 0.9
 STREAM = "/jobworker.api.v1.JobWorkerService/Stream"
 
 
+Request = Callable[[int], bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
     """A server, its followers, and the request for a number of bytes."""
@@ -32,7 +35,7 @@ class Contender:
     name: str
     pid: int
     followers: list[Follower]
-    request: Callable[[int], bytes]
+    request: Request
     rounds: dict[int, list[Served]] = field(default_factory=lambda: {count: [] for count in _FOLLOWERS})
 
 
@@ -43,21 +46,22 @@ def measure(scale: Scale) -> Outcome:
         jobs = {size: _job_with_output(service, size) for size in _sizes(scale)}
         pki = certs.DevPki(agent.pki_dir)
         files = pki.files("writer")
-        bare_pid, bare_addr = stack.enter_context(bare(pki, held=scale.stream_bytes // CHUNK_BYTES))
+        bare_pid, bare_addr = stack.enter_context(bare(pki, held=scale.stream_bytes))
 
-        def contender(name: str, pid: int, addr: str, method: str, request: Callable[[int], bytes]) -> Contender:
-            return Contender(name, pid, stack.enter_context(followers(max(_FOLLOWERS), addr, method, files)), request)
+        def contender(name: str, pid: int, addr: str, method: str, request: Request) -> Contender:
+            by = stack.enter_context(followers(max(_FOLLOWERS), addr, method, files))
+            return Contender(name, pid, by, request)
 
         def logged(size: int) -> bytes:
             return pb.StreamRequest(job_id=jobs[size], follow=True).SerializeToString()
 
-        def counted(size: int) -> bytes:
-            return b"%d" % (size // CHUNK_BYTES)
+        def bare_one(message_bytes: int) -> Contender:
+            name, method = f"bare, {message_bytes // KIB} KiB", bare_server.method(bare_server.STREAM)
+            return contender(name, bare_pid, bare_addr, method, lambda size: b"%d %d" % (message_bytes, size))
 
         contenders = (
             contender("jobworker", parts(agent).gateway, agent.addr, STREAM, logged),
-            contender("bare, all held", bare_pid, bare_addr, bare_server.method(bare_server.HELD), counted),
-            contender("bare, one message", bare_pid, bare_addr, bare_server.method(bare_server.SAME), counted),
+            *map(bare_one, bare_server.SIZES),
         )
         for number in range(_REPEATED * scale.rounds):
             for count in _FOLLOWERS:
@@ -79,8 +83,8 @@ def _job_with_output(service: JobWorkerServiceStub, size: int) -> str:
 
 
 @contextlib.contextmanager
-def bare(pki: certs.DevPki, *, held: int = 1) -> Iterator[tuple[int, str]]:
-    """The bare server's pid and address; it holds so many messages."""
+def bare(pki: certs.DevPki, *, held: int = 0) -> Iterator[tuple[int, str]]:
+    """The bare server's pid and address; it holds so many bytes."""
     files = pki.files("server")
     with child("bench.bare_server", str(held), files.ca, files.cert, files.key) as process:
         assert process.stdout
@@ -96,14 +100,14 @@ def _outcome(own: Contender, *bare: Contender) -> Outcome:
     rows = [_row(count, own, bare) for count in _FOLLOWERS]
     head = (
         "",
-        *(f"{title} {unit}" for unit in ("MiB/s", "CPU s/GiB") for title in ("jobworker", *(b.name for b in bare))),
-        *(f"jobworker / {b.name}" for b in bare),
+        *(f"{each.name} {unit}" for unit in ("MiB/s", "CPU s/GiB") for each in (own, *bare)),
+        *(f"{own.name} / {each.name}" for each in bare),
     )
     note = (
-        f"Messages of {CHUNK_BYTES // 1024} KiB, every follower a process of its own, the same number of bytes in "
-        "all for any number of followers, interleaved. The job has ended; its log is in the page cache. The bare "
-        "server is grpc.aio with the messages in memory, made beforehand: it holds them all, one behind the other, or "
-        "sends one again and again, which stays in the CPU's cache. Ratios are the median of all rounds. CPU is the "
+        "Every follower is a process of its own; the same number of bytes in all for any number of followers, "
+        f"interleaved. The agent's messages are of {CHUNK_BYTES // KIB} KiB. The job has ended; its log is in the "
+        "page cache. The bare server is grpc.aio that has as many bytes in memory, as messages that were made "
+        "beforehand: as large as the agent's, or smaller. Ratios are the median of all rounds. CPU is the "
         "server's."
     )
     figures = [
