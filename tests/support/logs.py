@@ -35,7 +35,7 @@ def files(writes: Sequence[Write], start: int = 0, stop: int = 1 << 40) -> tuple
     for number, write in enumerate(writes, 1):
         first, end = max(offset, start), min(offset + len(write.data), stop)
         if first < end:
-            index += RECORD.pack(first, end - first, write.source, number * NANOS)
+            index += RECORD.pack(first, end - first, write.source, 0, number * NANOS)
             if write.source != LOST:
                 os.pwrite(log, write.data[first - offset : end - offset], first - start)
         offset += len(write.data)

@@ -63,7 +63,7 @@ class LogSupervisor(ScriptedSupervisor):
         if request.segment in self.gone:
             raise OutputDropped(ID, start, self.why_gone, self.goes_on)
         hundreds = range(start, start + SEGMENT_BYTES, 100)
-        index = b"".join(RECORD.pack(at, 100, self.source_of(at), 0) for at in hundreds)
+        index = b"".join(RECORD.pack(at, 100, self.source_of(at), 0, 0) for at in hundreds)
         log = memfd(b"")
         for at in hundreds:
             # Of what was lost there is a hole, or less of a file.

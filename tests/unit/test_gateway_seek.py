@@ -47,7 +47,8 @@ class Written:
         keys = list(zip(self.sources, self.times, strict=True))
         starts = [at for at in range(start, stop) if at == start or keys[at] != keys[at - 1]]
         ends = [*starts[1:], stop]
-        index = [RECORD.pack(at, end - at, *keys[at]) for at, end in zip(starts, ends, strict=True)]
+        records = zip(starts, ends, strict=True)
+        index = [RECORD.pack(at, end - at, keys[at][0], 0, keys[at][1]) for at, end in records]
         return bytes(self.data[start:stop]), b"".join(index)
 
     def goes_on(self, number: int) -> int:

@@ -34,7 +34,7 @@ def segment(data: bytes, runs: list[tuple[int, int]], start: int = START) -> Seg
     """A segment whose index has records of (length, source), written at times 1, 2, 3 and so on."""
     index, offset = b"", start
     for number, (length, source) in enumerate(runs, 1):
-        index += RECORD.pack(offset, length, source, number)
+        index += RECORD.pack(offset, length, source, 0, number)
         offset += length
     return Segment(start, a_file(data), a_file(index))
 
@@ -144,12 +144,12 @@ def test_what_was_lost_is_told_and_never_served(
 
 
 def test_what_was_lost_is_as_long_as_its_record_says_and_may_grow() -> None:
-    index = a_file(RECORD.pack(START, 3, 1, 0) + RECORD.pack(START + 3, 2, LOST, 0))
+    index = a_file(RECORD.pack(START, 3, 1, 0, 0) + RECORD.pack(START + 3, 2, LOST, 0, 0))
     made = Segment(START, a_file(b""), index)
     assert made.index.run(START + 3, START + 50, None) == (START + 3, START + 5, LOST, 0)
     assert made.index.run(START + 5, START + 50, None)[:2] == (START + 5, START + 50)
     assert made.index.run(START + 3, START + 50, 1)[:2] == (START + 3, START + 5)
-    os.pwrite(index, RECORD.pack(START + 3, 20, LOST, 0), RECORD.size)
+    os.pwrite(index, RECORD.pack(START + 3, 20, LOST, 0, 0), RECORD.size)
     assert made.index.run(START + 3, START + 50, None)[:2] == (START + 3, START + 23)
 
 
@@ -160,7 +160,7 @@ def test_records_that_could_not_be_written_do_not_lead_astray(
     index, offset, wrote = b"", START, []
     for number, (length, source) in enumerate(runs):
         missing = number > 0 and data.draw(st.booleans())
-        index += bytes(RECORD.size) if missing else RECORD.pack(offset, length, source, number)
+        index += bytes(RECORD.size) if missing else RECORD.pack(offset, length, source, 0, number)
         wrote += [0 if missing else source] * length
         offset += length
     with pytest.MonkeyPatch.context() as patch:
@@ -173,7 +173,7 @@ def test_records_that_could_not_be_written_do_not_lead_astray(
 
 # Bytes that stdout and stderr wrote by turns; somebody has cut off the index while the second half was written.
 CUT_OFF = b"".join(
-    RECORD.pack(START + at, 1, 1 + at % 2, at) if at < 10 or at >= MANY // 2 else bytes(RECORD.size)
+    RECORD.pack(START + at, 1, 1 + at % 2, 0, at) if at < 10 or at >= MANY // 2 else bytes(RECORD.size)
     for at in range(MANY)
 )
 
@@ -229,7 +229,7 @@ def test_an_index_may_be_cut_off_at_any_moment(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_half_a_record_at_the_end_is_none() -> None:
-    index = RECORD.pack(START, 3, 1, 0) + RECORD.pack(START + 3, 1, 2, 0)[:-1]
+    index = RECORD.pack(START, 3, 1, 0, 0) + RECORD.pack(START + 3, 1, 2, 0, 0)[:-1]
     assert Segment(START, a_file(b""), a_file(index)).index.run(START, START + 9, 1)[:2] == (START, START + 9)
 
 

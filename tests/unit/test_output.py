@@ -46,7 +46,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.sampled_from([LOST, *Source])), max_size=50), st.binary())
 def test_what_is_lost_is_counted_record_by_record(records: list[tuple[int, int]], cut_off: bytes) -> None:
-    data = b"".join(RECORD.pack(0, length, source, 0) for length, source in records)
+    data = b"".join(RECORD.pack(0, length, source, 0, 0) for length, source in records)
     lost = sum(length for length, source in records if source == LOST)
     # The last one may have been cut off.
     assert lost_bytes(data + cut_off[: RECORD.size - 1]) == lost
@@ -115,7 +115,7 @@ def test_times_do_not_go_back_when_the_clock_does(tmp_path: Path, log: OutputLog
     feed(log, b"a")
     # As an earlier life has left it, whose clock was a day ahead.
     tomorrow = time.time_ns() + 24 * 3600 * 10**9
-    (tmp_path / f"job_{ID}.idx").write_bytes(RECORD.pack(0, 1, Source.STDOUT, tomorrow))
+    (tmp_path / f"job_{ID}.idx").write_bytes(RECORD.pack(0, 1, Source.STDOUT, 0, tomorrow))
     again = open_log(tmp_path)
     for source in (Source.STDERR, Source.STDOUT):
         feed(again, b"b" * SEGMENT, source)
@@ -133,11 +133,11 @@ def test_a_time_that_no_record_of_the_segment_has_holds_nothing_up(
 ) -> None:
     feed(log, b"a")
     with open(tmp_path / f"job_{ID}.idx", "ab") as file:
-        file.write(RECORD.pack(*stray, Source.STDOUT, 2**63))
+        file.write(RECORD.pack(*stray, Source.STDOUT, 0, 2**63))
     again = open_log(tmp_path)
     feed(again, b"b", Source.STDERR)
     again.close()
-    assert [*RECORD.iter_unpack((tmp_path / f"job_{ID}.idx").read_bytes())][-1][3] < 2**63
+    assert [*RECORD.iter_unpack((tmp_path / f"job_{ID}.idx").read_bytes())][-1][-1] < 2**63
 
 
 @pytest.mark.parametrize("renamed", [("idx",), ("idx", "log")])

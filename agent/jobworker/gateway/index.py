@@ -24,11 +24,12 @@ UNKNOWN = -1
 
 
 class Record(NamedTuple):
-    """One record; `time_ns` is Unix time, by the host's wall clock."""
+    """One record; `time_ns` is Unix time, by the host's wall clock, and `alone` as in `wire/output_index.py`."""
 
     offset: int
     length: int
     source: int
+    alone: int
     time_ns: int
 
 
@@ -110,6 +111,11 @@ class Index:
         """When the first byte came of which that is known; None where the index is empty."""
         first = self._first(lambda record: record.offset, 0)
         return first.time_ns if first else None
+
+    def others_alone(self, start: int, source: int) -> int:
+        """For how many segments right before this one, which begins at an offset, another source wrote alone."""
+        first = self._first(lambda record: record.offset, 0)
+        return first.alone if first and first.offset == start and first.source != source else 0
 
     def since(self, time_ns: int) -> int | None:
         """The offset of the first record that is not before a time; None where there is none."""
@@ -196,7 +202,7 @@ def _spans(records: Sequence[Record], offset: int, limit: int) -> Iterator[Span]
 
 def _bounds(records: Sequence[Record], limit: int) -> Iterator[tuple[int, int, int]]:
     """Where what each source wrote ends, and when it came; in order, unless the index is broken."""
-    for record, following in pairwise((*records, Record(limit, 0, UNKNOWN, 0))):
+    for record, following in pairwise((*records, Record(limit, 0, UNKNOWN, 0, 0))):
         yield record.offset, UNKNOWN, 0
         stop = following.offset
         if record.source == LOST:

@@ -66,6 +66,13 @@ def step(segment: Segment, part: Part, before: Standing) -> Step:
     return Step(_chunk(part, before, lines), lines.standing())
 
 
+def pass_over(part: Part, before: Standing) -> Step:
+    """Go on behind a part in which there is nothing that is wanted."""
+    lines = Lines(before)
+    lines.pass_over(part.end)
+    return Step(_chunk(part, before, lines), lines.standing())
+
+
 def over(part: Part, before: Standing, reason: str) -> Step:
     """Go on behind a part that cannot be had."""
     return _over(part, before, Lines(before), Span(part.offset, part.end, LOST, 0), reason)

@@ -160,6 +160,12 @@ class Lines:
                 for source, held in sorted(self._open.items()):
                     self._enter_cell(source, held)
 
+    def pass_over(self, offset: int) -> None:
+        """Up to here, which may be many cells on, there is nothing else that is wanted."""
+        while self._open and self.read < offset:
+            self.reach(min(offset, cell_end(self.read)))
+        self.reach(offset)
+
     def _enter_cell(self, source: int, held: _Open) -> None:
         """Go on with what is open where a cell ends, or cut it off there.
 

@@ -16,7 +16,7 @@ from jobworker.gateway.index import UNKNOWN, Span
 from jobworker.gateway.line_pieces import Step
 from jobworker.gateway.lines import Standing
 from jobworker.gateway.pieces import SOURCES, Part, Piece, Shared
-from jobworker.gateway.seek import Log, View, locate
+from jobworker.gateway.seek import Log, View, locate, pass_over
 from jobworker.gateway.segments import Segment, Segments
 from jobworker.jobs import OutputFormat
 from jobworker.wire.output_index import LOST, NOT_WRITTEN
@@ -80,6 +80,8 @@ class Output:
             while (end := await extent.beyond(offset)) > offset:
                 part = Part(log, offset, end, lossy=extent.lost_bytes > 0)
                 piece = await self._read(part, self._piece, _dropped)
+                if not piece.message:
+                    piece = Piece(b"", await self._pass_over(log, piece.stop, end))
                 offset = piece.stop
                 yield piece
         _check_within(offset, end)
@@ -93,6 +95,10 @@ class Output:
                 part = Part(log, at.read, end, lossy=extent.lost_bytes > 0)
                 step = await self._step(part, at)
                 at = step.standing
+                if not step.pieces:
+                    stop = await self._pass_over(log, at.read, end)
+                    step = line_pieces.pass_over(Part(log, at.read, stop, part.lossy), at)
+                    at = step.standing
                 for piece in step.pieces or (Piece(b"", at.told),):
                     yield piece
         _check_within(offset, end)
@@ -111,6 +117,13 @@ class Output:
                 raise _fault(error) from None
         ended = now.output_ended and end == now.log_bytes
         return start, replace(now, log_bytes=end, output_ended=ended)
+
+    async def _pass_over(self, log: Log, offset: int, end: int) -> int:
+        """Where to look next for a source that has written nothing before an offset for a while."""
+        try:
+            return await pass_over(self._segments, log, offset, end)
+        except OSError as error:
+            raise _fault(error) from None
 
     @contextmanager
     def _reading(self, job_id: str) -> Iterator[None]:

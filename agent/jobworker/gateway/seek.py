@@ -68,6 +68,23 @@ async def locate(segments: Segments, log: Log, view: View, log_bytes: int) -> tu
     return (min(start, end) if view.relative else start), end
 
 
+async def pass_over(segments: Segments, log: Log, offset: int, log_bytes: int) -> int:
+    """An absolute offset up to which, from another one on, the source that is wanted has written nothing.
+
+    Found by halving what is left of the log: the first record of a segment tells for how many before it one source
+    wrote alone. It is the same offset where nothing is known.
+
+    Raises:
+        OSError: the disk fails.
+        JobWorkerError: the supervisor does not hand out the log.
+    """
+    if log.source is None:
+        return offset
+    first = offset // log.segment_bytes
+    low = await _Seeker(segments, log, log_bytes).wanted_from(first, log.source)
+    return max(offset, low * log.segment_bytes)
+
+
 @dataclass(frozen=True, slots=True)
 class _Seeker:
     _segments: Segments
@@ -93,6 +110,24 @@ class _Seeker:
             return 0 if await self._was_dropped(low - 1) else (low - 1) * self._log.segment_bytes
         found = before.index.since(time_ns)
         return min(low * self._log.segment_bytes if found is None else found, self._log_bytes)
+
+    async def wanted_from(self, first: int, source: Source) -> int:
+        """The last segment up to which, from another one on, the other source is known to have written alone."""
+        low, high = first, (self._log_bytes - 1) // self._log.segment_bytes
+        # Mostly both write, and the next segment says so; or one hardly ever does, and the last one says that.
+        likely = [high, low + 1]
+        while low < high:
+            number = likely.pop() if likely else (low + high + 1) // 2
+            segment = await self._segment(number)
+            alone_from = number - (segment.index.others_alone(segment.start, source) if segment else 0)
+            if alone_from <= first:
+                low = number
+            elif number == first + 1:
+                break
+            else:
+                # Somebody else wrote right before that.
+                high = alone_from - 1
+        return low
 
     async def _begins(self, number: int, stop: int) -> tuple[int, float]:
         """The first segment from a number on of which it is known when it begins, and when that is.

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobworker.wire.output_index import LOST, RECORD, SOURCE_AT
+from jobworker.wire.output_index import LOST, MAX_ALONE, RECORD, SOURCE_AT
 
 # Output of one pipe is one record as long as it comes within this time, so that a job which writes single
 # bytes does not get an index larger than its log.
@@ -31,6 +31,7 @@ class Record:
     offset: int
     length: int
     source: int
+    alone: int
     time_ns: int
 
     @property
@@ -38,12 +39,33 @@ class Record:
         return self.offset + self.length
 
     def pack(self) -> bytes:
-        return RECORD.pack(self.offset, self.length, self.source, self.time_ns)
+        return RECORD.pack(self.offset, self.length, self.source, self.alone, self.time_ns)
 
     def takes(self, length: int, source: int, now: int) -> bool:
         """True if more of the same belongs to this record: gaps grow for as long as they last."""
         soon = source == LOST or now - self.time_ns < _SAME_RECORD_NS
         return source == self.source and soon and self.length + length < _MAX_RECORD_BYTES
+
+
+class _Alone:
+    """For how many segments in a row one source has written alone, so that who wants the other one need not look.
+
+    Args:
+        segment: of which nothing is known so far.
+    """
+
+    def __init__(self, segment: int) -> None:
+        self._segment, self._source, self._count = segment, LOST, 0
+
+    def note(self, segment: int, source: int) -> int:
+        """This source, or LOST, has to do with a segment; before that so many in a row are its own as a whole."""
+        if segment != self._segment:
+            goes_on = segment == self._segment + 1 and source == self._source != LOST
+            self._count = min(self._count + 1, MAX_ALONE) if goes_on else 0
+            self._segment, self._source = segment, source
+        elif source != self._source:
+            self._source = LOST
+        return self._count
 
 
 class Index:
@@ -69,6 +91,7 @@ class Index:
         self._behind = False
         # The time of the last record that there ever was.
         self._latest_ns = 0
+        self._alone = _Alone(segment)
 
     @property
     def behind(self) -> bool:
@@ -111,13 +134,15 @@ class Index:
     def note(self, offset: int, length: int, source: int) -> None:
         """What lies from `offset` on came from this source, now. Never fails: it may be written later."""
         now = self._now()
+        segment, within = divmod(offset, self._segment_bytes)
+        alone = self._alone.note(segment, source)
         last = self._records[-1] if self._records else None
-        if last and offset % self._segment_bytes and last.takes(length, source, now):
+        if last and within and last.takes(length, source, now):
             last.length += length
         else:
-            if not offset % self._segment_bytes:
+            if not within:
                 self._pass_over()
-            self._records.append(Record(offset, length, source, now))
+            self._records.append(Record(offset, length, source, 0 if within else alone, now))
         self._behind = True
         # A disk that takes the output and not its index costs source and time of these bytes, not the bytes.
         with contextlib.suppress(OSError):
@@ -167,8 +192,9 @@ class Index:
             if record.source == LOST:
                 lost += max(0, record.end - start)
             record.length = min(record.length, start - record.offset)
+        self._alone.note(self._segment, LOST)
         self._settled = first * RECORD.size
-        self._records = [Record(start, end - start, LOST, self._now())]
+        self._records = [Record(start, end - start, LOST, 0, self._now())]
         data = b"".join(record.pack() for record in (*records, *self._records))
         if os.pwrite(self._fd, data, (first - len(records)) * RECORD.size) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

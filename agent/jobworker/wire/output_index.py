@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import struct
 
-# Absolute offset, length, source, time in nanoseconds of Unix time.
-RECORD = struct.Struct("<QIB3xQ")
+# Absolute offset, length, source, for how many segments right before this one that source wrote alone, and time in
+# nanoseconds of Unix time. The number of segments is in the first record of one; 0 where it is not known.
+RECORD = struct.Struct("<QIBxHQ")
+MAX_ALONE = 2**16 - 1
 # Where a record has its source.
 SOURCE_AT = struct.calcsize("<QI")
 # In place of a job's source: the agent could not write these bytes.
