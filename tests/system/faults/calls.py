@@ -25,6 +25,8 @@ from support.strace import Call
 from support.waiting import until
 
 _T = TypeVar("_T")
+# What is still there then could not be removed.
+_REMOVED_SECONDS = 5.0
 SEGMENT_BYTES = 65_536
 # A rotation and the rest.
 OUTPUT = b"0123456789abcdef" * 6_000
@@ -256,7 +258,7 @@ class Bench:
     def check_nothing_is_left(self, *, leaks: bool) -> None:
         """Nothing of any job but its directory; what could not be removed is swept by the next supervisor."""
         try:
-            until(self.leftovers, {})
+            until(self.leftovers, {}, _REMOVED_SECONDS)
         except AssertionError:
             self.restart()
             until(self.leftovers, {})
