@@ -80,12 +80,16 @@ container_down() {
     ip netns delete "$1"
 }
 
+# All, or those that are named.
 containers_down() {
-    local netns directory
-    for netns in /run/netns/"$NETNS"-*; do
-        container_down "${netns##*/}"
+    local name directory
+    [ $# != 0 ] || set -- c-v1 c-hybrid
+    for name in "$@"; do
+        container_down "$NETNS-$name"
+        for directory in /sys/fs/cgroup/*/jobworker-lab/"$name"; do
+            [ ! -e "$directory" ] || find "$directory" -depth -type d -exec rmdir {} +
+        done
     done
-    for directory in /sys/fs/cgroup/*/jobworker-lab; do
-        [ ! -e "$directory" ] || find "$directory" -depth -type d -exec rmdir {} +
-    done
+    # Once none is left.
+    rmdir /sys/fs/cgroup/*/jobworker-lab 2>/dev/null || true
 }

@@ -65,6 +65,14 @@ lab_start() {
         lab_enter virsh --quiet pool-create-as jobworker dir --target $LIB/disks >/dev/null
 }
 
+# End the connections that ssh and Ansible keep for later calls: a machine that takes another's place knows of none.
+lab_hang_up() {
+    local pid
+    for pid in $(ip netns pids $NETNS); do
+        [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") != "ssh: "*"[mux]"* ]] || kill "$pid" 2>/dev/null || true
+    done
+}
+
 # Whatever is left in the namespace is the lab's own; it goes with it.
 lab_down() {
     containers_down
