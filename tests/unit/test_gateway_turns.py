@@ -1,8 +1,11 @@
 """In which order calls are worked on: a crowd holds up nobody else, and no single call holds up the crowd."""
 
+# ruff: noqa: S311 - seeded, so that what fails fails again
+
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -209,3 +212,33 @@ def test_pieces_that_wait_for_their_readers_hold_up_no_others() -> None:
         await crowd.end("1", "2", "3")
 
     play(scene, of_pieces=True)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_comes_takes_long_and_goes_away_everybody_else_has_a_turn(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_TURN_SECONDS", 0.002)
+    chance = random.Random(seed)
+
+    async def call(crowd: Crowd, principal: str, done: set[int], number: int) -> None:
+        async with crowd.turns.turn(principal):
+            await asyncio.sleep(chance.choice([0, 0, 0.001, 0.004]))
+        done.add(number)
+
+    async def scene(crowd: Crowd) -> None:
+        done: set[int] = set()
+        tasks = []
+        for number in range(150):
+            tasks.append(asyncio.create_task(call(crowd, chance.choice([ANN, BOB]), done, number)))
+            if not chance.randrange(3):
+                await asyncio.sleep(chance.choice([0, 0.001]))
+            if not chance.randrange(4):
+                chance.choice(tasks).cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        cancelled = {number for number, how in enumerate(ended) if isinstance(how, asyncio.CancelledError)}
+        assert [how for how in ended if how and not isinstance(how, asyncio.CancelledError)] == []
+        assert done | cancelled == set(range(150))
+        assert len(done) > 75
+
+    play(scene, of_pieces=bool(seed % 2))
