@@ -62,7 +62,7 @@ class Turns:
 
     async def begin(self, turn: Turn) -> None:
         self._come += 1
-        line = self._line(turn.principal)
+        line = self._lines.get(turn.principal) or self._lines.setdefault(turn.principal, _Line(turn.principal))
         if line.at_work < _AT_WORK:
             line.at_work += 1
         else:
@@ -70,12 +70,6 @@ class Turns:
         turn.line, turn.until = line, asyncio.get_running_loop().time() + self._seconds
         line.under_way.append(turn)
         self._watch(line)
-
-    def _line(self, principal: str) -> _Line:
-        line = self._lines.get(principal)
-        if line:
-            self._end_overdue(line)
-        return self._lines.get(principal) or self._lines.setdefault(principal, _Line(principal))
 
     async def _wait(self, line: _Line) -> None:
         come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -98,18 +92,14 @@ class Turns:
     def _watch(self, line: _Line) -> None:
         """Have a turn end in time that holds somebody up; most are over before anybody waits, with no timer."""
         if line.waiting and line.under_way and not line.timer:
-            line.timer = asyncio.get_running_loop().call_at(line.under_way[0].until, self._at_end, line)
-
-    def _at_end(self, line: _Line) -> None:
-        line.timer = None
-        self._end_overdue(line)
-        self._watch(line)
+            line.timer = asyncio.get_running_loop().call_at(line.under_way[0].until, self._end_overdue, line)
 
     def _end_overdue(self, line: _Line) -> None:
-        now = asyncio.get_running_loop().time()
+        line.timer, now = None, asyncio.get_running_loop().time()
         while line.under_way and line.under_way[0].until <= now:
             line.under_way.popleft()
             self._next(line)
+        self._watch(line)
 
     def _next(self, line: _Line) -> None:
         """Hand a turn that is over to who has waited longest."""
