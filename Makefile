@@ -125,8 +125,8 @@ vms-test: setup setup-fleet wheelhouse ## Run the suites in the machines, and lo
 vms-fleet: setup setup-fleet wheelhouse ## Set the machines up by playbooks, and change them, as one fleet: M="v1 v2"
 	@vagrant/vms fleet $(M)
 
-vms-down: ## Remove the machines and all that runs for them
-	@vagrant/vms down
+vms-down: ## Remove the machines and all that runs for them, or some of them: M="v1"
+	@vagrant/vms down $(M)
 
 vms-ssh: ## A shell in one of them: M=v1
 	@vagrant/vms ssh $(M)
