@@ -11,13 +11,14 @@ from pathlib import Path
 from jobworker.jobs import JobRecord, Source, State
 from jobworker.supervisor.log_reading import open_segment
 from jobworker.supervisor.output import OutputLog
+from support.scripted_supervisor import record
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 SEGMENT = 1 << 20
 
 
-def open_log(path: Path) -> OutputLog:
-    log = OutputLog(os.open(path, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT)
+def open_log(path: Path, segment_bytes: int = SEGMENT) -> OutputLog:
+    log = OutputLog(os.open(path, os.O_RDONLY | os.O_DIRECTORY), ID, segment_bytes)
     log.open()
     return log
 
@@ -36,21 +37,11 @@ def feed(log: OutputLog, data: bytes, source: Source = Source.STDOUT) -> None:
     os.close(reading)
 
 
-def record_of(log: OutputLog) -> JobRecord:
-    return JobRecord(
+def record_of(log: OutputLog, segment_bytes: int = SEGMENT) -> JobRecord:
+    return record(
         job_id=ID,
-        principal="",
-        command="",
-        args=(),
-        env_names=(),
-        labels=(),
-        workdir="",
-        timeout_ms=0,
-        uid=0,
-        pid=0,
         state=State.ENDED,
-        created_ns=0,
-        segment_bytes=SEGMENT,
+        segment_bytes=segment_bytes,
         log_bytes=log.size,
         lost_bytes=log.lost,
     )

@@ -8,7 +8,6 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import aclosing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from jobworker.gateway.segments import Segments
 from jobworker.jobs import OutputFormat, Source
 from jobworker.supervisor import index
 from jobworker.supervisor.log_reading import open_segment
-from jobworker.supervisor.output import OutputLog
 from jobworker.wire.messages import LogSegment, OpenLog
 from jobworker.wire.output_index import RECORD
-from support.output_logs import ID, feed, record_of
+from support.output_logs import ID, feed, open_log, record_of
 from support.scripted_supervisor import Answer, ScriptedSupervisor, linked
 
 OUT, ERR = Source.STDOUT, Source.STDERR
@@ -39,21 +37,17 @@ class OneLog(ScriptedSupervisor):
         super().__init__(str(directory))
         self._files = directory / "log"
         self._files.mkdir()
-        self.log = self._open_log()
+        self.log = open_log(self._files, SEGMENT)
         self.handlers[OpenLog] = self._open
-
-    def _open_log(self) -> OutputLog:
-        return OutputLog(os.open(self._files, os.O_RDONLY | os.O_DIRECTORY), ID, SEGMENT)
 
     def die(self) -> None:
         self.log.close()
-        self.log = self._open_log()
+        self.log = open_log(self._files, SEGMENT)
 
     def cut(self, size: int) -> None:
         """Take bytes off the end of the open segment."""
         file = self._files / f"job_{ID}.log"
-        if file.exists():
-            os.truncate(file, max(0, file.stat().st_size - size))
+        os.truncate(file, max(0, file.stat().st_size - size))
 
     def forget_who_wrote_alone(self) -> None:
         """As an agent of before has written the index."""
@@ -64,7 +58,7 @@ class OneLog(ScriptedSupervisor):
     def _open(self, request: OpenLog) -> Answer:
         directory = os.open(self._files, os.O_RDONLY)
         try:
-            record = replace(record_of(self.log), segment_bytes=SEGMENT)
+            record = record_of(self.log, SEGMENT)
             opened = open_segment(directory, record, request.segment, self.log.holdings)
         finally:
             os.close(directory)
