@@ -73,7 +73,7 @@ async def main(held: str, *paths: str) -> None:
     memory, ticker = Memory(int(held)), Ticker()
     methods: dict[str, Any] = {STREAM: memory.stream, TICKS: ticker.stream}
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        name: grpc.unary_stream_rpc_method_handler(method) for name, method in methods.items()
+        name: grpc.unary_stream_rpc_method_handler(answer) for name, answer in methods.items()
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
     credentials = grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
