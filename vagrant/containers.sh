@@ -4,11 +4,22 @@
 
 CONTAINERS=$LIB/containers
 BRIDGE=10.77.0
+# Two of a kind, for two fleets side by side.
+CONTAINER_NAMES=(c-v1 c-hybrid c-v1-2 c-hybrid-2)
 
 container_address() {
     case $1 in
         c-v1) echo $BRIDGE.11 ;;
         c-hybrid) echo $BRIDGE.12 ;;
+        c-v1-2) echo $BRIDGE.21 ;;
+        c-hybrid-2) echo $BRIDGE.22 ;;
+    esac
+}
+
+container_mode() {
+    case $1 in
+        c-v1*) echo v1 ;;
+        c-hybrid*) echo hybrid ;;
     esac
 }
 
@@ -53,7 +64,7 @@ containers_up() {
         ip -n "$NETNS-$name" link set host0 up
         ip -n "$NETNS-$name" link set lo up
         # `ip netns exec` would hide the cgroups.
-        setsid nsenter --net="/run/netns/$NETNS-$name" "$HERE/container.sh" "$name" "${name#c-}" "$root" \
+        setsid nsenter --net="/run/netns/$NETNS-$name" "$HERE/container.sh" "$name" "$(container_mode "$name")" "$root" \
             >"$CONTAINERS/$name.log" 2>&1 </dev/null &
     done
 }
@@ -83,7 +94,7 @@ container_down() {
 # All, or those that are named.
 containers_down() {
     local name directory
-    [ $# != 0 ] || set -- c-v1 c-hybrid
+    [ $# != 0 ] || set -- "${CONTAINER_NAMES[@]}"
     for name in "$@"; do
         container_down "$NETNS-$name"
         for directory in /sys/fs/cgroup/*/jobworker-lab/"$name"; do

@@ -7,13 +7,13 @@ import os
 import pytest
 
 from support.fleet import Fleet, Member
-from support.guest import RESULTS, lab, machine_names
+from support.guest import lab, machine_names
 
 
 @pytest.fixture(scope="session")
 def fleet() -> Fleet:
     """The machines, with agents that a playbook has installed from nothing."""
-    fleet = Fleet(lab(), os.environ["JOBWORKER_VM_SSH"], os.path.join(RESULTS, "fleet"))
+    fleet = Fleet(lab(), os.environ["JOBWORKER_VM_SSH"], os.environ["JOBWORKER_VM_RESULTS"])
     fleet.install_collection()
     for options in (["--check", "--diff"], ["--diff"]):
         play = fleet.play("site", *options)

@@ -21,7 +21,7 @@ MOST = 5
 def restored(fleet: Fleet) -> Iterator[None]:
     """Other tests connect as often as they like."""
     yield
-    play = fleet.play("site")
+    play = fleet.play("agents")
     assert play.status == 0, play.tail()
     for member in fleet:
         root = member.guest.root
@@ -32,11 +32,11 @@ def restored(fleet: Fleet) -> Iterator[None]:
 @pytest.mark.usefixtures("restored")
 def test_connections_of_one_address_are_bounded_while_it_is_wanted(fleet: Fleet) -> None:
     wanted: dict[str, Any] = {"agent_firewall": True, "agent_firewall_connections": MOST}
-    look = fleet.play("site", "--check", **wanted)
+    look = fleet.play("agents", "--check", **wanted)
     assert (look.status, look.changed > 0) == (0, True), look.tail()
     for member in fleet:
         assert not member.guest.root.file(f"/etc/systemd/system/{UNIT}").exists
-    play = fleet.play("site", **wanted)
+    play = fleet.play("agents", **wanted)
     assert play.status == 0, play.tail()
     for member in fleet:
         member.guest.root.check_output("nft list table inet jobworker")
@@ -46,5 +46,5 @@ def test_connections_of_one_address_are_bounded_while_it_is_wanted(fleet: Fleet)
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((member.host, PORT), timeout=60)
         wait_for(member.answers)
-    again = fleet.play("site", **wanted)
+    again = fleet.play("agents", **wanted)
     assert (again.status, again.changed) == (0, 0), again.tail()

@@ -59,6 +59,8 @@ KINDS = {
     "c-v1": Kind("v1", ("tmpfs", 0), "3.11", container=True),
     "c-hybrid": Kind("hybrid", ("tmpfs", 1), "3.11", container=True),
 }
+# Of a second fleet.
+KINDS |= {f"{name}-2": kind for name, kind in KINDS.items() if kind.container}
 
 
 def machine_names() -> list[str]:

@@ -112,7 +112,7 @@ def test_a_package_for_another_python_takes_nothing_away(serving: Package) -> No
     other = "s/^Pre-Depends: .*/Pre-Depends: python3 (>= 3.99)/; s/^Version: .*/Version: 9.9.9/"
     serving.run(
         f"cd /var/tmp && dpkg-deb -R jobworker_0.1.0*.deb other && sed -i '{other}' other/DEBIAN/control"
-        " && dpkg-deb -b other jobworker_other.deb && rm -r other"
+        " && dpkg-deb -Znone -b other jobworker_other.deb && rm -r other"
     )
     refused = serving.guest.root.run("dpkg --install /var/tmp/jobworker_other.deb")
     assert (refused.rc != 0, "python3 (>= 3.99)" in refused.stderr) == (True, True), refused.stderr
