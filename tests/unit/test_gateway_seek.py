@@ -44,7 +44,7 @@ class Written:
         """The bytes and the index of a segment."""
         start = number * SEGMENT_BYTES
         stop = min(start + SEGMENT_BYTES, len(self.data))
-        keys = list(zip(self.sources, self.times, strict=True))
+        keys = dict(enumerate(zip(self.sources[start:stop], self.times[start:stop], strict=True), start))
         starts = [at for at in range(start, stop) if at == start or keys[at] != keys[at - 1]]
         ends = [*starts[1:], stop]
         records = zip(starts, ends, strict=True)
@@ -245,6 +245,27 @@ def test_a_clock_that_was_set_back_makes_no_endless_search(supervisor: Logs) -> 
         assert view.since_ns is not None
         assert start == end or log.times[start] >= view.since_ns
         assert start == 0 or log.times[start - 1] < view.since_ns
+
+
+@pytest.mark.parametrize("dropped", [0, 300])
+def test_a_time_is_found_in_few_looks(supervisor: Logs, dropped: int) -> None:
+    even, uneven = (Written(gone=set(range(dropped)), why_gone=DROPPED) for _ in range(2))
+    for number in range(1_000):
+        even.add(b"x" * SEGMENT_BYTES, Source.STDOUT, 1_000 * (number + 1))
+        # All that was written before was written at once, and what comes then ever slower.
+        uneven.add(b"x" * SEGMENT_BYTES, Source.STDOUT, number + int(1.1 ** max(0, number - 800)))
+
+    def looks(log: Written, number: int) -> int:
+        before, time = supervisor.asked(OpenLog), log.times[number * SEGMENT_BYTES]
+        ((start, _),) = located(supervisor, [(log, View(since_ns=time))])
+        assert start == number * SEGMENT_BYTES
+        return supervisor.asked(OpenLog) - before
+
+    numbers = range(dropped + 2, 1_000, 41)
+    # Both ends, what is dropped, and both sides of the place.
+    assert max(looks(even, number) for number in numbers) <= 6
+    halvings = 10
+    assert max(looks(uneven, number) for number in numbers) <= seek._GUESSES + halvings + 1
 
 
 def test_what_was_lost_holds_no_lines(supervisor: Logs) -> None:

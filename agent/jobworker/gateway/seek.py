@@ -19,6 +19,8 @@ MAX_TAIL_BYTES = 64 * 1024 * 1024
 # Between so many bytes, or runs of a source, others have their turn.
 _BLOCK_BYTES = 16 * 1024
 _RUNS = 256
+# For so many looks a log is taken to have grown evenly. Then it is halved, whatever it has done.
+_GUESSES = 6
 # Beyond so many places in a row at which nothing tells when a segment begins, none is looked for.
 _MISSING = 64
 
@@ -94,13 +96,16 @@ class _Seeker:
     async def at_time(self, time_ns: int) -> int:
         """The offset of the first output that is not before a time; the end of the log where there is none."""
         low, high = 0, -(-self._log_bytes // self._log.segment_bytes)
+        # When the segments before `low` and at `high` begin, once that is known.
+        early, late, guesses = 0.0, math.inf, _GUESSES
         while low < high:
-            middle = (low + high) // 2
+            middle = _expected(low, early, high, late, time_ns) if guesses else (low + high) // 2
+            guesses = max(0, guesses - 1)
             number, begins_ns = await self._begins(middle, high)
             if begins_ns < time_ns:
-                low = number + 1
+                low, early = number + 1, begins_ns
             else:
-                high = number
+                high, late = number, begins_ns
         # From here on segments begin at or after the time; what is sought may be in the one before.
         if not low:
             return 0
@@ -142,10 +147,11 @@ class _Seeker:
             try:
                 segment = await self._segments.get(self._log.job_id, candidate)
             except OutputDropped as error:
+                goes_on = max(candidate + 1, error.goes_on // self._log.segment_bytes)
                 if error.reason == DROPPED:
                     # All that is there came later.
-                    return candidate, 0
-                candidate = max(candidate + 1, error.goes_on // self._log.segment_bytes)
+                    return goes_on - 1, 0
+                candidate = goes_on
                 continue
             begins = segment.index.begins_ns()
             if begins is not None:
@@ -198,6 +204,17 @@ class _Seeker:
             return await self._segments.get(self._log.job_id, number)
         except OutputDropped:
             return None
+
+
+def _expected(low: int, early: float, high: int, late: float, time_ns: int) -> int:
+    """The segment in which a time is, if the log has grown evenly; or an end of which nothing is known."""
+    if late == math.inf:
+        # What was written last is asked for most.
+        return high - 1
+    if not early:
+        return low
+    written = int((time_ns - early) / (late - early) * (high - low + 1))
+    return min(max(low, low - 1 + written), high - 1)
 
 
 def _nth_newline_from_end(data: bytes, n: int) -> int:
