@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from support.agent import Agent
 from support.limit_files import kernel_limits, limit_file
 from support.link import CALLER, Link
 from support.root_side import RootSide, fresh_root_side
+from support.strace import attached, needs_strace
 from support.trails import events
 from support.waiting import until
 
@@ -230,18 +232,95 @@ def test_what_the_kernel_refuses_in_the_middle_is_taken_back(link: Link) -> None
     assert link.stop(job.job_id, force=True).limits_restored == 0
 
 
-def test_with_force_the_kernel_takes_back_what_it_can(link: Link) -> None:
+@pytest.fixture
+def cached(link: Link) -> JobRecord:
+    """A job that has a lot of memory which can be taken back."""
     script = f"head -c {_LARGE} /dev/zero > file; echo there; sleep 1000"
     job = link.start("/bin/sh", "-c", script, limits=Limits(memory_bytes=200 * _MIB))
     link.wait_output(job.job_id)
     if link.inspect(job.job_id).usage.memory_bytes < 50 * _MIB:
         pytest.skip("what is written here is not charged")
-    refused(link, job, LimitRefused, "more than 20M", memory_bytes=20 * _MIB)
     # Pages that are on their way to the disk can't be taken back yet.
     os.sync()
+    return job
+
+
+def test_with_force_the_kernel_takes_back_what_it_can(link: Link, cached: JobRecord) -> None:
+    job = cached
+    refused(link, job, LimitRefused, "more than 20M", memory_bytes=20 * _MIB)
     assert values(update(link, job, force=True, memory_bytes=20 * _MIB))["memory"] == "20M"
     assert kernel_limits(job)["memory"] == "20M"
     assert link.stop(job.job_id, force=True).limits_restored == 0
+
+
+@contextlib.contextmanager
+def before_it_is_taken_back(side: RootSide, link: Link, job: JobRecord) -> Iterator[tuple[int, int]]:
+    """An update that takes memory back, and the process that is about to do it and has been stopped."""
+    path = limit_file(job, "memory")
+
+    def stopped() -> int:
+        for process in Path("/proc").glob("[1-9]*"):
+            with contextlib.suppress(OSError, ValueError):
+                name, _, rest = (process / "stat").read_text().partition(") ")
+                held = (process / "fd" / "0").readlink()
+                if name.endswith("(jw-reclaim") and rest[0] in "tT" and held == path.parent:
+                    return int(process.name)
+        return 0
+
+    stop = ("-f", "-o", "/dev/null", "-P", str(path), "-e", "trace=write", "-e", "inject=write:signal=STOP:when=1")
+    with attached(side.supervisor_pid(), *stop):
+        request = messages.UpdateJob(CALLER, job.job_id, Limits(memory_bytes=20 * _MIB, pids=10), force=True)
+        asked = link.send(request)
+        until(lambda: stopped() > 0, True)
+    # Without strace, which would stop the supervisor as well when that writes there.
+    helper = stopped()
+    try:
+        yield asked, helper
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(helper, signal.SIGKILL)
+
+
+@needs_strace
+def test_nobody_waits_while_memory_is_taken_back(side: RootSide, link: Link, cached: JobRecord) -> None:
+    job, other = cached, side.link()
+    before = kernel_limits(job)
+    with before_it_is_taken_back(side, link, job) as (asked, helper):
+        assert other.inspect(job.job_id).limits == job.limits
+        # The file of a limit is written to by others, of which the guard is told.
+        limit_file(job, "pids").write_text("7")
+        said = "may be 1 at most; try again"
+        refused(other, job, CapExceeded, said, force=True, memory_bytes=10 * _MIB)
+        assert values(update(other, job, cpu_millis=500))["cpu"] == "50%"
+        os.kill(helper, signal.SIGCONT)
+        after = link.answer(asked).message.record
+    assert values(after) == kernel_limits(job) == before | {"memory": "20M", "pids": "10", "cpu": "50%"}
+    assert link.stop(job.job_id, force=True).limits_restored == 0
+
+
+@needs_strace
+def test_what_is_not_taken_back_in_time_is_refused(side: RootSide, link: Link, cached: JobRecord) -> None:
+    job = cached
+    before = kernel_limits(job)
+    with before_it_is_taken_back(side, link, job) as (asked, helper):
+        with pytest.raises(LimitRefused, match="has not taken that back within 10 s"):
+            link.answer(asked)
+        # As if it had gone as far as this.
+        limit_file(job, "memory").write_text(str(150 * _MIB))
+        os.kill(helper, signal.SIGCONT)
+        until(lambda: kernel_limits(job), before)
+    assert link.inspect(job.job_id).limits == job.limits
+    assert values(update(link, job, force=True, memory_bytes=20 * _MIB))["memory"] == "20M"
+    link.stop(job.job_id, force=True)
+
+
+@needs_strace
+def test_a_job_that_ends_meanwhile_has_ended(side: RootSide, link: Link, cached: JobRecord) -> None:
+    with before_it_is_taken_back(side, link, cached) as (asked, helper):
+        assert side.link().stop(cached.job_id, force=True).ended_ns
+        os.kill(helper, signal.SIGCONT)
+        with pytest.raises(JobAlreadyEnded):
+            link.answer(asked)
 
 
 def test_cpus_are_for_those_who_had_some(link: Link) -> None:

@@ -18,6 +18,7 @@ from jobworker.supervisor.guard import LimitGuard
 from jobworker.supervisor.job import Job
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.reclaim import Reclaims
 
 ID = "k7f3-9m2q-x4tz-b1cd"
 
@@ -43,7 +44,7 @@ def job_of(group: Group, loop: Loop) -> Job:
 @pytest.mark.usefixtures("one_life")
 def test_controllers_that_are_mounted_together(tmp_path: Path) -> None:
     loop, pids = Loop(), tmp_path / ID / "pids.max"
-    guard = LimitGuard(loop, Log("error"))
+    guard = LimitGuard(loop, Log("error"), Reclaims(loop))
     guard.begin(job_of(together(tmp_path), loop), suspect=False)
     pids.write_text("7")
     loop.run()
@@ -58,7 +59,7 @@ def test_controllers_that_are_mounted_together(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("one_life")
 def test_what_the_kernel_tells_of_itself_is_passed_over(tmp_path: Path) -> None:
     loop, pids = Loop(), tmp_path / ID / "pids.max"
-    guard = LimitGuard(loop, Log("error"))
+    guard = LimitGuard(loop, Log("error"), Reclaims(loop))
     guard.begin(job_of(together(tmp_path), loop), suspect=False)
     for name in ("cgroup.events", "memory.events", "memory.events.local", "pids.events"):
         (tmp_path / ID / name).write_text("x")
@@ -86,7 +87,7 @@ def test_a_host_that_has_no_more_room_for_it(tmp_path: Path, capfd: pytest.Captu
             except OSError:
                 pass
             loop = Loop()
-            guard = LimitGuard(loop, Log("info"))
+            guard = LimitGuard(loop, Log("info"), Reclaims(loop))
             guard.begin(job_of(group, loop), suspect=True)
             loop.run()
             guard.end(ID)

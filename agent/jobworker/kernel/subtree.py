@@ -9,6 +9,7 @@ the init (the job runs as the same user) can get away: `support` says so.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import signal
 from jobworker.jobs import Usage
 from jobworker.kernel import syscalls
 from jobworker.kernel.cgroup.base import Group, Hierarchy, unsupported
+from jobworker.kernel.cgroup.files import CgroupDir
 from jobworker.limits import BY_NAME, Limits
 
 # A tree that forks while it is being stopped is caught within a few passes, unless it outruns us for good.
@@ -89,6 +91,13 @@ class SubtreeGroup(Group):
         self.signal_all(signal.SIGKILL)
 
     def apply(self, limits: Limits) -> None:
+        pass
+
+    @property
+    def memory_dir(self) -> CgroupDir:
+        raise FileNotFoundError(errno.ENOENT, "there is no cgroup")
+
+    def apply_memory(self, directory: CgroupDir, limits: Limits) -> None:
         pass
 
     def lift(self, limits: Limits) -> None:

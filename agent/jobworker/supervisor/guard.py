@@ -17,6 +17,7 @@ from jobworker.supervisor.job import Job
 from jobworker.supervisor.limits import ANOTHER_VALUE
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
+from jobworker.supervisor.reclaim import Reclaims
 
 # Jobs that are looked at in one callback.
 _AT_ONCE = 16
@@ -27,7 +28,8 @@ _EVENTS = (".events", ".events.local")
 class LimitGuard:
     """Guards the jobs that it is told of, as far as the kernel has room for that."""
 
-    def __init__(self, loop: Loop, log: Log) -> None:
+    def __init__(self, loop: Loop, log: Log, reclaims: Reclaims) -> None:
+        self._reclaims = reclaims
         self._loop = loop
         self._log = log
         self._inotify: Inotify | None = None
@@ -52,7 +54,7 @@ class LimitGuard:
         if self._inotify:
             self._watch(self._inotify, job)
         if suspect:
-            self._suspect(job)
+            self.suspect(job)
 
     def _watch(self, inotify: Inotify, job: Job) -> None:
         # Controllers that are mounted together have one directory, and that one watch.
@@ -80,9 +82,10 @@ class LimitGuard:
                     watches, lost = self._inotify.read()
                     for watch in self._jobs if lost else watches & self._jobs.keys():
                         if self._jobs[watch] is not ours:
-                            self._suspect(self._jobs[watch])
+                            self.suspect(self._jobs[watch])
 
-    def _suspect(self, job: Job) -> None:
+    def suspect(self, job: Job) -> None:
+        """Look at a job's limits, which may have been changed."""
         if not self._suspects:
             self._loop.call_after(0, self._look)
         self._suspects[job.record.job_id] = job
@@ -94,6 +97,9 @@ class LimitGuard:
             self._loop.call_after(0, self._look)
 
     def _hold(self, job: Job) -> None:
+        if self._reclaims.is_under_way(job.record.job_id):
+            # That is a change of ours; it is looked at when it is over.
+            return
         try:
             changed = different(job.group.limits(job.limits.io_device), job.limits)
             if not changed:

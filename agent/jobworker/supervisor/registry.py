@@ -31,6 +31,7 @@ from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.log_reading import Opened, open_segment
 from jobworker.supervisor.permits import Permits
+from jobworker.supervisor.reclaim import MemoryAwaited, Reclaims
 from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.space import Space
 from jobworker.supervisor.starts import Starts
@@ -91,7 +92,8 @@ class Registry:
         self._compressor: Compressor | None = None
         if settings.compress_logs:
             self._compressor = Compressor(around.loop, around.log, self._store.jobs_fd, self._compressed)
-        self._guard = LimitGuard(around.loop, around.log)
+        self._reclaims = Reclaims(around.loop)
+        self._guard = LimitGuard(around.loop, around.log, self._reclaims)
         self._when_idle: list[Callable[[], None]] = []
         self.backlog: Backlog | None = None
         self.is_whole = False
@@ -103,7 +105,7 @@ class Registry:
         self.starts = Starts(
             self, settings, quotas, around, hierarchy, isolation, permits, self._users, launcher, profiles
         )
-        self._updates = Updates(around.store, around.log, around.audit, permits, self.starts)
+        self._updates = Updates(around.store, around.log, around.audit, permits, self.starts, self._reclaims)
 
     # Taking in.
 
@@ -251,9 +253,29 @@ class Registry:
             JobNotFound: there is no such job, or not for this caller.
             PolicyDenied: not by this caller, or not these.
             JobAlreadyEnded: it has ended before.
-            JobWorkerError, DiskAwaited: see `Updates.update`.
+            JobWorkerError, DiskAwaited, MemoryAwaited: see `Updates.update`.
         """
         return self._updates.update(request, self._running("Update", request))
+
+    def reclaim(self, awaited: MemoryAwaited, then: Callable[[], None]) -> None:
+        """Have the kernel take back memory of a job, and `then` called, which updates it.
+
+        Raises:
+            CapExceeded: that is under way already for this job, or for too many.
+            HostFault: there can be no helper.
+        """
+        job, limits = awaited.job, awaited.limits
+
+        def over() -> None:
+            if self.running.get(job.record.job_id) is job:
+                if job.limits.memory_bytes != limits.memory_bytes:
+                    self._updates.put_back(job, limits, job.limits)
+                self._guard.suspect(job)
+
+        try:
+            self._reclaims.take(job, limits, then, over)
+        except OSError as error:
+            raise HostFault.of("taking back the job's memory", error) from error
 
     def _running(self, rpc: str, request: StopJob | SignalJob | WriteStdin | UpdateJob) -> Job:
         """The running job that the caller may do this to."""

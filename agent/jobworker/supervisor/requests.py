@@ -26,6 +26,7 @@ from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.news import News
 from jobworker.supervisor.policies import Policies
+from jobworker.supervisor.reclaim import MemoryAwaited
 from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.starts import Outcome
 from jobworker.supervisor.tally import Tally
@@ -230,12 +231,19 @@ class Requests:
                     user = self._registry.inspect(request.job_id).user
                     self._registry.starts.disks.look(awaited.directory, user, request.caller.principal, begin)
                     return
+                except MemoryAwaited as awaited:
+                    self._registry.reclaim(awaited, again)
+                    return
             caller = request.caller
             self._say("limits updated", caller, job=request.job_id, principal=caller.principal)
             reply(messages.JobReply(record), ())
 
         def begin() -> None:
             self._with_limits(request, reply, update)
+
+        def again() -> None:
+            with self._answering(request, reply):
+                update()
 
         begin()
 

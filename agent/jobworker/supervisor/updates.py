@@ -21,6 +21,7 @@ from jobworker.supervisor.job import Job
 from jobworker.supervisor.limits import ANOTHER_VALUE
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.permits import Permits
+from jobworker.supervisor.reclaim import WAIT, Reclaims
 from jobworker.supervisor.starts import Starts
 from jobworker.supervisor.store import Store
 from jobworker.wire.messages import UpdateJob
@@ -29,13 +30,16 @@ from jobworker.wire.messages import UpdateJob
 class Updates:
     """Gives jobs new limits."""
 
-    def __init__(self, store: Store, log: Log, audit: Audit, permits: Permits, starts: Starts) -> None:
+    def __init__(
+        self, store: Store, log: Log, audit: Audit, permits: Permits, starts: Starts, reclaims: Reclaims
+    ) -> None:
         self._store = store
         self._log = log
         self._audit = audit
         self._permits = permits
         self._shares = starts.shares
         self._rules = starts.limits
+        self._reclaims = reclaims
 
     def update(self, request: UpdateJob, job: Job) -> JobRecord:
         """Give a job that the caller may update the limits that are asked for; the others stay.
@@ -48,6 +52,7 @@ class Updates:
             LimitRefused: the job uses more memory, or the kernel refuses.
             HostFault: the record can't be written, or the file system of the job's directory does not answer.
             DiskAwaited: it has to be found out first which disk that directory is on.
+            MemoryAwaited: the kernel has to take back memory first.
         """
         asked, record, group = request.limits, job.record, job.group
         if not any(asked.given()):
@@ -96,9 +101,15 @@ class Updates:
         if memory > (held := job.limits.memory_bytes or 0):
             self._shares.check_memory(job.record.principal, memory, held)
         used, show = job.inspect().usage.memory_bytes, BY_NAME["memory"].show
-        if memory < used and memory != job.limits.memory_bytes and not force:
+        if memory >= used or memory == job.limits.memory_bytes:
+            return
+        if not force:
             advice = "with force the kernel takes back what it can, and ends processes for the rest or refuses"
             raise LimitRefused("memory", f"the job has {show(used)}, more than {show(memory)}; {advice}")
+        try:
+            self._reclaims.check(job, Limits(memory_bytes=memory, swap_bytes=changes.swap_bytes))
+        except OSError as error:
+            raise LimitRefused("memory", _refusal(error)) from error
 
     def _write(self, job: Job, asked: Limits, changes: Limits, before: Limits) -> None:
         """Write, and read back.
@@ -116,15 +127,13 @@ class Updates:
             if off := different(job.group.limits(changes.io_device), changes):
                 name, problem = off[0], ANOTHER_VALUE
         except OSError as error:
-            refusal = errno.errorcode.get(error.errno or 0, "?")
-            problem = f"the kernel refuses it: {refusal} ({os.path.basename(error.filename or '')})"
-            if error.errno == errno.EBUSY:
-                problem += ": the job uses more, which cannot be taken back"
+            problem = _refusal(error)
         if problem:
-            self._put_back(job, changes, before)
+            self.put_back(job, changes, before)
             raise LimitRefused(name, problem)
 
-    def _put_back(self, job: Job, changes: Limits, before: Limits) -> None:
+    def put_back(self, job: Job, changes: Limits, before: Limits) -> None:
+        """Have the kernel take limits as they were before changes."""
         fields = [BY_NAME[name].field for name, _ in changes.given()]
         values = {field: getattr(before, field) for field in fields}
         new = {field: getattr(changes, field) for field in fields if values[field] is None}
@@ -134,6 +143,17 @@ class Updates:
         if problems:
             # The guard sees what a job was given before, and says what it can't set again.
             self._log.error("limits not put back", job=job.record.job_id, problems=problems)
+
+
+def _refusal(error: OSError) -> str:
+    """Why the kernel does not take a limit."""
+    if error.errno == errno.ETIMEDOUT:
+        return f"the job uses more, and the kernel has not taken that back within {WAIT:g} s"
+    refusal = errno.errorcode.get(error.errno or 0, "?")
+    problem = f"the kernel refuses it: {refusal} ({os.path.basename(error.filename or '')})"
+    if error.errno == errno.EBUSY:
+        problem += ": the job uses more, which cannot be taken back"
+    return problem
 
 
 def _moved(name: str, limits: Limits, held: Limits) -> str:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from jobworker import units
 from jobworker.jobs import Usage
+from jobworker.kernel.cgroup.files import CgroupDir
 from jobworker.limits import IO, Enforcement, Limits
 
 # The period of a CPU quota, in microseconds: the kernel's own default.
@@ -84,6 +85,23 @@ class Group(ABC):
     @abstractmethod
     def apply(self, limits: Limits) -> None:
         """Set limits; those that are not given stay as they are.
+
+        Raises:
+            OSError: the kernel refused; the error names the file.
+        """
+
+    @property
+    @abstractmethod
+    def memory_dir(self) -> CgroupDir:
+        """Where the limits of memory are.
+
+        Raises:
+            FileNotFoundError: there are none.
+        """
+
+    @abstractmethod
+    def apply_memory(self, directory: CgroupDir, limits: Limits) -> None:
+        """Set limits of memory and swap by `memory_dir`, which another process may have under another number.
 
         Raises:
             OSError: the kernel refused; the error names the file.

@@ -83,7 +83,7 @@ class V1Group(Group):
             self._dirs["cpu"].write("cpu.cfs_period_us", str(CPU_PERIOD_USEC))
             self._dirs["cpu"].write("cpu.cfs_quota_us", str(limits.cpu_millis * USEC_PER_MILLI))
         if limits.memory_bytes is not None:
-            self._apply_memory(limits.memory_bytes, limits.memory_bytes + (limits.swap_bytes or 0))
+            self.apply_memory(self.memory_dir, limits)
         if limits.pids is not None:
             self._dirs["pids"].write("pids.max", str(limits.pids))
         if limits.cpu_weight is not None:
@@ -115,14 +115,19 @@ class V1Group(Group):
             return ""
         return f"with cgroup v1 only a job that joined the {controller} controller at its start can be given one"
 
-    def _apply_memory(self, memory: int, with_swap: int) -> None:
+    @property
+    def memory_dir(self) -> CgroupDir:
+        return self._dirs["memory"]
+
+    def apply_memory(self, directory: CgroupDir, limits: Limits) -> None:
         """Both, so that the limit does not push the job out to swap; the second one is absent without swap."""
+        memory = limits.memory_bytes or 0
         values = [("memory.limit_in_bytes", memory)]
-        if both := self._read_swap():
+        if both := directory.read_if_there("memory.memsw.limit_in_bytes", ""):
             # The first may at no time be more than the second.
-            values.insert(int(both) >= memory, ("memory.memsw.limit_in_bytes", with_swap))
+            values.insert(int(both) >= memory, ("memory.memsw.limit_in_bytes", memory + (limits.swap_bytes or 0)))
         for name, value in values:
-            self._dirs["memory"].write(name, str(value))
+            directory.write(name, str(value))
 
     def limits(self, disk: str | None) -> Limits:
         quota = self._read("cpu", "cpu.cfs_quota_us", "-1")

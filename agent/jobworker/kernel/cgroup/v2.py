@@ -66,10 +66,7 @@ class V2Group(Group):
         if limits.cpu_millis is not None:
             self._dir.write("cpu.max", f"{limits.cpu_millis * USEC_PER_MILLI} {CPU_PERIOD_USEC}")
         if limits.memory_bytes is not None:
-            self._dir.write("memory.max", str(limits.memory_bytes))
-            # Without this the limit would only push the job out to swap. Absent where there is no swap.
-            with contextlib.suppress(FileNotFoundError):
-                self._dir.write("memory.swap.max", str(limits.swap_bytes or 0))
+            self.apply_memory(self.memory_dir, limits)
         if limits.pids is not None:
             self._dir.write("pids.max", str(limits.pids))
         if limits.cpu_weight is not None:
@@ -80,6 +77,16 @@ class V2Group(Group):
             asked = {key: getattr(limits, field) for key, field in _IO_KEYS.items()}
             rates = " ".join(f"{key}={rate}" for key, rate in asked.items() if rate is not None)
             self._dir.write("io.max", f"{limits.io_device} {rates}")
+
+    @property
+    def memory_dir(self) -> CgroupDir:
+        return self._dir
+
+    def apply_memory(self, directory: CgroupDir, limits: Limits) -> None:
+        directory.write("memory.max", str(limits.memory_bytes))
+        # Without this the limit would only push the job out to swap. Absent where there is no swap.
+        with contextlib.suppress(FileNotFoundError):
+            directory.write("memory.swap.max", str(limits.swap_bytes or 0))
 
     def lift(self, limits: Limits) -> None:
         if limits.cpu_millis is not None:
