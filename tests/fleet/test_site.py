@@ -59,7 +59,7 @@ HOST: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"agent_python": "/usr/bin/python4"}, "it has no /usr/bin/python4; install Python 3.11"),
+        ({"agent_python": "/usr/bin/python4"}, "it has no /usr/bin/python4 that works; install Python 3.11"),
         ({"agent_python": "python3"}, "have to be absolute paths"),
         ({"agent_min_free_mb": 10**9}, "MiB are free for versions and state, and agent_min_free_mb is 1000000000"),
         ({"agent_max_clock_skew": -1}, "its clock differs from the controller's by"),
