@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from jobworker.errors import (
+    AgentUnavailable,
     CapExceeded,
     InvalidField,
     JobAlreadyEnded,
@@ -22,7 +23,7 @@ from jobworker.errors import (
     LimitUnsupported,
 )
 from jobworker.jobs import JobRecord
-from jobworker.limits import Limits
+from jobworker.limits import Enforcement, Limits
 from jobworker.wire import messages
 from support.agent import Agent
 from support.limit_files import kernel_limits, limit_file
@@ -54,10 +55,11 @@ def values(record: JobRecord) -> dict[str, str]:
     return {status.name: status.value for status in record.limits}
 
 
-def large(link: Link, **limits: Any) -> JobRecord:
+def large(link: Link, workdir: str = "", **limits: Any) -> JobRecord:
     """A job that has a lot of memory and keeps it."""
     script = f"data = bytearray(b'x') * {_LARGE}; print('there', flush=True); import time; time.sleep(1000)"
-    job = link.start("/usr/bin/python3", "-I", "-S", "-c", script, limits=Limits(**limits))
+    words = ("/usr/bin/python3", "-I", "-S", "-c", script)
+    job = link.start(*words, workdir=workdir, limits=Limits(**limits))
     link.wait_output(job.job_id)
     return job
 
@@ -234,6 +236,10 @@ def test_what_the_kernel_refuses_in_the_middle_is_taken_back(link: Link) -> None
 
 @pytest.fixture
 def cached(link: Link) -> JobRecord:
+    return with_cache(link)
+
+
+def with_cache(link: Link) -> JobRecord:
     """A job that has a lot of memory which can be taken back."""
     script = f"head -c {_LARGE} /dev/zero > file; echo there; sleep 1000"
     job = link.start("/bin/sh", "-c", script, limits=Limits(memory_bytes=200 * _MIB))
@@ -287,15 +293,18 @@ def test_nobody_waits_while_memory_is_taken_back(side: RootSide, link: Link, cac
     before = kernel_limits(job)
     with before_it_is_taken_back(side, link, job) as (asked, helper):
         assert other.inspect(job.job_id).limits == job.limits
-        # The file of a limit is written to by others, of which the guard is told.
+        # The guard is there for the other limits.
         limit_file(job, "pids").write_text("7")
-        said = "may be 1 at most; try again"
+        until(lambda: other.inspect(job.job_id).limits_restored, 1)
+        # Nor may the two come in each other's way, force or not.
+        said = "changes of this job's memory that are under way may be 1 at most; try again"
         refused(other, job, CapExceeded, said, force=True, memory_bytes=10 * _MIB)
+        refused(other, job, CapExceeded, said, memory_bytes=150 * _MIB)
         assert values(update(other, job, cpu_millis=500))["cpu"] == "50%"
         os.kill(helper, signal.SIGCONT)
         after = link.answer(asked).message.record
     assert values(after) == kernel_limits(job) == before | {"memory": "20M", "pids": "10", "cpu": "50%"}
-    assert link.stop(job.job_id, force=True).limits_restored == 0
+    assert link.stop(job.job_id, force=True).limits_restored == 1
 
 
 @needs_strace
@@ -303,9 +312,12 @@ def test_what_is_not_taken_back_in_time_is_refused(side: RootSide, link: Link, c
     job = cached
     before = kernel_limits(job)
     with before_it_is_taken_back(side, link, job) as (asked, helper):
+        # As if the kernel had it already, as with cgroup v2.
+        limit_file(job, "memory").write_text(str(150 * _MIB))
         with pytest.raises(LimitRefused, match="has not taken that back within 10 s"):
             link.answer(asked)
-        # As if it had gone as far as this.
+        assert kernel_limits(job) == before
+        # And that is not the end of it.
         limit_file(job, "memory").write_text(str(150 * _MIB))
         os.kill(helper, signal.SIGCONT)
         until(lambda: kernel_limits(job), before)
@@ -315,12 +327,55 @@ def test_what_is_not_taken_back_in_time_is_refused(side: RootSide, link: Link, c
 
 
 @needs_strace
+def test_an_upgrade_waits_until_memory_is_taken_back(own_side: RootSide) -> None:
+    link, other = own_side.link(), own_side.link()
+    job = with_cache(link)
+
+    def takes_jobs() -> bool:
+        with contextlib.suppress(AgentUnavailable):
+            return bool(other.start("/bin/true"))
+        return False
+
+    with before_it_is_taken_back(own_side, link, job) as (asked, helper):
+        upgrading = other.send(messages.Upgrade())
+        until(takes_jobs, wanted=False)
+        os.kill(helper, signal.SIGCONT)
+        assert values(link.answer(asked).message.record)["memory"] == "20M"
+    other.answer(upgrading)
+    link.drain()
+    again = own_side.reconnect(subscribe=True)
+    assert values(again.inspect(job.job_id))["memory"] == kernel_limits(job)["memory"] == "20M"
+    assert again.stop(job.job_id, force=True).limits_restored == 0
+
+
+@needs_strace
 def test_a_job_that_ends_meanwhile_has_ended(side: RootSide, link: Link, cached: JobRecord) -> None:
     with before_it_is_taken_back(side, link, cached) as (asked, helper):
+        group = limit_file(cached, "memory").parent
         assert side.link().stop(cached.job_id, force=True).ended_ns
+        # The kernel would not remove it while it is written to, and have all of its cgroups wait for that.
+        assert group.exists()
         os.kill(helper, signal.SIGCONT)
         with pytest.raises(JobAlreadyEnded):
             link.answer(asked)
+        until(group.exists, wanted=False)
+
+
+def test_memory_and_the_disk_of_a_directory_change_in_one_call(link: Link, side: RootSide) -> None:
+    """Either is waited for, and once."""
+    (reading,) = (limit for limit in link.welcome.host.limits if limit.name == "io_read")
+    if reading.enforcement is Enforcement.UNSUPPORTED:
+        pytest.skip(reading.detail)
+    named = f"{os.path.dirname(side.state_dir)}/with-memory"
+    os.mkdir(named, 0o755)
+    job = large(link, workdir=named, memory_bytes=200 * _MIB)
+    changes = {"memory_bytes": 20 * _MIB, "io_read_bps": _MIB}
+    if link.welcome.host.cgroup_mode == "v2":
+        after = values(update(link, job, force=True, **changes))
+        assert (after["memory"], after["io_read"]) == ("20M", "1M/s")
+    else:
+        refused(link, job, LimitRefused, "the kernel refuses it: EBUSY", force=True, **changes)
+    link.stop(job.job_id, force=True)
 
 
 def test_cpus_are_for_those_who_had_some(link: Link) -> None:

@@ -118,6 +118,17 @@ class Disks:
         if look.is_late:
             self._tell(look, None)
 
+    def keeping(self, then: Callable[[], None]) -> Callable[[], None]:
+        """`then`, to be called when something else has been waited for, with what `of` knows now."""
+        known = dict(self._found)
+
+        def come_again() -> None:
+            before, self._found = self._found, self._found | known
+            then()
+            self._found = before
+
+        return come_again
+
     def _begin(self, key: _Key) -> _Look:
         principal, user, directory = key
         if sum(who == principal for who, _, _ in self._looks) >= _MOST:

@@ -97,24 +97,25 @@ class LimitGuard:
             self._loop.call_after(0, self._look)
 
     def _hold(self, job: Job) -> None:
+        given = job.limits
         if self._reclaims.is_under_way(job.record.job_id):
-            # That is a change of ours; it is looked at when it is over.
-            return
+            # Those are being changed by us; they are looked at when that is over.
+            given = replace(given, memory_bytes=None, swap_bytes=None)
         try:
-            changed = different(job.group.limits(job.limits.io_device), job.limits)
+            changed = different(job.group.limits(given.io_device), given)
             if not changed:
                 if job.record.limits != job.granted:
                     # Whoever has changed them has set them again.
                     job.limits_changed(job.granted, restored=False)
                 return
-            problems = change_each(job.group.apply, job.limits)
+            problems = change_each(job.group.apply, given)
             # Else what cannot be set again would be tried again for ever, for others of its limits can be.
             self._heed(job)
-            actual = job.group.limits(job.limits.io_device)
+            actual = job.group.limits(given.io_device)
         except OSError:
             # Its cgroup is being removed.
             return
-        off = different(actual, job.limits)
+        off = different(actual, given)
         self._log.warning("limits changed by others", job=job.record.job_id, limits=changed, not_restored=problems)
         statuses = (
             _off(status, actual, problems.get(status.name, ANOTHER_VALUE)) if status.name in off else status

@@ -31,7 +31,7 @@ from jobworker.supervisor.launcher import Launcher
 from jobworker.supervisor.limit_profiles import Profiles
 from jobworker.supervisor.log_reading import Opened, open_segment
 from jobworker.supervisor.permits import Permits
-from jobworker.supervisor.reclaim import MemoryAwaited, Reclaims
+from jobworker.supervisor.reclaim import MemoryAwaited
 from jobworker.supervisor.retention import Retention
 from jobworker.supervisor.space import Space
 from jobworker.supervisor.starts import Starts
@@ -92,8 +92,8 @@ class Registry:
         self._compressor: Compressor | None = None
         if settings.compress_logs:
             self._compressor = Compressor(around.loop, around.log, self._store.jobs_fd, self._compressed)
-        self._reclaims = Reclaims(around.loop)
-        self._guard = LimitGuard(around.loop, around.log, self._reclaims)
+        self.reclaims = around.reclaims
+        self._guard = LimitGuard(around.loop, around.log, self.reclaims)
         self._when_idle: list[Callable[[], None]] = []
         self.backlog: Backlog | None = None
         self.is_whole = False
@@ -105,7 +105,7 @@ class Registry:
         self.starts = Starts(
             self, settings, quotas, around, hierarchy, isolation, permits, self._users, launcher, profiles
         )
-        self._updates = Updates(around.store, around.log, around.audit, permits, self.starts, self._reclaims)
+        self._updates = Updates(around.store, around.log, around.audit, permits, self.starts, self.reclaims)
 
     # Taking in.
 
@@ -261,21 +261,27 @@ class Registry:
         """Have the kernel take back memory of a job, and `then` called, which updates it.
 
         Raises:
-            CapExceeded: that is under way already for this job, or for too many.
+            CapExceeded: that is under way for too many jobs.
             HostFault: there can be no helper.
         """
         job, limits = awaited.job, awaited.limits
 
-        def over() -> None:
+        def settle() -> None:
             if self.running.get(job.record.job_id) is job:
                 if job.limits.memory_bytes != limits.memory_bytes:
                     self._updates.put_back(job, limits, job.limits)
                 self._guard.suspect(job)
 
+        def again() -> None:
+            then()
+            settle()
+
         try:
-            self._reclaims.take(job, limits, then, over)
+            self.reclaims.take(job, limits, again)
         except OSError as error:
             raise HostFault.of("taking back the job's memory", error) from error
+        # Of one that was late it may have the last word.
+        self.reclaims.when_over(settle, job.record.job_id)
 
     def _running(self, rpc: str, request: StopJob | SignalJob | WriteStdin | UpdateJob) -> Job:
         """The running job that the caller may do this to."""

@@ -232,7 +232,7 @@ class Requests:
                     self._registry.starts.disks.look(awaited.directory, user, request.caller.principal, begin)
                     return
                 except MemoryAwaited as awaited:
-                    self._registry.reclaim(awaited, again)
+                    self._registry.reclaim(awaited, self._registry.starts.disks.keeping(again))
                     return
             caller = request.caller
             self._say("limits updated", caller, job=request.job_id, principal=caller.principal)

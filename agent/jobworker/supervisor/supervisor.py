@@ -29,6 +29,7 @@ from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.news import News
 from jobworker.supervisor.permits import Permits
 from jobworker.supervisor.policies import Policies
+from jobworker.supervisor.reclaim import Reclaims
 from jobworker.supervisor.recovery import Recovery
 from jobworker.supervisor.registry import Registry
 from jobworker.supervisor.requests import Requests
@@ -95,6 +96,7 @@ class Supervisor:
             audit=self._audit,
             tally=self._tally,
             revisions=Revisions(self._store.epoch),
+            reclaims=Reclaims(self._loop),
             changed=self._changed,
             let_go_of=self._let_go_of,
             grew=self._grew,
@@ -269,11 +271,14 @@ class Supervisor:
     # Upgrades: who asked is told why there is none, or None just before this program is another one.
 
     def _upgrade(self, decided: Callable[[str | None], None]) -> None:
+        def decide() -> None:
+            self._decide_upgrade(decided)
+
         def proven(problem: str | None) -> None:
             if problem:
                 self._refuse_upgrade(problem, decided)
             else:
-                self._registry.starts.pause(lambda: self._decide_upgrade(decided))
+                self._registry.starts.pause(lambda: self._registry.reclaims.when_over(decide))
 
         command = root_side.supervisor("--settings", self._settings_path, "--check", "yes")
         upgrade.Proof(self._loop, command, proven)

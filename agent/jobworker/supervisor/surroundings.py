@@ -13,6 +13,7 @@ from jobworker.supervisor.keeper_link import KeeperLink
 from jobworker.supervisor.log import Log
 from jobworker.supervisor.loop import Loop
 from jobworker.supervisor.output import OutputLog
+from jobworker.supervisor.reclaim import Reclaims
 from jobworker.supervisor.revisions import Revisions
 from jobworker.supervisor.stdin import Ends
 from jobworker.supervisor.store import Store
@@ -43,6 +44,7 @@ class Surroundings:
     audit: Audit
     tally: Tally
     revisions: Revisions
+    reclaims: Reclaims
     changed: Callable[[Job], None]
     let_go_of: Callable[[str], None]
     grew: Callable[[Job], None]
@@ -53,6 +55,9 @@ class Surroundings:
 
     def let_go(self, group: Group) -> None:
         """Remove a group that is empty; one that can't be removed is swept at the next start."""
+        self.reclaims.when_over(lambda: self._remove(group), group.name)
+
+    def _remove(self, group: Group) -> None:
         try:
             group.remove()
         except OSError as error:

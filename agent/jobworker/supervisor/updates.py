@@ -98,6 +98,7 @@ class Updates:
     def _check_memory(self, job: Job, changes: Limits, *, force: bool) -> None:
         if (memory := changes.memory_bytes) is None:
             return
+        self._reclaims.check_other(job)
         if memory > (held := job.limits.memory_bytes or 0):
             self._shares.check_memory(job.record.principal, memory, held)
         used, show = job.inspect().usage.memory_bytes, BY_NAME["memory"].show

@@ -83,10 +83,10 @@ class V2Group(Group):
         return self._dir
 
     def apply_memory(self, directory: CgroupDir, limits: Limits) -> None:
-        directory.write("memory.max", str(limits.memory_bytes))
-        # Without this the limit would only push the job out to swap. Absent where there is no swap.
+        # First, for the limit would only push the job out to swap. Absent where there is no swap.
         with contextlib.suppress(FileNotFoundError):
             directory.write("memory.swap.max", str(limits.swap_bytes or 0))
+        directory.write("memory.max", str(limits.memory_bytes))
 
     def lift(self, limits: Limits) -> None:
         if limits.cpu_millis is not None:
