@@ -88,6 +88,17 @@ def test_a_job_is_given_limits_that_it_did_not_have(link: Link) -> None:
     link.stop(job.job_id, force=True)
 
 
+def test_less_swap_alone(link: Link) -> None:
+    job = link.start("/bin/sleep", "1000", limits=Limits(memory_bytes=64 * _MIB), best_effort=True)
+    swap = limit_file(job, "memory").parent / "memory.memsw.limit_in_bytes"
+    if not swap.exists():
+        pytest.skip("nothing accounts for swap here, or beside memory")
+    for size in (64, 16):
+        assert values(update(link, job, swap_bytes=size * _MIB))["swap"] == f"{size}M"
+        assert swap.read_text() == f"{(64 + size) * _MIB}\n"
+    assert link.stop(job.job_id, force=True).limits_restored == 0
+
+
 def test_the_job_feels_it(link: Link) -> None:
     job = link.start("/bin/sh", "-c", "while :; do :; done")
     update(link, job, cpu_millis=100)

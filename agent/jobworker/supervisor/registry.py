@@ -24,7 +24,7 @@ from jobworker.kernel.cgroup.base import Hierarchy
 from jobworker.settings.schema import JobSettings, QuotaSettings
 from jobworker.supervisor.backlog import Backlog
 from jobworker.supervisor.compressor import Compressor
-from jobworker.supervisor.guard import LimitGuard
+from jobworker.supervisor.guard import LimitGuard, different
 from jobworker.supervisor.isolation import Isolation
 from jobworker.supervisor.job import DEFAULT_GRACE, Job
 from jobworker.supervisor.launcher import Launcher
@@ -268,7 +268,7 @@ class Registry:
 
         def settle() -> None:
             if self.running.get(job.record.job_id) is job:
-                if job.limits.memory_bytes != limits.memory_bytes:
+                if different(job.limits, limits):
                     self._updates.put_back(job, limits, job.limits)
                 self._guard.suspect(job)
 

@@ -102,11 +102,13 @@ class Updates:
         if memory > (held := job.limits.memory_bytes or 0):
             self._shares.check_memory(job.record.principal, memory, held)
         used, show = job.inspect().usage.memory_bytes, BY_NAME["memory"].show
-        if memory >= used or memory == job.limits.memory_bytes:
-            return
-        if not force:
+        too_much = memory < used and memory != job.limits.memory_bytes
+        if too_much and not force:
             advice = "with force the kernel takes back what it can, and ends processes for the rest or refuses"
             raise LimitRefused("memory", f"the job has {show(used)}, more than {show(memory)}; {advice}")
+        # With v1 the kernel takes back what was swapped as well.
+        if not too_much and (changes.swap_bytes or 0) >= (job.limits.swap_bytes or 0):
+            return
         try:
             self._reclaims.check(job, Limits(memory_bytes=memory, swap_bytes=changes.swap_bytes))
         except OSError as error:
