@@ -2,7 +2,7 @@
 
 Who lowers the limit waits while the kernel takes back pages, writes some to a disk, and ends processes for the
 rest. So a helper lowers it, and who asked comes again when it has. The record has the new limit no sooner, and
-until then the guard lets the job be.
+until then the guard lets its memory be.
 """
 
 from __future__ import annotations
