@@ -27,6 +27,8 @@ from jobworker.wire.handover import Held
 # Between two starts of a supervisor that dies before it serves, or for which there is no process, in seconds.
 _PAUSE = 0.5
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+# When all has ended, what helpers of the supervisor still have to write gets so long.
+_HELPERS_SECONDS = 5.0
 # Of processes that have ended, before something else is done: a job may make them as fast as they are reaped.
 _MOST_REAPED = 256
 # Sent by a service manager that starts another keeper right after; jobs are left to that one.
@@ -124,8 +126,22 @@ class Keeper:
             self._listen()
             status = self._go_on()
         self._upgrade.kill_trial()
+        if self._ending == signal.SIGTERM:
+            self._see_helpers_end()
         self._parking.finish()
         return status
+
+    def _see_helpers_end(self) -> None:
+        """Once nothing is left of the agent, the service manager removes its cgroup as well."""
+        poll, until = select.poll(), time.monotonic() + _HELPERS_SECONDS
+        poll.register(self._wakeup, select.POLLIN)
+        with contextlib.suppress(ChildProcessError):
+            while (left := until - time.monotonic()) > 0:
+                while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
+                    pass
+                poll.poll(left * 1000)
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wakeup, 4096)
 
     def _wait(self) -> None:
         poll = select.poll()
