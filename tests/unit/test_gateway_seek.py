@@ -51,6 +51,11 @@ class Written:
         index = [RECORD.pack(at, end - at, keys[at][0], 0, keys[at][1]) for at, end in records]
         return bytes(self.data[start:stop]), b"".join(index)
 
+    @property
+    def lived_ns(self) -> tuple[int, int]:
+        """Of a job that wrote at once, and ended when it had."""
+        return (self.times[0], self.times[-1]) if self.times else (0, 0)
+
     def goes_on(self, number: int) -> int:
         """Where there may be output behind a segment that is gone."""
         there = (at for at in range(number, len(self.data) // SEGMENT_BYTES) if at not in self.gone)
@@ -103,7 +108,7 @@ def located(
         segments = Segments(link, 8)
         logs = [Log(job_id(number), SEGMENT_BYTES, source) for number in range(len(asked))]
         return [
-            await locate(segments, log, view, len(written.data))
+            await locate(segments, log, view, len(written.data), written.lived_ns)
             for log, (written, view) in zip(logs, asked, strict=True)
         ]
 
@@ -262,8 +267,8 @@ def test_a_time_is_found_in_few_looks(supervisor: Logs, dropped: int) -> None:
         return supervisor.asked(OpenLog) - before
 
     numbers = range(dropped + 2, 1_000, 41)
-    # Both ends, what is dropped, and both sides of the place.
-    assert max(looks(even, number) for number in numbers) <= 6
+    # Both sides of the place, or three there; and one that is dropped.
+    assert max(looks(even, number) for number in numbers) <= 3 + 2 * bool(dropped)
     halvings = 10
     assert max(looks(uneven, number) for number in numbers) <= seek._GUESSES + halvings + 1
 

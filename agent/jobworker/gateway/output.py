@@ -104,15 +104,15 @@ class Output:
         _check_within(offset, end)
         yield line_pieces.ending(log, at, output_ended=extent.output_ended)
 
-    async def locate(self, log: Log, view: View, now: Fixed) -> tuple[int, Fixed]:
-        """Where a part of a log begins, and how much of what is there now is before its end.
+    async def locate(self, log: Log, view: View, now: Fixed, lived_ns: tuple[int, int]) -> tuple[int, Fixed]:
+        """Where a part of a log begins, and how much of what is there now is before its end: see `seek.locate`.
 
         Raises:
             JobWorkerError: the log can't be read.
         """
         with self._reading(log.job_id):
             try:
-                start, end = await locate(self._segments, log, view, now.log_bytes)
+                start, end = await locate(self._segments, log, view, now.log_bytes, lived_ns)
             except OSError as error:
                 raise _fault(error) from None
         ended = now.output_ended and end == now.log_bytes

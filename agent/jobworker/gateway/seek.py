@@ -6,7 +6,6 @@ Found by halving the log and its indexes, or by reading back from the end: a lon
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import dataclass
 
 from jobworker.errors import OutputDropped
@@ -51,14 +50,23 @@ class View:
         return self.tail_lines is not None or self.since_ns is not None
 
 
-async def locate(segments: Segments, log: Log, view: View, log_bytes: int) -> tuple[int, int]:
+async def locate(
+    segments: Segments, log: Log, view: View, log_bytes: int, lived_ns: tuple[int, int]
+) -> tuple[int, int]:
     """The absolute offsets between which a part of a log is.
+
+    Args:
+        segments: of all logs.
+        log: which.
+        view: which part of it.
+        log_bytes: where it ends.
+        lived_ns: when its job was created, and until when it can have written, in nanoseconds of Unix time.
 
     Raises:
         OSError: the disk fails.
         JobWorkerError: the supervisor does not hand out the log.
     """
-    seeker = _Seeker(segments, log, log_bytes)
+    seeker = _Seeker(segments, log, log_bytes, lived_ns)
     start, end = view.offset, log_bytes
     if view.until_ns is not None:
         # An offset behind the time is an end that was reached; one behind the log is refused elsewhere.
@@ -83,7 +91,7 @@ async def pass_over(segments: Segments, log: Log, offset: int, log_bytes: int) -
     if log.source is None:
         return offset
     first = offset // log.segment_bytes
-    low = await _Seeker(segments, log, log_bytes).wanted_from(first, log.source)
+    low = await _Seeker(segments, log, log_bytes, (0, 0)).wanted_from(first, log.source)
     return max(offset, low * log.segment_bytes)
 
 
@@ -92,20 +100,21 @@ class _Seeker:
     _segments: Segments
     _log: Log
     _log_bytes: int
+    _lived_ns: tuple[int, int]
 
     async def at_time(self, time_ns: int) -> int:
         """The offset of the first output that is not before a time; the end of the log where there is none."""
         low, high = 0, -(-self._log_bytes // self._log.segment_bytes)
-        # When the segments before `low` and at `high` begin, once that is known.
-        early, late, guesses = 0.0, math.inf, _GUESSES
+        # When the segments before `low` and at `high` begin; before that is known, when they may.
+        (early, late), guesses = self._lived_ns, _GUESSES
         while low < high:
             middle = _expected(low, early, high, late, time_ns) if guesses else (low + high) // 2
             guesses = max(0, guesses - 1)
             number, begins_ns = await self._begins(middle, high)
-            if begins_ns < time_ns:
-                low, early = number + 1, begins_ns
+            if begins_ns is None or begins_ns >= time_ns:
+                high, late = number, begins_ns or late
             else:
-                high, late = number, begins_ns
+                low, early = number + 1, begins_ns or early
         # From here on segments begin at or after the time; what is sought may be in the one before.
         if not low:
             return 0
@@ -134,11 +143,11 @@ class _Seeker:
                 high = alone_from - 1
         return low
 
-    async def _begins(self, number: int, stop: int) -> tuple[int, float]:
-        """The first segment from a number on of which it is known when it begins, and when that is.
+    async def _begins(self, number: int, stop: int) -> tuple[int, int | None]:
+        """The first segment from a number on of which it is known when it begins, and when that is; 0 if dropped.
 
-        Where there is none, or somebody has made away with too many, the first, as if it came after all times: if
-        some that are there were passed over, output since a time begins too early, and not too late.
+        Where there is none, or somebody has made away with too many, the first and None, as if it came after all
+        times: if some that are there were passed over, output since a time begins too early, and not too late.
         """
         candidate = number
         for _ in range(_MISSING):
@@ -157,7 +166,7 @@ class _Seeker:
             if begins is not None:
                 return candidate, begins
             candidate += 1
-        return number, math.inf
+        return number, None
 
     async def tail(self, lines: int, end: int) -> int:
         """The offset at which the last lines before an end begin."""
@@ -206,14 +215,9 @@ class _Seeker:
             return None
 
 
-def _expected(low: int, early: float, high: int, late: float, time_ns: int) -> int:
-    """The segment in which a time is, if the log has grown evenly; or an end of which nothing is known."""
-    if late == math.inf:
-        # What was written last is asked for most.
-        return high - 1
-    if not early:
-        return low
-    written = int((time_ns - early) / (late - early) * (high - low + 1))
+def _expected(low: int, early: int, high: int, late: int, time_ns: int) -> int:
+    """The segment in which a time is, if the log has grown evenly."""
+    written = (time_ns - early) * (high - low + 1) // max(1, late - early)
     return min(max(low, low - 1 + written), high - 1)
 
 

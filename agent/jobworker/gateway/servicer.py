@@ -248,7 +248,7 @@ class JobWorker(api.JobWorkerServiceServicer):
     async def _locate(self, job: Known, log: Log, view: View) -> tuple[int, Extent]:
         now = job if job.output_ended else await self._fresh(job.job_id)
         extent = Fixed(now.log_bytes, now.output_ended, now.lost_bytes)
-        return await self._output.locate(log, view, extent)
+        return await self._output.locate(log, view, extent, (job.created_ns, job.ended_ns or time.time_ns()))
 
 
 def _add_trailer(context: Context, key: str, value: str) -> None:
