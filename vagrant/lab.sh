@@ -65,11 +65,14 @@ lab_start() {
         lab_enter virsh --quiet pool-create-as jobworker dir --target $LIB/disks >/dev/null
 }
 
-# End the connections that ssh and Ansible keep for later calls: a machine that takes another's place knows of none.
+# End the connections that ssh keeps for later calls: a machine that takes another's place knows of none.
 lab_hang_up() {
-    local pid
+    local name pid
     for pid in $(ip netns pids $NETNS); do
-        [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") != "ssh: "*"[mux]"* ]] || kill "$pid" 2>/dev/null || true
+        for name in "$@"; do
+            [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") != "ssh: $CACHE/$name.sock [mux]"* ]] ||
+                kill "$pid" 2>/dev/null || true
+        done
     done
 }
 

@@ -207,6 +207,8 @@ class Fleet:
             "PATH": f"{_FLEET}:{_BIN}:{os.environ['PATH']}",
             "ANSIBLE_COLLECTIONS_PATH": os.path.join(self.directory, "collections"),
             "ANSIBLE_PIPELINING": "1",
+            # The connections of the machines' own configuration, which who takes one down ends.
+            "ANSIBLE_SSH_ARGS": "",
             # A slow machine answers late.
             "ANSIBLE_TIMEOUT": "120",
             "ANSIBLE_NOCOLOR": "1",
