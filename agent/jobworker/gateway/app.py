@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 # So long calls may take to end by themselves when the gateway stops; streams less, which are told where to go on.
 _GRACE_SECONDS = 5.0
 _STREAMS_SECONDS = 3.0
-# So long it takes at the most to learn of which jobs all output is there.
-_NEWS_SECONDS = 1.0
+# So long it takes at the most to learn of which jobs all output is there: who follows one misses what is not known
+# by then. A host that is very busy needs more than a second.
+_NEWS_SECONDS = 3.0
 _MAX_SEGMENTS = 4_096
 # Between two looks of the collector at what is young; a stream has some 100, and few become garbage in cycles.
 _NEW_OBJECTS = 10_000
