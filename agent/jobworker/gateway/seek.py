@@ -1,6 +1,6 @@
 """Where in a log a stream begins and ends: so many lines before the end, or at a time.
 
-Found by halving the log and its indexes, or by reading back from the end: a longer log takes no longer.
+Found by few looks at the log and its indexes, or by reading back from the end: a longer log takes no longer.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ async def locate(
         OSError: the disk fails.
         JobWorkerError: the supervisor does not hand out the log.
     """
-    seeker = _Seeker(segments, log, log_bytes, lived_ns)
+    seeker = _Seeker(segments, log, log_bytes)
     start, end = view.offset, log_bytes
     if view.until_ns is not None:
         # An offset behind the time is an end that was reached; one behind the log is refused elsewhere.
-        end = max(await seeker.at_time(view.until_ns), min(start, log_bytes))
+        end = max(await seeker.at_time(view.until_ns, lived_ns), min(start, log_bytes))
     if view.since_ns is not None:
-        start = await seeker.at_time(view.since_ns)
+        start = await seeker.at_time(view.since_ns, lived_ns)
     if view.tail_lines is not None:
         start = max(start, await seeker.tail(view.tail_lines, end))
     return (min(start, end) if view.relative else start), end
@@ -91,7 +91,7 @@ async def pass_over(segments: Segments, log: Log, offset: int, log_bytes: int) -
     if log.source is None:
         return offset
     first = offset // log.segment_bytes
-    low = await _Seeker(segments, log, log_bytes, (0, 0)).wanted_from(first, log.source)
+    low = await _Seeker(segments, log, log_bytes).wanted_from(first, log.source)
     return max(offset, low * log.segment_bytes)
 
 
@@ -100,13 +100,12 @@ class _Seeker:
     _segments: Segments
     _log: Log
     _log_bytes: int
-    _lived_ns: tuple[int, int]
 
-    async def at_time(self, time_ns: int) -> int:
+    async def at_time(self, time_ns: int, lived_ns: tuple[int, int]) -> int:
         """The offset of the first output that is not before a time; the end of the log where there is none."""
         low, high = 0, -(-self._log_bytes // self._log.segment_bytes)
         # When the segments before `low` and at `high` begin; before that is known, when they may.
-        (early, late), guesses = self._lived_ns, _GUESSES
+        (early, late), guesses = lived_ns, _GUESSES
         while low < high:
             middle = _expected(low, early, high, late, time_ns) if guesses else (low + high) // 2
             guesses = max(0, guesses - 1)
