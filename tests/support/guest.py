@@ -21,6 +21,8 @@ HOME = "/opt/jobworker-tests"
 BIN = f"{HOME}/venv/bin"
 # The kernel's files of the limits of a cgroup; of v1 with their controllers.
 _LIMITS_V2 = ("cpu.max", "cpu.weight", "cpuset.cpus", "io.max", "memory.max", "memory.swap.max", "pids.max")
+# How much tests do, which is said in the environment.
+_SIZES = ("JOBWORKER_EXAMPLES", "JOBWORKER_JOBS", "JOBWORKER_LOAD_MIB", "JOBWORKER_RELOADS")
 _LIMITS_V1 = (
     ("blkio", "blkio.throttle.read_bps_device"),
     ("blkio", "blkio.throttle.read_iops_device"),
@@ -161,12 +163,13 @@ class Guest:
     def run_suite(self, *tests: str, name: str) -> int:
         """Run tests of the copied tree in there as root; pytest's exit status.
 
-        What they say and their JUnit report are found in build/vms.
+        They do as much as is said out here. What they say and their JUnit report are found in build/vms.
         """
         report = f"{HOME}/{name}.xml"
         # Software emulation is ten times slower.
         pytest = f"{BIN}/python -m pytest -p no:cacheprovider --timeout=1200 --junitxml={report}"
-        command = f"cd {HOME}/tree && sudo {pytest} {shlex.join(tests)}"
+        sizes = shlex.join(f"{name}={os.environ[name]}" for name in _SIZES if name in os.environ)
+        command = f"cd {HOME}/tree && sudo {sizes} {pytest} {shlex.join(tests)}"
         stem = os.path.join(RESULTS, f"{self.name}-{name}")
         with open(f"{stem}.txt", "wb") as log:
             status = subprocess.run([*self._ssh, command], stdout=log, stderr=log, check=False)

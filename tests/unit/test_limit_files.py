@@ -108,6 +108,10 @@ def whole(path: Path, mode: str) -> Path:
 
 RATES = ("read_bps", "write_bps", "read_iops", "write_iops")
 MADE: dict[str, Callable[[Path], Hierarchy]] = {"v1": v1, "v2": v2}
+MEMORY = {
+    "v1": ("memory/{}/memory.limit_in_bytes", "memory/{}/memory.memsw.limit_in_bytes"),
+    "v2": ("{}/memory.max", "{}/memory.swap.max"),
+}
 OF_IO = {"io_read", "io_write", "io_read_ops", "io_write_ops"}
 
 
@@ -141,6 +145,30 @@ def test_what_a_kernel_was_built_without(tmp_path: Path, mode: str, absent: str,
 
 def lacking(hierarchy: Hierarchy) -> dict[str, str]:
     return {each.limit: each.detail for each in hierarchy.support if each.enforcement is Enforcement.UNSUPPORTED}
+
+
+@pytest.mark.parametrize(
+    ("mode", "memory", "swap_by_then"),
+    [
+        # Before there is less memory, which would be swapped out.
+        ("v2", 4096, "2048"),
+        # Both together are at no time less than memory alone.
+        ("v1", 4096, "8192"),
+        ("v1", 16384, "18432"),
+    ],
+    ids=["v2", "v1, less", "v1, more"],
+)
+def test_the_order_of_memory_and_swap(tmp_path: Path, mode: str, memory: int, swap_by_then: str) -> None:
+    whole(tmp_path, mode)
+    of_memory, of_swap = (tmp_path / name.format(ID) for name in MEMORY[mode])
+    # Nothing can be written to it, and what comes behind it is not.
+    of_memory.unlink()
+    of_memory.mkdir()
+    group = MADE[mode](tmp_path).adopt(ID)
+    with pytest.raises(IsADirectoryError):
+        group.apply_memory(group.memory_dir, Limits(memory_bytes=memory, swap_bytes=2048))
+    assert of_swap.read_text() == swap_by_then
+    group.close()
 
 
 @pytest.mark.parametrize("mode", ["v1", "v2"])
