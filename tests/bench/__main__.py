@@ -18,6 +18,7 @@ from bench import (  # noqa: E402
     document,
     fanout,
     floods,
+    fork_bomb,
     idle_cpu,
     log_seek,
     memory_use,
@@ -53,6 +54,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Outcome]] = {
     "sandbox": sandbox_cost.measure,
     "scrape": scrape.measure,
     "floods": floods.measure,
+    "bomb": fork_bomb.measure,
 }
 _DOCUMENT = "docs/benchmarks.md"
 

@@ -105,6 +105,13 @@ def start_jobs(service: JobWorkerServiceStub, command: Sequence[str], count: int
     return jobs + [future.result(DEADLINE).job for future in under_way]
 
 
+def query_milliseconds(service: JobWorkerServiceStub, job_id: str) -> float:
+    """What one Query takes."""
+    begin = time.perf_counter()
+    service.Query(pb.QueryRequest(job_id=job_id))
+    return (time.perf_counter() - begin) * 1000
+
+
 def wait_ended(service: JobWorkerServiceStub, job_id: str) -> job_pb2.Job:
     """The job once it has ended, which its process has already or is about to."""
     deadline = time.monotonic() + DEADLINE

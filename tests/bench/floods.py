@@ -71,15 +71,9 @@ def _beside(agent: Agent, begin: Begin, job_id: str, scale: Scale) -> tuple[tupl
         with begin(agent.addr, pki.files("writer"), job_id) as flooding:
             took: list[float] = []
             while len(took) < scale.calls and time.monotonic() - begun < _SECONDS:
-                took.append(_milliseconds(service, job_id))
+                took.append(agents.query_milliseconds(service, job_id))
         seconds = time.monotonic() - begun
     told = f"{sum(flooding.counts.values()) / seconds:.0f}/s" if flooding else ""
     peak = f"{processes.peak_kib(gateway_pid) / _MIB:.0f}"
     worst = p99(took)
     return (f"{median(took):.1f}", f"{worst:.1f}", f"{max(took):.1f}", told, peak), worst
-
-
-def _milliseconds(service: JobWorkerServiceStub, job_id: str) -> float:
-    begin = time.perf_counter()
-    service.Query(pb.QueryRequest(job_id=job_id))
-    return (time.perf_counter() - begin) * 1000
