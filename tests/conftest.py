@@ -28,14 +28,20 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("jobworker")
 
+# How many times slower than others this machine is: an emulated one has as much more time.
+SLOWER = int(os.environ.get("JOBWORKER_SLOWER", "1"))
 PRINTOUT = pytest.StashKey[list[str]]()
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for cgroups and users")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("root"):
             item.add_marker(needs_root)
+        if SLOWER != 1:
+            own = item.get_closest_marker("timeout")
+            seconds = own.args[0] if own else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(SLOWER * seconds), append=False)
 
 
 @pytest.fixture
