@@ -52,7 +52,7 @@ def has_library(name: str) -> bool:
 
 now, root, state_dir, *paths = sys.argv[1:]
 current = f"{root}/current"
-marks = glob.glob(f"{glob.escape(root)}/*/installed")
+versions = [os.path.dirname(mark) for mark in glob.glob(f"{glob.escape(root)}/*/installed")]
 python = sys.version_info[:2]
 print(
     json.dumps(
@@ -70,7 +70,9 @@ print(
             "nft": os.access("/usr/sbin/nft", os.X_OK),
             "packaged": os.path.exists("/usr/lib/systemd/system/jobworker-keeper.service"),
             # Versions, each with the checksum of its archive; the one that is linked to, and the one before it.
-            "installed": {mark.split("/")[-2]: read(mark) for mark in marks},
+            "installed": {
+                os.path.basename(path): read(f"{path}/installed") for path in versions if not os.path.islink(path)
+            },
             "current": os.readlink(current) if os.path.islink(current) else "",
             "current_is_for_it": os.path.isdir(f"{current}/venv/lib/python{python[0]}.{python[1]}"),
             "previous": read(f"{root}/previous"),
