@@ -21,6 +21,7 @@ from jobworker.jobs import EndReason, JobRecord, State
 from jobworker.kernel.cgroup.files import CgroupDir
 from jobworker.limits import Limits
 from jobworker.settings import schema
+from support import strace
 from support.leftovers import cgroups, processes_of
 from support.link import Link
 from support.root_side import RootSide, root_side
@@ -328,6 +329,16 @@ def test_a_second_stop_hastens_the_first(link: Link) -> None:
     assert link.stop(record.job_id, force=True).end_reason is EndReason.STOPPED
     with pytest.raises(JobAlreadyEnded):
         link.stop(record.job_id)
+
+
+@strace.needs_strace
+def test_a_script_hears_of_a_stop_before_the_command_that_it_waits_for(link: Link, side: RootSide) -> None:
+    record = link.start("/bin/sh", "-c", "trap 'exit 3' TERM; sleep 1000 & echo up; wait")
+    link.wait_output(record.job_id)
+    # Between one process and the next, long enough for a script to go on behind what has ended.
+    slowly = ("-e", "trace=pidfd_send_signal", "-e", "inject=pidfd_send_signal:delay_exit=300000")
+    with strace.attached(side.supervisor_pid(), *slowly):
+        assert link.stop(record.job_id).exit_code == 3
 
 
 def test_a_fork_bomb_is_stopped(link: Link) -> None:

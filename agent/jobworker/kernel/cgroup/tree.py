@@ -59,16 +59,21 @@ def _some_total(group: CgroupDir, name: str) -> int:
 
 
 def signal_all(group: CgroupDir, *signums: int) -> None:
-    """Send signals to all processes in the group, and to no process that got one's pid meanwhile."""
-    pids = _members(group)
+    """Send signals to all processes in the group, and to no process that got one's pid meanwhile.
+
+    To older ones first: a script that waits for a command is to hear of a signal before the command ends by it.
+    """
+    pids = _members(group)[::-1]
     while pids:
         pidfds = _open(pids)
         try:
             # What is still a member after its pidfd was opened is what the pidfd refers to.
-            for pid in pidfds.keys() & set(_members(group)):
-                with contextlib.suppress(ProcessLookupError):
-                    for signum in signums:
-                        signal.pidfd_send_signal(pidfds[pid], signum)
+            members = set(_members(group))
+            for pid, pidfd in pidfds.items():
+                if pid in members:
+                    with contextlib.suppress(ProcessLookupError):
+                        for signum in signums:
+                            signal.pidfd_send_signal(pidfd, signum)
         finally:
             _close(pidfds)
 
@@ -84,7 +89,7 @@ def _members(group: CgroupDir) -> list[int]:
 
 
 def _open(pids: list[int]) -> dict[int, int]:
-    """Pidfds of as many as there is room for, which are taken from the list."""
+    """Pidfds of as many as there is room for, which are taken from the list's end."""
     pidfds: dict[int, int] = {}
     while pids and len(pidfds) < _AT_A_TIME:
         try:
