@@ -59,8 +59,11 @@ def test_sigterm_ends_jobs_and_everything_else(own_agent: Agent) -> None:
 
 
 def test_a_gateway_that_is_late_tells_followers_of_the_end_all_the_same(own_agent: Agent) -> None:
-    # The supervisor has said all and is gone before the gateway takes any of it in, and it shall end by then.
-    job_id = own_agent.start_job("--", "sh", "-c", "trap 'seq 100000; exit 3' TERM; echo up; sleep 1000 & wait")
+    # The supervisor has said all and is gone before the gateway takes any of it in, and it shall end by then: more
+    # than the gateway has read when it asks whether there is more.
+    pieces = "for i in $(seq 200); do echo $i; sleep 0.01; done"
+    script = f"trap '{pieces}; seq 201 100000; exit 3' TERM; echo up; sleep 1000 & wait"
+    job_id = own_agent.start_job("--", "sh", "-c", script)
     gateway = own_agent.pid("gateway")
     with following(own_agent, job_id) as follower:
         assert follower.stdout
@@ -72,7 +75,8 @@ def test_a_gateway_that_is_late_tells_followers_of_the_end_all_the_same(own_agen
         finally:
             os.kill(gateway, signal.SIGCONT)
         assert own_agent.close() == 0
-        assert follower.stdout.read() == "".join(f"{i}\n" for i in range(1, 100001)).encode()
+        said, expected = follower.stdout.read(), "".join(f"{i}\n" for i in range(1, 100_001)).encode()
+        assert (len(said), said == expected) == (len(expected), True)
         assert follower.wait(DEADLINE) == 0
 
 

@@ -17,7 +17,7 @@ from jobworker.gateway import link as link_module
 from jobworker.gateway.connection import Connection, ConnectionLost
 from jobworker.gateway.link import Lost, SupervisorLink
 from jobworker.jobs import JobSpec
-from jobworker.wire import sockets
+from jobworker.wire import frames, sockets
 from jobworker.wire.messages import (
     PROTOCOL,
     Done,
@@ -25,6 +25,7 @@ from jobworker.wire.messages import (
     Hello,
     InspectJob,
     JobChanged,
+    JobRemoved,
     JobReply,
     LogSegment,
     OpenLog,
@@ -169,16 +170,32 @@ def test_other_requests_are_sent_once(supervisor: ScriptedSupervisor) -> None:
     assert supervisor.requests.count(request) == 1
 
 
-def test_a_request_that_finds_the_supervisor_gone_gets_no_answer(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        with listening(tmp_path) as listener:
-            connection = Connection(str(tmp_path / "socket"), lambda _: None)
-            sockets.accept(listener).close()
-            # Before the event loop has had a turn to see that.
-            with pytest.raises(ConnectionLost, match="Broken pipe"):
-                await asyncio.wait_for(connection.request(INSPECT), DEADLINE)
+@pytest.mark.parametrize("unread", [False, True], ids=["it had read all", "a request lay unread"])
+def test_a_request_that_finds_the_supervisor_gone_gets_no_answer_and_loses_no_news(
+    tmp_path: Path,
+    unread: bool,  # noqa: FBT001 - pytest passes it by name
+) -> None:
+    # More than are taken in at a time.
+    news = [JobRemoved(job_id(number)) for number in range(100)]
 
-    asyncio.run(scenario())
+    async def scenario() -> list[Any]:
+        heard: list[Any] = []
+        with listening(tmp_path) as listener:
+            connection = Connection(str(tmp_path / "socket"), heard.append)
+            with contextlib.closing(sockets.accept(listener)) as supervisor:
+                asked = asyncio.create_task(connection.request(INSPECT)) if unread else None
+                # It sends the request.
+                await asyncio.sleep(0)
+                for message in news:
+                    sockets.send(supervisor, frames.encode(message, 0))
+            # Before the event loop has had a turn to see that.
+            for request in (asked, connection.request(INSPECT)):
+                if request:
+                    with pytest.raises(ConnectionLost, match="closed the connection"):
+                        await asyncio.wait_for(request, DEADLINE)
+        return heard
+
+    assert asyncio.run(scenario()) == news
 
 
 def test_a_supervisor_that_is_silent_is_not_waited_for_without_end(

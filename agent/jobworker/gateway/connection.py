@@ -98,6 +98,11 @@ class Connection:
                 self._queued_bytes -= len(self._queue.popleft())
         except BlockingIOError:
             self._loop.add_writer(self._sock, self._flush)
+        except ConnectionError:
+            # The peer has gone. What it said before is still there, and its end is behind that.
+            self._queue.clear()
+            self._queued_bytes = 0
+            self._loop.remove_writer(self._sock)
         except OSError as error:
             self.close(f"sending failed: {error.strerror}")
         else:
