@@ -59,8 +59,8 @@ def test_sigterm_ends_jobs_and_everything_else(own_agent: Agent) -> None:
 
 
 def test_a_gateway_that_is_late_tells_followers_of_the_end_all_the_same(own_agent: Agent) -> None:
-    # The supervisor has said all and is gone before the gateway takes any of it in, and it shall end by then: more
-    # than the gateway has read when it asks whether there is more.
+    # All has been said before the gateway takes any of it in, and it shall end by then: more than it has read when
+    # it would end its streams, unless it asks first.
     pieces = "for i in $(seq 200); do echo $i; sleep 0.01; done"
     script = f"trap '{pieces}; seq 201 100000; exit 3' TERM; echo up; sleep 1000 & wait"
     job_id = own_agent.start_job("--", "sh", "-c", script)
